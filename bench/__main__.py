@@ -1,0 +1,236 @@
+"""Command line of the harness."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+import bench
+from bench import environment
+from bench.cases import CASES, GATES, TABLES, Case
+from bench.peers import PEERS, Peer
+
+if TYPE_CHECKING:
+    from bench.peak import PeakMeter
+    from bench.runner import Row, Settings
+
+INTERRUPTED = 130
+
+
+def positive_integer(text: str) -> int:
+    """A count: an integer from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def thread_count(text: str) -> int:
+    """A number of threads the machine has processors for: more would measure the scheduler."""
+    value, cpus = positive_integer(text), environment.usable_cpus()
+    if value > cpus:
+        raise argparse.ArgumentTypeError(f"{value} threads, but this process may use {cpus} processors")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """Seconds, positive and finite."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
+def json_path(text: str) -> Path:
+    """A JSON file that can be written."""
+    path = Path(text)
+    if path.suffix != ".json":
+        raise argparse.ArgumentTypeError(f"{text} does not end in .json")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
+    return path
+
+
+def one_of(kind: str, names: Sequence[str]) -> Callable[[str], str]:
+    """A name from a list."""
+
+    def check(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}; there are {', '.join(names)}")
+        return text
+
+    return check
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All options. The rounds and the time have no default here, because `--quick` changes them."""
+    parser = argparse.ArgumentParser(
+        "python -m bench", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    table, cell, peer = one_of("table", list(TABLES)), one_of("cell", list(GATES)), one_of("peer", list(PEERS))
+
+    def add_names(option: str, kind: Callable[[str], str], text: str) -> None:
+        parser.add_argument(option, nargs="+", metavar="NAME", type=kind, help=text)
+
+    parser.add_argument("named", nargs="*", type=table, metavar="TABLE", help=f"tables: {', '.join(TABLES)}; all")
+    add_names("--tables", table, "the same, as an option")
+    add_names("--cells", cell, f"only these cells: {', '.join(GATES)}")
+    add_names("--peers", peer, f"only these: {', '.join(PEERS)}; all that are installed")
+    parser.add_argument("--filter", type=pattern, help="only cases whose name this regular expression finds")
+    parser.add_argument("--quick", action="store_true", help="few cases, 5 rounds, 2 seconds a case")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases chosen and stop")
+    parser.add_argument("--rounds", type=positive_integer, help="most rounds of a case; 15")
+    parser.add_argument("--seconds-per-case", type=positive_seconds, help="no round begins after this, save three; 10")
+    parser.add_argument(
+        "--threads",
+        type=thread_count,
+        default=min(2, environment.usable_cpus()),
+        help="threads of every peer; 2, or 1 on one processor",
+    )
+    parser.add_argument(
+        "--allocator",
+        choices=list(environment.ALLOCATORS),
+        default="keep",
+        help="; ".join(f"{name}: {text}" for name, text in environment.ALLOCATORS.items()) + "; keep",
+    )
+    parser.add_argument("--output", type=json_path, metavar="FILE.json", help="write everything measured to this file")
+    return parser
+
+
+def choose_cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Case]:
+    """The cases the options name; none is an error."""
+    tables = {*options.named, *(options.tables or [])} or set(TABLES)
+    chosen = [
+        case
+        for case in CASES
+        if case.table in tables
+        and (options.cells is None or case.cell in options.cells)
+        and (options.filter is None or options.filter.search(case.name))
+        and (case.quick or not options.quick)
+    ]
+    if not chosen:
+        parser.error("no case is left: see --list without --cells, --filter and --quick")
+    return chosen
+
+
+def choose_peers(options: argparse.Namespace, cases: Sequence[Case], parser: argparse.ArgumentParser) -> list[Peer]:
+    """The peers named, which must all be installed; or all that are. Some case must have one."""
+    wanted = [peer for name, peer in PEERS.items() if options.peers is None or name in options.peers]
+    present = [peer for peer in wanted if peer.available()]
+    missing = [peer.name for peer in wanted if peer not in present]
+    if missing and options.peers is not None:
+        parser.error(f"--peers: {', '.join(missing)} can't be imported here")
+    if all(peer.refuses(case) for peer in present for case in cases):
+        parser.error(f"none of these peers runs any of the cases: {', '.join(peer.name for peer in present)}")
+    for name in missing:
+        print(f"{name} can't be imported here and is left out", file=sys.stderr)
+    for peer in present:
+        peer.set_threads(options.threads)
+    return present
+
+
+def choose_settings(options: argparse.Namespace) -> Settings:
+    """How long to measure."""
+    from bench.runner import Settings
+
+    rounds, seconds = (5, 2.0) if options.quick else (15, 10.0)
+    return Settings(options.rounds or rounds, options.seconds_per_case or seconds)
+
+
+def describe_run(peers: Sequence[Peer], settings: Settings, threads: int, allocator: str) -> dict[str, object]:
+    """What the JSON says besides the rows."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": environment.git_commit(),
+        "machine": environment.machine(),
+        "versions": {peer.name: peer.version() for peer in peers},
+        "settings": {**asdict(settings), "threads": threads, "scrub": "nothing between calls or peers"},
+        "allocator": {"policy": allocator, "meaning": environment.ALLOCATORS[allocator]},
+        "allocation": {peer.name: peer.allocates for peer in peers},
+    }
+
+
+def measure(
+    cases: Sequence[Case], peers: Sequence[Peer], settings: Settings, peak: PeakMeter
+) -> tuple[list[Row], bool]:
+    """The rows, and whether all cases were run; an interrupt keeps what there is."""
+    from bench.runner import measure_case
+
+    rows: list[Row] = []
+    with tqdm(cases, unit="case", dynamic_ncols=True) as progress:
+        try:
+            for case in progress:
+                progress.set_postfix_str(case.name)
+                environment.settle()
+                peak.measure(case.dtype)
+                rows.append(measure_case(case, peers, settings))
+        except KeyboardInterrupt:
+            return rows, False
+    return rows, True
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Warnings go where the progress bar goes, so that the table can be piped."""
+    for text in warnings:
+        print(f"WARNING: {text}", file=sys.stderr)
+
+
+def disturbed(rows: Sequence[Row]) -> list[str]:
+    """Warnings about cases during which others used the processors."""
+    hit = [row for row in rows if row.others > environment.BUSY_SHARE]
+    if not hit:
+        return []
+    worst = max(row.others for row in hit)
+    return [f"others used the processors during {len(hit)} of {len(rows)} cases, up to {worst:.0%} of them"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the harness; 0 if every peer agreed in every case, 1 if one failed or disagreed."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    cases = choose_cases(options, parser)
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    warnings = environment.variable_warnings()
+    environment.fix_threads(options.threads)
+    allocator = environment.fix_allocator(options.allocator)
+    peers = choose_peers(options, cases, parser)
+    warnings += environment.busy_warnings() + environment.runtime_warnings()
+    warn(warnings)
+
+    from bench import report
+    from bench.peak import PeakMeter
+
+    settings, peak = choose_settings(options), PeakMeter(options.threads)
+    print(f"allocator: {allocator} ({environment.ALLOCATORS[allocator]})")
+    facts = describe_run(peers, settings, options.threads, allocator)
+    rows, finished = measure(cases, peers, settings, peak)
+    print(report.tables_text(rows, [peer.name for peer in peers], peak, options.threads))
+    late = disturbed(rows)
+    warn(late)
+    if options.output is not None:
+        report.write_json(options.output, {**facts, "warnings": warnings + late}, rows, peak)
+    if not finished:
+        return INTERRUPTED
+    return int(any(row.errors for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

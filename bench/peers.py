@@ -1,0 +1,302 @@
+"""The libraries under measurement. Each one turns a problem into a call that does one inference or training step.
+
+Adding a peer is one class and its place in `PEERS`. No library is imported before it is asked for: some of them read
+their number of threads from the environment when they are, and it has to stand there by then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.cases import Case
+
+if TYPE_CHECKING:
+    from bench.problem import Array, Problem
+
+Layers = dict[str, tuple[str, dict[str, Any]]]
+"""For each cell the name of the peer's layer class and the options that select the cell."""
+
+Outputs = dict[str, "Array"]
+"""y and, after a training step, dx and the gradients by parameter name; all in our shapes."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One prepared case.
+
+    Parameters
+    ----------
+    step
+        Runs one inference or training step to its end and returns whatever the peer returns.
+    read
+        Turns what `step` returned into arrays, for the cross-check; never timed.
+    context
+        Entered around a burst of steps, as a user enters it around a loop.
+    """
+
+    step: Callable[[], Any]
+    read: Callable[[Any], Outputs]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+class Peer:
+    """What every peer offers. `module` is what must be importable; `allocates` says where its results live."""
+
+    name: str
+    module: str
+    allocates: str
+
+    def available(self) -> bool:
+        """Whether the library can be imported here."""
+        try:
+            importlib.import_module(self.module)
+        except ImportError:
+            return False
+        return True
+
+    def version(self) -> str:
+        """The library's own version."""
+        return str(importlib.import_module(self.module).__version__)
+
+    def set_threads(self, threads: int) -> None:
+        """Hold the library to `threads`; peers that are told through the environment have nothing to do here."""
+
+    def refuses(self, case: Case) -> str | None:
+        """Why the peer can't run `case`, or None if it can."""
+        raise NotImplementedError
+
+    def prepare(self, problem: Problem) -> Work:
+        """Build the layer, hand it the weights and return the call to be timed."""
+        raise NotImplementedError
+
+
+class Fusedrnn(Peer):
+    """This library, through its public API."""
+
+    name = "fusedrnn"
+    module = "fusedrnn"
+    allocates = "y fresh for each call; tape, scratch and gradients as the library's buffer pool gives them"
+
+    layers: ClassVar[Layers] = {
+        "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+        "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+        "lstm": ("LSTM", {}),
+        "lstm_peephole": ("LSTM", {"peephole": True}),
+        "lstm_coupled": ("LSTM", {"coupled": True}),
+        "lstm_peephole_coupled": ("LSTM", {"peephole": True, "coupled": True}),
+        "gru": ("GRU", {"reset_after": True}),
+        "gru_reset_before": ("GRU", {"reset_after": False}),
+    }
+
+    def set_threads(self, threads: int) -> None:
+        importlib.import_module(self.module).set_num_threads(threads)
+
+    def refuses(self, case: Case) -> str | None:
+        return None
+
+    def prepare(self, problem: Problem) -> Work:
+        case, x, dy = problem.case, problem.x, problem.dy
+        class_name, options = self.layers[case.cell]
+        layer = getattr(importlib.import_module(self.module), class_name)(
+            case.inputs,
+            case.hidden,
+            case.layers,
+            bidirectional=case.directions == 2,
+            dtype=case.dtype,
+            **options,
+        )
+        layer.load_parameters(problem.parameters)
+
+        def train() -> Any:
+            y, _, tape = layer.forward(x)
+            return y, layer.backward(tape, dy)
+
+        def read_training(result: Any) -> Outputs:
+            y, grads = result
+            return {"y": y, "dx": grads.x, **grads.parameters}
+
+        if case.training:
+            return Work(train, read_training)
+        return Work(lambda: layer(x), lambda result: {"y": result[0]})
+
+
+class Torch(Peer):
+    """torch.nn's layers on the CPU."""
+
+    name = "torch"
+    module = "torch"
+    allocates = "y, graph and gradients fresh for each call, from the C library's allocator"
+
+    layers: ClassVar[Layers] = {
+        "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+        "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+        "lstm": ("LSTM", {}),
+        "gru": ("GRU", {}),
+    }
+
+    def set_threads(self, threads: int) -> None:
+        importlib.import_module("torch").set_num_threads(threads)
+
+    def refuses(self, case: Case) -> str | None:
+        return None if case.cell in self.layers else "no such cell in torch.nn"
+
+    def prepare(self, problem: Problem) -> Work:
+        import torch
+
+        case = problem.case
+        class_name, options = self.layers[case.cell]
+        module = getattr(torch.nn, class_name)(
+            case.inputs,
+            case.hidden,
+            case.layers,
+            bidirectional=case.directions == 2,
+            dtype=getattr(torch, case.dtype),
+            **options,
+        )
+        module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in problem.parameters.items()})
+        x, dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
+        if not case.training:
+            return Work(lambda: module(x)[0], lambda y: {"y": y.numpy()}, torch.inference_mode)
+
+        leaves = {"dx": x.requires_grad_(), **dict(module.named_parameters())}
+
+        def train() -> Any:
+            # What zero_grad(set_to_none=True) does, the input included.
+            for leaf in leaves.values():
+                leaf.grad = None
+            y, _ = module(x)
+            y.backward(dy)
+            return y
+
+        def read(y: Any) -> Outputs:
+            grads = {name: leaf.grad.numpy().copy() for name, leaf in leaves.items()}
+            return {"y": y.detach().numpy(), **grads}
+
+        return Work(train, read)
+
+
+class Onnxruntime(Peer):
+    """onnxruntime's CPU provider, the model called through `session.run`."""
+
+    name = "onnxruntime"
+    module = "onnxruntime"
+    allocates = "y fresh for each call; scratch from the session's own arena"
+    threads = 1
+
+    def available(self) -> bool:
+        try:
+            importlib.import_module("onnx")
+        except ImportError:
+            return False
+        return super().available()
+
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+
+    def refuses(self, case: Case) -> str | None:
+        if case.training:
+            return "inference only"
+        return None if case.dtype == "float32" else "its recurrent operators are float32 only"
+
+    def prepare(self, problem: Problem) -> Work:
+        import onnxruntime
+
+        from bench.onnx_graph import build_model
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(build_model(problem), options, providers=["CPUExecutionProvider"])
+        feed = {"x": problem.x}
+
+        def read(result: Any) -> Outputs:
+            (y,) = result
+            return {"y": y[:, 0] if y.ndim == 4 else y}
+
+        return Work(lambda: session.run(None, feed), read)
+
+
+class Jax(Peer):
+    """The cells written for `jax.lax.scan` and compiled as a whole; the gradient is `jax.vjp`'s, compiled with it."""
+
+    name = "jax"
+    module = "jax"
+    allocates = "results and scratch fresh for each call, from XLA's allocator"
+
+    def refuses(self, case: Case) -> str | None:
+        return None
+
+    def prepare(self, problem: Problem) -> Work:
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from bench.plain_cells import Operations, run_layers
+
+        # Without it float64 arrays become float32; float32 ones are unchanged by it.
+        jax.config.update("jax_enable_x64", True)
+        ops = Operations(jnp.tanh, jax.nn.sigmoid, jax.nn.relu, jnp.zeros, jnp.concatenate)
+
+        def scan(step: Any, state: Any, projected: Any, reverse: bool) -> Any:
+            def body(carried: Any, entry: Any) -> Any:
+                following = step(carried, entry)
+                return following, following[0]
+
+            return jax.lax.scan(body, state, projected, reverse=reverse)[1]
+
+        def infer(parameters: Any, x: Any) -> Any:
+            return {"y": run_layers(problem.case, ops, scan, parameters, x)}
+
+        def train(parameters: Any, x: Any, dy: Any) -> Any:
+            result, pull_back = jax.vjp(infer, parameters, x)
+            grads, dx = pull_back({"y": dy})
+            return {**result, "dx": dx, **grads}
+
+        arguments = [problem.parameters, problem.x, *([problem.dy] if problem.case.training else [])]
+        arguments = jax.tree_util.tree_map(jnp.asarray, arguments)
+        compiled = jax.jit(train if problem.case.training else infer).lower(*arguments).compile()
+        return Work(
+            lambda: jax.block_until_ready(compiled(*arguments)),
+            lambda result: {name: np.asarray(value) for name, value in result.items()},
+        )
+
+
+class Numpy(Peer):
+    """A plain loop over time in NumPy, as one writes it without a library."""
+
+    name = "numpy"
+    module = "numpy"
+    allocates = "every temporary fresh, from NumPy's allocator"
+
+    def refuses(self, case: Case) -> str | None:
+        return "inference only" if case.training else None
+
+    def prepare(self, problem: Problem) -> Work:
+        import numpy as np
+
+        from bench.plain_cells import Operations, run_layers
+
+        ops = Operations(np.tanh, lambda z: 1 / (1 + np.exp(-z)), lambda z: np.maximum(z, 0), np.zeros, np.concatenate)
+
+        def scan(step: Any, state: Any, projected: Any, reverse: bool) -> Any:
+            outputs = np.empty((*projected.shape[:2], problem.case.hidden), projected.dtype)
+            steps = range(len(projected))
+            for t in reversed(steps) if reverse else steps:
+                state = step(state, projected[t])
+                outputs[t] = state[0]
+            return outputs
+
+        # The loop multiplies by the transposes: stored this way those are contiguous, which OpenBLAS likes better.
+        parameters = {name: np.asfortranarray(value) for name, value in problem.parameters.items()}
+        return Work(
+            lambda: run_layers(problem.case, ops, scan, parameters, problem.x),
+            lambda y: {"y": y},
+        )
+
+
+# The first one that runs a case is what the others' outputs are compared with.
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (Fusedrnn(), Torch(), Onnxruntime(), Jax(), Numpy())}

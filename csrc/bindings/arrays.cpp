@@ -1,0 +1,127 @@
+#include "bindings/arrays.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "core/pool.h"
+
+namespace fusedrnn {
+namespace {
+
+// Below this NumPy's own allocator is as good as the pool.
+constexpr std::size_t kPooledBytes = 32 << 10;
+
+std::string shape_text(const py::array& array) {
+  std::string text = "(";
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    text += (axis ? ", " : "") + std::to_string(array.shape(axis));
+  return text + (array.ndim() == 1 ? ",)" : ")");
+}
+
+std::string dtype_text(const py::dtype& dtype) { return py::str(dtype).cast<std::string>(); }
+
+bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) == flag; }
+
+}  // namespace
+
+std::string describe(const Shape& shape) {
+  std::string text = "(";
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+    text += axis ? ", " : "";
+    text += shape[axis].size < 0 ? std::string(shape[axis].letter) : std::to_string(shape[axis].size);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+std::string type_name(py::handle object) {
+  return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
+}
+
+void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array) {
+  throw py::value_error(name + " must have shape " + wanted + ", not " + shape_text(array));
+}
+
+py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(name + " must be a numpy.ndarray of " + dtype_text(dtype) + ", not " + type_name(object));
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr()))
+    throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()));
+  if (!has_flag(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    throw py::value_error(name + " must be aligned to its element size; pass a copy");
+  return array;
+}
+
+void require_shape(const py::array& array, const std::string& name, const Shape& shape) {
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (std::size_t axis = 0; fits && axis < shape.size(); ++axis)
+    fits = shape[axis].size < 0 || shape[axis].size == array.shape(axis);
+  if (!fits) wrong_shape(name, describe(shape), array);
+}
+
+Index stride_of(const py::array& array, int axis) {
+  return array.shape(axis) <= 1 ? 0 : array.strides(axis) / array.itemsize();
+}
+
+void require_unit_stride(const py::array& array, const std::string& name) {
+  const int last = static_cast<int>(array.ndim()) - 1;
+  if (last >= 0 && array.size() > 0 && array.shape(last) > 1 && array.strides(last) != array.itemsize())
+    throw py::value_error(name + " must have elements next to each other along its last axis (a stride of " +
+                          std::to_string(array.itemsize()) + " bytes), not a stride of " +
+                          std::to_string(array.strides(last)) + "; pass numpy.ascontiguousarray(" + name + ")");
+  for (int axis = 0; axis < last; ++axis)
+    if (array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
+      throw py::value_error(name + " must have strides of whole elements; pass numpy.ascontiguousarray(" + name + ")");
+}
+
+void require_contiguous(const py::array& array, const std::string& name) {
+  if (!has_flag(array, py::array::c_style))
+    throw py::value_error(name + " must be C-contiguous; pass numpy.ascontiguousarray(" + name + ")");
+}
+
+void require_writable(const py::array& array, const std::string& name) {
+  if (!array.writeable()) throw py::value_error(name + " must be writable");
+  std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // (distance between neighbours, size)
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
+  std::sort(axes.begin(), axes.end());
+  py::ssize_t extent = array.itemsize();
+  for (const auto& [distance, size] : axes) {
+    if (array.size() > 0 && distance < extent)
+      throw py::value_error(name + " must not have elements that share memory");
+    extent += distance * (size - 1);
+  }
+}
+
+void require_disjoint(const py::array& a, const std::string& a_name, const py::array& b, const std::string& b_name) {
+  const py::module_ numpy = py::module_::import("numpy");
+  if (!numpy.attr("may_share_memory")(a, b).cast<bool>()) return;
+  bool shared = true;  // where finding out is too hard, refuse
+  try {
+    shared = numpy.attr("shares_memory")(a, b, py::arg("max_work") = 100000).cast<bool>();
+  } catch (py::error_already_set&) {
+  }
+  if (shared) throw py::value_error(a_name + " must not share memory with " + b_name);
+}
+
+py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape) {
+  std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
+  bool overflow = false;
+  for (Index size : shape) overflow |= __builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes);
+  // NumPy's own error where the size cannot be represented.
+  if (overflow || bytes < kPooledBytes || bytes > static_cast<std::size_t>(PTRDIFF_MAX)) return py::array(dtype, shape);
+  auto buffer = std::make_unique<Buffer>(bytes);
+  void* const data = buffer->data();
+  const py::capsule owner(buffer.get(), [](void* kept) { delete static_cast<Buffer*>(kept); });
+  buffer.release();
+  return py::array(dtype, shape, data, owner);
+}
+
+py::array new_zeros(const py::dtype& dtype, const std::vector<Index>& shape) {
+  py::array array = new_array(dtype, shape);
+  std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
+  return array;
+}
+
+}  // namespace fusedrnn

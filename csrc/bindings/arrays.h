@@ -1,0 +1,54 @@
+// NumPy arrays as views, checked and named in every error before any memory is touched.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "core/arguments.h"
+
+namespace fusedrnn {
+
+namespace py = pybind11;
+
+// One wanted extent: a number, or free and described by its letter.
+struct Extent {
+  Index size;          // -1: any
+  const char* letter;  // shown where the size is free
+  Extent(Index n) : size(n), letter("") {}
+  Extent(const char* name) : size(-1), letter(name) {}
+};
+using Shape = std::vector<Extent>;
+
+std::string describe(const Shape& shape);
+std::string type_name(py::handle object);
+[[noreturn]] void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array);
+
+// The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.
+py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype);
+void require_shape(const py::array& array, const std::string& name, const Shape& shape);
+// Elements are next to each other along the last axis, and strides are whole elements.
+void require_unit_stride(const py::array& array, const std::string& name);
+void require_contiguous(const py::array& array, const std::string& name);
+// The array can be written, and no two of its elements share memory.
+void require_writable(const py::array& array, const std::string& name);
+void require_disjoint(const py::array& a, const std::string& a_name, const py::array& b, const std::string& b_name);
+
+// Stride of an axis in elements; 0 for an axis of one element or none, whose stride means nothing.
+Index stride_of(const py::array& array, int axis);
+
+// A new C-contiguous array, its memory from the pool when it is large. Contents are undefined.
+py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape);
+py::array new_zeros(const py::dtype& dtype, const std::vector<Index>& shape);
+
+template <class Real>
+const Real* data_of(const py::array& array) {
+  return static_cast<const Real*>(array.data());
+}
+template <class Real>
+Real* mutable_data_of(py::array& array) {
+  return static_cast<Real*>(array.mutable_data());
+}
+
+}  // namespace fusedrnn

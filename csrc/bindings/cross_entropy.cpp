@@ -1,0 +1,194 @@
+// linear_cross_entropy: array -> view -> check -> allocate -> release the GIL -> call.
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "bindings/arrays.h"
+#include "bindings/interrupt.h"
+#include "bindings/register.h"
+#include "core/cross_entropy.h"
+
+namespace fusedrnn {
+namespace {
+
+enum class Reduction { mean, sum, none };
+
+struct CrossEntropyTape {
+  py::array x, weight;
+  std::optional<py::array> bias;
+  py::array_t<std::int64_t> targets;  // negative where ignored
+  py::array log_sum;
+  Reduction reduction;
+  Index counted;  // targets that are not ignored
+  std::vector<Index> outer;  // shape of the targets
+};
+
+Reduction reduction_of(const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  if (name == "none") return Reduction::none;
+  throw py::value_error("reduction must be 'mean', 'sum' or 'none', not '" + name + "'");
+}
+
+py::array require_floats(py::handle object, const std::string& name) {
+  const bool twice = py::isinstance<py::array_t<double>>(object);
+  if (py::isinstance<py::array>(object) && !twice && !py::isinstance<py::array_t<float>>(object))
+    throw py::type_error(name + " must be an array of float32 or float64, not of " +
+                         py::str(py::reinterpret_borrow<py::array>(object).dtype()).cast<std::string>());
+  return require_array(object, name, twice ? py::dtype::of<double>() : py::dtype::of<float>());
+}
+
+// A copy of the targets in which every ignored one is -1.
+py::array_t<std::int64_t> targets_of(py::handle object, const CrossEntropyTape& tape, std::int64_t ignore_index) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error("targets must be an array of integers, not " + type_name(object));
+  const py::array given = py::reinterpret_borrow<py::array>(object);
+  if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u')
+    throw py::type_error("targets must be an array of integers, not of " + py::str(given.dtype()).cast<std::string>());
+  require_shape(given, "targets", Shape(tape.outer.begin(), tape.outer.end()));
+  const Index classes = tape.weight.shape(0);
+  const py::array_t<std::int64_t> wide(given.attr("astype")("int64"));
+  py::array_t<std::int64_t> targets(given.size());
+  const py::array_t<std::int64_t> flat(wide.attr("reshape")(-1));
+  const bool unsigned_wide = given.dtype().kind() == 'u' && given.itemsize() == 8;
+  for (Index n = 0; n < flat.size(); ++n) {
+    const std::int64_t target = flat.data()[n];
+    const bool ignored = target == ignore_index && !(unsigned_wide && target < 0);
+    if (!ignored && (target < 0 || target >= classes))
+      throw py::value_error("targets must lie in [0, " + std::to_string(classes) + ") or equal ignore_index " +
+                            std::to_string(ignore_index) + ", not " + std::to_string(target));
+    targets.mutable_data()[n] = ignored ? -1 : target;
+  }
+  return targets;
+}
+
+CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::handle targets,
+                       const std::string& reduction, std::int64_t ignore_index) {
+  CrossEntropyTape tape;
+  tape.reduction = reduction_of(reduction);
+  tape.x = require_floats(x, "x");
+  if (tape.x.ndim() < 1) throw py::value_error("x must have shape (..., H), not ()");
+  const Index hidden = tape.x.shape(static_cast<int>(tape.x.ndim()) - 1);
+  if (hidden < 1) throw py::value_error("x must have at least one element along its last axis, H, not 0");
+  require_contiguous(tape.x, "x");
+  tape.weight = require_array(weight, "weight", tape.x.dtype());
+  require_shape(tape.weight, "weight", {"V", hidden});
+  if (tape.weight.shape(0) < 1) throw py::value_error("weight must have at least one row, not 0");
+  require_contiguous(tape.weight, "weight");
+  if (!bias.is_none()) {
+    tape.bias = require_array(bias, "bias", tape.x.dtype());
+    require_shape(*tape.bias, "bias", {static_cast<Index>(tape.weight.shape(0))});
+    require_contiguous(*tape.bias, "bias");
+  }
+  for (int axis = 0; axis + 1 < tape.x.ndim(); ++axis) tape.outer.push_back(tape.x.shape(axis));
+  tape.targets = targets_of(targets, tape, ignore_index);
+  tape.counted = 0;
+  for (Index n = 0; n < tape.targets.size(); ++n) tape.counted += tape.targets.data()[n] >= 0;
+  tape.log_sum = new_array(tape.x.dtype(), {static_cast<Index>(tape.targets.size())});
+  return tape;
+}
+
+template <class Real>
+CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
+  CrossEntropyArguments<Real> a = {};
+  a.rows = tape.targets.size();
+  a.hidden_size = tape.weight.shape(1);
+  a.classes = tape.weight.shape(0);
+  a.x = data_of<Real>(tape.x);
+  a.weight = data_of<Real>(tape.weight);
+  a.bias = tape.bias ? data_of<Real>(*tape.bias) : nullptr;
+  a.targets = tape.targets.data();
+  a.log_sum = const_cast<Real*>(data_of<Real>(tape.log_sum));
+  return a;
+}
+
+// A number as a NumPy scalar of the arrays' dtype.
+py::object scalar(const py::array& like, double value) { return like.dtype().attr("type")(value); }
+
+template <class Real>
+py::object forward_as(const CrossEntropyTape& tape) {
+  py::array losses = new_array(tape.x.dtype(), tape.outer);
+  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  a.losses = mutable_data_of<Real>(losses);
+  run_without_gil(
+      [&](const Interrupt& interrupt) { return run_cross_entropy_forward(a, num_threads(), interrupt); });
+  if (tape.reduction == Reduction::none) return std::move(losses);
+  double sum = 0;
+  for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
+  return scalar(tape.x, tape.reduction == Reduction::sum ? sum
+                        : tape.counted                   ? sum / static_cast<double>(tape.counted)
+                                                         : std::numeric_limits<double>::quiet_NaN());
+}
+
+py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle targets, const std::string& reduction,
+                  std::int64_t ignore_index) {
+  auto tape = std::make_unique<CrossEntropyTape>(check(x, weight, bias, targets, reduction, ignore_index));
+  py::object loss = tape->x.itemsize() == 4 ? forward_as<float>(*tape) : forward_as<double>(*tape);
+  return py::make_tuple(std::move(loss), std::move(tape));
+}
+
+// Gradient of every row's loss.
+template <class Real>
+py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
+  const Index rows = tape.targets.size();
+  py::array scales = new_array(tape.x.dtype(), {rows});
+  Real* scale = mutable_data_of<Real>(scales);
+  if (tape.reduction == Reduction::none && py::isinstance<py::array>(dloss) &&
+      py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
+    const py::array each = require_array(dloss, "dloss", tape.x.dtype());
+    require_shape(each, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
+    require_contiguous(each, "dloss");
+    std::copy_n(data_of<Real>(each), rows, scale);
+    return scales;
+  }
+  const bool number = PyFloat_Check(dloss.ptr()) || PyIndex_Check(dloss.ptr()) ||
+                      (py::hasattr(dloss, "ndim") && dloss.attr("ndim").cast<int>() == 0);
+  if (!number)
+    throw py::type_error(std::string("dloss must be a number") +
+                         (tape.reduction == Reduction::none ? " or an array of the targets' shape" : "") + ", not " +
+                         type_name(dloss));
+  const double value = py::float_(py::reinterpret_borrow<py::object>(dloss));
+  const double divisor = tape.reduction == Reduction::mean ? static_cast<double>(std::max<Index>(tape.counted, 1)) : 1;
+  std::fill_n(scale, rows, static_cast<Real>(value / divisor));
+  return scales;
+}
+
+template <class Real>
+py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
+  const py::array scales = scales_of<Real>(tape, dloss);
+  std::vector<Index> shape = tape.outer;
+  shape.push_back(tape.weight.shape(1));
+  const Index classes = tape.weight.shape(0);
+  py::array dx = new_array(tape.x.dtype(), shape);
+  py::array dweight = new_zeros(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))});
+  py::array dbias = new_zeros(tape.x.dtype(), {classes});
+  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  a.scale = data_of<Real>(scales);
+  a.dx = mutable_data_of<Real>(dx);
+  a.dweight = mutable_data_of<Real>(dweight);
+  a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
+  run_without_gil(
+      [&](const Interrupt& interrupt) { return run_cross_entropy_backward(a, num_threads(), interrupt); });
+  return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
+}
+
+py::tuple backward(const CrossEntropyTape& tape, py::handle dloss) {
+  return tape.x.itemsize() == 4 ? backward_as<float>(tape, dloss) : backward_as<double>(tape, dloss);
+}
+
+}  // namespace
+
+void register_cross_entropy(py::module_& module) {
+  py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
+                               "What the backward pass needs; it refers to x, weight and bias.")
+      .def_property_readonly("nbytes", [](const CrossEntropyTape& tape) {
+        return tape.targets.nbytes() + tape.log_sum.nbytes();
+      });
+  module.def("linear_cross_entropy_forward", &forward);
+  module.def("linear_cross_entropy_backward", &backward);
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,104 @@
+// Threads, instruction sets, memory pool, and the small functions that tests and benchmarks need of them.
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "bindings/arrays.h"
+#include "bindings/register.h"
+#include "core/pool.h"
+#include "cpu/isa.h"
+
+namespace fusedrnn {
+namespace {
+
+using Activation = std::string;
+
+template <class Real>
+const Kernels<Real>& chosen(const std::optional<std::string>& isa) {
+  return isa ? kernels_of<Real>(*isa) : kernels<Real>();
+}
+
+template <class Real>
+py::array activate_as(const std::string& name, const py::array& x, const std::optional<std::string>& isa) {
+  const Kernels<Real>& table = chosen<Real>(isa);
+  const auto function = name == "exp" ? table.exp : name == "sigmoid" ? table.sigmoid : name == "tanh" ? table.tanh : nullptr;
+  if (!function) throw py::value_error("name must be 'exp', 'sigmoid' or 'tanh', not '" + name + "'");
+  py::array y = new_array(x.dtype(), {x.shape(0)});
+  struct Context {
+    decltype(function) run;
+    const Real* x;
+    Real* y;
+    Index count;
+  } context = {function, data_of<Real>(x), mutable_data_of<Real>(y), x.shape(0)};
+  const py::gil_scoped_release released;
+  parallel(1, [](void* c, int, int) { const auto& all = *static_cast<Context*>(c); all.run(all.x, all.y, all.count); }, &context);
+  return y;
+}
+
+py::array activate(const std::string& name, py::handle object, const std::optional<std::string>& isa) {
+  const bool twice = py::isinstance<py::array_t<double>>(object);
+  const py::array x = require_array(object, "x", twice ? py::dtype::of<double>() : py::dtype::of<float>());
+  require_shape(x, "x", {"N"});
+  require_contiguous(x, "x");
+  return twice ? activate_as<double>(name, x, isa) : activate_as<float>(name, x, isa);
+}
+
+template <class Real>
+double peak(int threads, const std::optional<std::string>& isa) {
+  struct Context {
+    const Kernels<Real>& table;
+    std::atomic<double> operations{0};
+  } context{chosen<Real>(isa)};
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  const py::gil_scoped_release released;
+  for (int round = 0; round < 8; ++round) {
+    context.operations = 0;
+    const Clock::time_point start = Clock::now();
+    parallel(threads, [](void* c, int, int) {
+      auto& all = *static_cast<Context*>(c);
+      const double done = all.table.multiply_adds(4000000);
+      double sum = all.operations.load();
+      while (!all.operations.compare_exchange_weak(sum, sum + done)) {
+      }
+    }, &context);
+    best = std::max(best, context.operations.load() / std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best / 1e9;
+}
+
+double fma_peak(int threads, const std::optional<std::string>& isa, const std::string& dtype) {
+  if (threads < 1) throw py::value_error("threads must be at least 1, not " + std::to_string(threads));
+  if (dtype != "float32" && dtype != "float64")
+    throw py::value_error("dtype must be 'float32' or 'float64', not '" + dtype + "'");
+  return dtype == "float32" ? peak<float>(threads, isa) : peak<double>(threads, isa);
+}
+
+}  // namespace
+
+void register_machine(py::module_& module) {
+  isa_name();  // a bad FUSEDRNN_ISA is an error at import
+  module.attr("version") = FUSEDRNN_VERSION;
+  module.def("isa", &isa_name, "Name of the instruction set in use.");
+  module.def("isas", &runnable_isas, "Names of those that this build and processor offer, best first.");
+  module.def("num_threads", &num_threads);
+  module.def("available_threads", &available_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false);
+  module.def("pool_use", [] {
+    const PoolUse use = pool_use();
+    py::dict result;
+    result["live"] = use.live;
+    result["idle"] = use.idle;
+    result["fresh"] = use.fresh;
+    return result;
+  });
+  module.def("activate", &activate, py::arg("name"), py::arg("x"), py::arg("isa") = py::none(),
+             "The engine's exp, sigmoid or tanh of each element of a 1-d float32 or float64 array.");
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("isa") = py::none(), py::arg("dtype") = "float32",
+             "Fused multiply-adds that the machine sustains, in GFLOP/s: the best of a few short runs.");
+}
+
+}  // namespace fusedrnn

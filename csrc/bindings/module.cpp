@@ -1,0 +1,9 @@
+// fusedrnn._core: a table of contents.
+#include "bindings/register.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Compiled part of fusedrnn.";
+  fusedrnn::register_machine(module);
+  fusedrnn::register_recurrent(module);
+  fusedrnn::register_cross_entropy(module);
+}

@@ -1,0 +1,11 @@
+// What each file of bindings adds to the module.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace fusedrnn {
+
+void register_recurrent(pybind11::module_& module);
+void register_cross_entropy(pybind11::module_& module);
+void register_machine(pybind11::module_& module);
+
+}  // namespace fusedrnn

@@ -1,0 +1,167 @@
+// The plain structs of pointers, strides and sizes that cross from the layer code to the kernels.
+// No struct owns memory; a pointer's comment says its shape, and who writes it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attributes.h"
+
+namespace fusedrnn {
+
+using Index = std::ptrdiff_t;
+
+// Units are handled in blocks of 16 on every ISA, so that no result depends on the width of a register.
+constexpr Index kBlock = 16;
+FUSEDRNN_INLINE constexpr Index blocks_of(Index units) { return (units + kBlock - 1) / kBlock; }
+FUSEDRNN_INLINE constexpr Index padded(Index units) { return blocks_of(units) * kBlock; }
+FUSEDRNN_INLINE constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
+FUSEDRNN_INLINE constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
+
+constexpr int kMaxSlots = 4;
+constexpr int kMaxPhases = 2;
+
+// A run of consecutive slots, and the gate (torch's order) whose weights feed each of them.
+struct Window {
+  int first;
+  int count;
+  int gate[kMaxSlots];
+};
+
+// What the driver must know of a cell; filled from the traits in csrc/cells.
+struct CellTraits {
+  const char* name;
+  int gates;      // gate blocks in weight_ih and weight_hh
+  int slots;      // values a unit keeps for each step: on the tape after activation
+  int states;     // 1: h, 2: h and c
+  int peepholes;  // rows of the peephole array
+  int phases;     // products with weight_hh in a step
+  Window input;   // slots that x . weight_ih feeds
+  Window recurrent[kMaxPhases];
+};
+
+// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous.
+template <class Real>
+struct Sequence {
+  Real* data = nullptr;
+  Index time = 0;
+  Index row = 0;
+  FUSEDRNN_INLINE Real* at(Index t, Index b) const { return data + t * time + b * row; }
+};
+
+// Rows of a state array (B, H): address(b) = data + b * row. A null pointer reads as zeros.
+template <class Real>
+struct StateRows {
+  Real* data = nullptr;
+  Index row = 0;
+  FUSEDRNN_INLINE Real* at(Index b) const { return data + b * row; }
+};
+
+// Which rows run at which step. Rows are sorted by length, longest first, and addressed by their position in that
+// order, so the rows running at step s are the positions [0, active[s]). Step s of a row with length n is time s going
+// forward and time n - 1 - s going backward: padded, ragged and reset batches are one code.
+struct Schedule {
+  Index steps = 0;
+  Index rows = 0;
+  const Index* active = nullptr;  // (steps,) rows running at a step, never growing
+  const Index* offset = nullptr;  // (steps + 1,) packed index of a step's first row
+  const Index* row = nullptr;     // (rows,) position -> row of the batch
+  const Index* length = nullptr;  // (rows,) position -> steps it runs
+  const bool* reset = nullptr;    // null, or reset(t, b) at reset[t * reset_time + b * reset_row]
+  Index reset_time = 0;
+  Index reset_row = 0;
+  bool reverse = false;
+
+  FUSEDRNN_INLINE Index time(Index step, Index position) const { return reverse ? length[position] - 1 - step : step; }
+  // Whether the row enters the step from zero instead of from its previous state.
+  FUSEDRNN_INLINE bool cut(Index step, Index position) const {
+    if (!reset || (reverse && step == 0)) return false;
+    const Index t = time(step, position) + (reverse ? 1 : 0);
+    return reset[t * reset_time + row[position] * reset_row];
+  }
+};
+
+// One direction of one layer's parameters, as the caller holds them; every array C-contiguous.
+template <class Real>
+struct Weights {
+  const Real* weight_ih;  // (gates * H, I)
+  const Real* weight_hh;  // (gates * H, H)
+  const Real* bias_ih;    // (gates * H,) or null
+  const Real* bias_hh;    // (gates * H,) or null
+  const Real* peephole;   // (peepholes, H) or null
+};
+
+// Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
+template <class Real>
+struct Blocked {
+  Real* data = nullptr;
+  Index rows = 0;   // capacity of a unit block
+  Index width = 0;  // elements a row holds in one unit block
+  FUSEDRNN_INLINE Real* at(Index block, Index row) const { return data + (block * rows + row) * width; }
+  FUSEDRNN_INLINE Index block_stride() const { return rows * width; }
+};
+
+// One direction of one layer going forward.
+template <class Real>
+struct ForwardArguments {
+  Index input_size, hidden_size;
+  Schedule schedule;
+  Weights<Real> weights;
+  Sequence<const Real> x;      // (T, B, I)
+  Sequence<Real> y;            // (T, B, H): written; zeros past a row's length are the caller's
+  StateRows<const Real> h0, c0;
+  StateRows<Real> hn, cn;      // written
+  bool training;               // keep activated gates and cell states
+  Blocked<Real> gates;         // training: every packed row; inference: `chunk_rows` rows, reused
+  Blocked<Real> cells;         // training, cells with c: every packed row of c
+  Index chunk_rows;            // most packed rows of a chunk of time
+  // Scratch, shared by the threads of the direction.
+  Real* packed_ih;    // blocks * input.count * I * 16
+  Real* packed_hh;    // blocks * (sum of recurrent counts) * H * 16
+  Real* bias;         // blocks * slots * 16
+  Real* peephole;     // blocks * peepholes * 16
+  Real* h;            // (2, rows, padded H): states before and after a step, by position
+  Blocked<Real> carry;  // c by position
+  Real* operand;      // (rows, padded H): a second phase's left operand
+  const Real** pointers;  // (threads, chunk_rows)
+};
+
+// Gradients of one direction's parameters; accumulated into.
+template <class Real>
+struct WeightGradients {
+  Real* weight_ih;
+  Real* weight_hh;
+  Real* bias_ih;
+  Real* bias_hh;
+  Real* peephole;
+};
+
+// One direction of one layer going backward.
+template <class Real>
+struct BackwardArguments {
+  Index input_size, hidden_size;
+  Schedule schedule;
+  Weights<Real> weights;
+  Sequence<const Real> x, y;
+  Sequence<const Real> dy;     // data null: zeros
+  Sequence<Real> dx;           // written; zeros past a row's length are the caller's
+  StateRows<const Real> h0, c0;
+  StateRows<const Real> dhn, dcn;
+  StateRows<Real> dh0, dc0;    // written
+  WeightGradients<Real> gradients;
+  Blocked<const Real> gates, cells;  // the tape; read only
+  Index chunk_rows;
+  // Scratch, shared by the threads of the direction.
+  Real* packed_ih;        // blocks(I) * blocks * input.count * 16 * 16
+  Real* packed_hh;        // blocks * (sum of recurrent counts) * blocks * 16 * 16
+  Real* peephole;         // blocks * peepholes * 16
+  Blocked<Real> dgates;   // chunk_rows rows of gate gradients
+  Blocked<Real> x_panel;  // chunk_rows rows of x, in blocks of 16 inputs
+  Blocked<Real> h_panel;  // chunk_rows rows of the previous h
+  Blocked<Real> operand_panel;  // cells of two phases: rows of the second phase's left operand
+  Real* dh;               // (rows, padded H)
+  Real* doperand;         // (rows, padded H), cells of two phases
+  Blocked<Real> carry;    // dc by position
+  const Real** pointers;  // (threads, chunk_rows)
+};
+
+}  // namespace fusedrnn

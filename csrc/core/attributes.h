@@ -1,0 +1,6 @@
+// Compiler attributes. Functions that the engine's builds share with the rest are always inlined: a copy out of line,
+// compiled for one ISA, could be the one that another ISA's code calls.
+#pragma once
+
+#define FUSEDRNN_INLINE inline __attribute__((always_inline))
+#define FUSEDRNN_NOINLINE __attribute__((noinline))

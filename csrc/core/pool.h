@@ -1,0 +1,44 @@
+// Memory that is used again: tapes, scratch and results come from one pool, so that a training loop settles to no fresh
+// pages. A buffer's contents are whatever its last user left.
+#pragma once
+#include <cstddef>
+#include <utility>
+
+namespace fusedrnn {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  // Throws std::bad_alloc. Aligned to a cache line.
+  explicit Buffer(std::size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  template <class Item>
+  Item* as() const {
+    return static_cast<Item*>(data_);
+  }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+struct PoolUse {
+  std::size_t live;  // bytes of buffers in use
+  std::size_t idle;  // bytes kept for the next ones
+  std::size_t fresh;  // buffers the system was asked for since the start
+};
+PoolUse pool_use();
+
+}  // namespace fusedrnn

@@ -1,0 +1,421 @@
+#include "core/recurrent.h"
+
+#include <algorithm>
+#include <atomic>
+#include <type_traits>
+
+#include "core/dropout.h"
+#include "cpu/isa.h"
+#include "cpu/split.h"
+
+namespace fusedrnn {
+namespace {
+
+// Bytes of gates that a chunk of time may take, so that they are still in cache when the recurrence reads them, and the
+// fewest and most rows a chunk is worth.
+constexpr Index kForwardChunkBytes = 768 << 10;
+constexpr Index kBackwardChunkBytes = 2 << 20;
+constexpr Index kLeastChunkRows = 96;
+constexpr Index kMostChunkRows = 512;
+
+// How a team divides over the directions of a layer.
+struct Plan {
+  int groups;   // 2: the directions run side by side
+  Split split;  // of a group
+};
+
+Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, int threads) {
+  Plan plan;
+  plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
+  const StepCost cost = {std::max<Index>(rows, 1), blocks_of(config.hidden_size), traits.gates, config.hidden_size,
+                         real_bytes};
+  plan.split = split_step(cost, threads / plan.groups);
+  return plan;
+}
+
+// Barriers and flags of one layer's team.
+struct Team {
+  std::unique_ptr<Group[]> groups;
+  std::unique_ptr<Barrier[]> row_barriers;  // (groups, threads)
+  Barrier everyone;
+  std::atomic<bool> stop{false};
+  int capacity;
+  explicit Team(int threads)
+      : groups(new Group[2]), row_barriers(new Barrier[static_cast<std::size_t>(2) * threads]), capacity(threads) {}
+};
+
+// Runs work(direction, worker) for every direction of a layer, then rest(thread, threads) once all are done, on the
+// whole team. Returns false when interrupted.
+template <class Real, class Work, class Rest>
+bool run_layer(const CellTraits& traits, const RecurrentConfig& config, Index rows, int threads_allowed,
+               const Interrupt& interrupt, const Work& work, const Rest& rest) {
+  struct Context {
+    const CellTraits& traits;
+    const RecurrentConfig& config;
+    Index rows;
+    Interrupt interrupt;
+    const Work& work;
+    const Rest& rest;
+    Team team;
+  };
+  const Plan wanted = plan_for(traits, config, rows, sizeof(Real), threads_allowed);
+  const int threads = wanted.groups * wanted.split.threads();
+  Context context = {traits, config, rows, interrupt, work, rest, Team(threads)};
+  const auto body = [](void* pointer, int thread, int given) {
+    Context& c = *static_cast<Context*>(pointer);
+    const Plan plan = plan_for(c.traits, c.config, c.rows, sizeof(Real), given);
+    const int in_group = plan.split.threads(), busy = plan.groups * in_group;
+    if (thread >= busy) return;
+    const int group = thread / in_group;
+    Worker worker;
+    worker.thread = thread % in_group;
+    worker.split = plan.split;
+    worker.group = &c.team.groups[group];
+    worker.row_barrier = &c.team.row_barriers[group * c.team.capacity + worker.row_part()];
+    worker.interrupt = thread == 0 && c.interrupt.asked ? &c.interrupt : nullptr;
+    worker.stop = &c.team.stop;
+    for (int direction = group; direction < c.config.directions; direction += plan.groups) {
+      c.work(direction, worker);
+      worker.meet();
+    }
+    c.team.everyone.wait(busy);
+    if (!c.team.stop.load(std::memory_order_relaxed)) c.rest(thread, busy);
+  };
+  parallel(threads, body, &context);
+  return !context.team.stop.load();
+}
+
+Index chunk_rows_for(Index packed_rows, Index rows, Index row_bytes, Index bytes) {
+  const Index wanted = std::clamp(bytes / std::max<Index>(row_bytes, 1), kLeastChunkRows, kMostChunkRows);
+  return std::max<Index>({rows, std::min(wanted, packed_rows), 1});
+}
+
+template <class Real>
+Buffer buffer_of(Index count) {
+  return Buffer(static_cast<std::size_t>(count) * sizeof(Real));
+}
+
+template <class Real>
+Blocked<Real> blocked(const Buffer& buffer, Index rows, Index width) {
+  return {buffer.as<Real>(), rows, width};
+}
+
+template <class Real>
+void clear_row(Real* row, Index width) {
+  std::fill_n(row, width, Real(0));
+}
+
+// Zeros past each row's length, for this thread's part of the rows.
+template <class Real>
+void clear_padding(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread,
+                   int threads) {
+  const Range mine = part_of(schedule.rows, thread, threads);
+  for (Index p = mine.first; p < mine.last; ++p)
+    for (Index t = schedule.length[p]; t < steps; ++t) clear_row(sequence.at(t, schedule.row[p]), width);
+}
+
+// Elements of all packed phases of weight_hh, where each has `inner` elements a column.
+Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner) {
+  Index elements = 0;
+  for (int phase = 0; phase < traits.phases; ++phase)
+    elements += blocks * traits.recurrent[phase].count * inner * kBlock;
+  return elements;
+}
+
+// Scratch of one direction going forward.
+template <class Real>
+struct ForwardScratch {
+  Buffer packed_ih, packed_hh, bias, peephole, h, carry, operand, pointers, gates;
+
+  void allocate(const CellTraits& traits, int threads, ForwardArguments<Real>& a) {
+    const Index blocks = blocks_of(a.hidden_size), rows = a.schedule.rows;
+    const Index hidden = blocks * kBlock;
+    packed_ih = buffer_of<Real>(blocks * traits.input.count * a.input_size * kBlock);
+    packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, a.hidden_size));
+    bias = buffer_of<Real>(hidden * traits.slots);
+    peephole = buffer_of<Real>(hidden * std::max(traits.peepholes, 1));
+    h = buffer_of<Real>(2 * rows * hidden);
+    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    operand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
+    pointers = buffer_of<const Real*>(threads * a.chunk_rows);
+    a.packed_ih = packed_ih.template as<Real>();
+    a.packed_hh = packed_hh.template as<Real>();
+    a.bias = bias.template as<Real>();
+    a.peephole = peephole.template as<Real>();
+    a.h = h.template as<Real>();
+    a.carry = blocked<Real>(carry, rows, kBlock);
+    a.operand = operand.template as<Real>();
+    a.pointers = pointers.template as<const Real*>();
+    if (a.training) return;
+    gates = buffer_of<Real>(a.chunk_rows * traits.slots * hidden);
+    a.gates = blocked<Real>(gates, a.chunk_rows, traits.slots * kBlock);
+  }
+};
+
+// The caller's state, copied so that the tape does not depend on it.
+template <class Real>
+void keep_state(const StateRows<const Real>& from, Index rows, Index hidden, Buffer& kept) {
+  if (!from.data) return;
+  kept = buffer_of<Real>(rows * hidden);
+  for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<Real>() + b * hidden);
+}
+
+template <class Real>
+void fill_tape(const CellTraits& traits, const RecurrentConfig& config, ForwardArguments<Real>& a,
+               typename Tape<Real>::Direction& tape, Index packed_rows) {
+  const Index hidden = padded(config.hidden_size);
+  tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
+  a.gates = blocked<Real>(tape.gates, packed_rows, traits.slots * kBlock);
+  if (traits.states == 2) {
+    tape.cells = buffer_of<Real>(packed_rows * hidden);
+    a.cells = blocked<Real>(tape.cells, packed_rows, kBlock);
+  }
+  keep_state(a.h0, a.schedule.rows, config.hidden_size, tape.h0);
+  keep_state(a.c0, a.schedule.rows, config.hidden_size, tape.c0);
+}
+
+DropoutKey dropout_key(const RecurrentConfig& config, std::uint64_t call, int layer) {
+  return {config.dropout, config.seed, call, layer};
+}
+
+template <class Real>
+Sequence<Real> time_major(Real* data, Index rows, Index width) {
+  return {data, rows * width, width};
+}
+
+template <class Real>
+Sequence<const Real> read_only(const Sequence<Real>& sequence) {
+  return {sequence.data, sequence.time, sequence.row};
+}
+
+template <class Real>
+ForwardArguments<Real> forward_arguments(const CellTraits& traits, const RecurrentConfig& config,
+                                         const ForwardCall<Real>& call, int layer, int direction,
+                                         Sequence<const Real> x, Sequence<Real> y, bool training) {
+  const int index = layer * config.directions + direction;
+  ForwardArguments<Real> a = {};
+  a.input_size = config.input_of(layer);
+  a.hidden_size = config.hidden_size;
+  a.schedule = call.lists->schedule(direction == 1);
+  a.weights = call.weights[index];
+  a.x = x;
+  a.y = y;
+  a.y.data += direction * config.hidden_size;
+  a.h0 = call.h0.at(index);
+  a.c0 = call.c0.at(index);
+  a.hn = call.hn.at(index);
+  a.cn = call.cn.at(index);
+  a.training = training;
+  a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
+                                padded(config.hidden_size) * traits.slots * sizeof(Real), kForwardChunkBytes);
+  return a;
+}
+
+template <class Real>
+bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer, Sequence<const Real> x,
+                   Sequence<Real> y, Tape<Real>* tape) {
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  std::vector<ForwardArguments<Real>> arguments;
+  std::vector<ForwardScratch<Real>> scratch(config.directions);
+  for (int direction = 0; direction < config.directions; ++direction) {
+    arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, tape != nullptr));
+    if (tape)
+      fill_tape(kernels.traits, config, arguments.back(),
+                tape->directions[layer * config.directions + direction], call.lists->packed_rows());
+    scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
+  }
+  return run_layer<Real>(
+      kernels.traits, config, call.rows, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      [&](int thread, int threads) {
+        clear_padding(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
+      });
+}
+
+// Scratch of one direction going backward.
+template <class Real>
+struct BackwardScratch {
+  Buffer packed_ih, packed_hh, peephole, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
+
+  void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
+    const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
+    const Index inputs = padded(a.input_size);
+    packed_ih = buffer_of<Real>(inputs * hidden * traits.input.count);
+    packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, hidden));
+    peephole = buffer_of<Real>(hidden * std::max(traits.peepholes, 1));
+    dgates = buffer_of<Real>(a.chunk_rows * hidden * traits.slots);
+    x_panel = buffer_of<Real>(a.chunk_rows * inputs);
+    h_panel = buffer_of<Real>(a.chunk_rows * hidden);
+    operand_panel = buffer_of<Real>(traits.phases == 2 ? a.chunk_rows * hidden : 0);
+    dh = buffer_of<Real>(rows * hidden);
+    doperand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
+    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    a.packed_ih = packed_ih.template as<Real>();
+    a.packed_hh = packed_hh.template as<Real>();
+    a.peephole = peephole.template as<Real>();
+    a.dgates = blocked<Real>(dgates, a.chunk_rows, traits.slots * kBlock);
+    a.x_panel = blocked<Real>(x_panel, a.chunk_rows, kBlock);
+    a.h_panel = blocked<Real>(h_panel, a.chunk_rows, kBlock);
+    a.operand_panel = blocked<Real>(operand_panel, a.chunk_rows, kBlock);
+    a.dh = dh.template as<Real>();
+    a.doperand = doperand.template as<Real>();
+    a.carry = blocked<Real>(carry, rows, kBlock);
+  }
+};
+
+template <class Real>
+BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<Real>& tape,
+                                           const BackwardCall<Real>& call, int layer, int direction,
+                                           Sequence<const Real> x, Sequence<const Real> y, Sequence<const Real> dy) {
+  const RecurrentConfig& config = tape.config;
+  const int index = layer * config.directions + direction;
+  const typename Tape<Real>::Direction& kept = tape.directions[index];
+  const Index offset = direction * config.hidden_size, packed_rows = tape.call.lists->packed_rows();
+  BackwardArguments<Real> a = {};
+  a.input_size = config.input_of(layer);
+  a.hidden_size = config.hidden_size;
+  a.schedule = tape.call.lists->schedule(direction == 1);
+  a.weights = tape.call.weights[index];
+  a.x = x;
+  a.y = y;
+  a.y.data += offset;
+  a.dy = dy;
+  if (a.dy.data) a.dy.data += offset;
+  a.h0 = {kept.h0.template as<const Real>(), config.hidden_size};
+  a.c0 = {kept.c0.template as<const Real>(), config.hidden_size};
+  a.dhn = call.dhn.at(index);
+  a.dcn = call.dcn.at(index);
+  a.dh0 = call.dh0.at(index);
+  a.dc0 = call.dc0.at(index);
+  a.gradients = call.gradients[index];
+  a.gates = {kept.gates.template as<const Real>(), packed_rows, traits.slots * kBlock};
+  a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
+  a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),
+                                kBackwardChunkBytes);
+  return a;
+}
+
+// dx += the reverse direction's, for this thread's part of the steps.
+template <class Real>
+void add_sequence(Sequence<const Real> from, Sequence<Real> to, Range steps, Index rows, Index width) {
+  for (Index t = steps.first; t < steps.last; ++t)
+    for (Index b = 0; b < rows; ++b) {
+      const Real* source = from.at(t, b);
+      Real* target = to.at(t, b);
+      for (Index i = 0; i < width; ++i) target[i] += source[i];
+    }
+}
+
+template <class Real>
+bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int layer, Sequence<const Real> x,
+                    Sequence<const Real> y, Sequence<const Real> dy, Sequence<Real> dx) {
+  const RecurrentConfig& config = tape.config;
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  const Index steps = tape.call.steps, rows = tape.call.rows, width = config.input_of(layer);
+  std::vector<BackwardArguments<Real>> arguments;
+  std::vector<BackwardScratch<Real>> scratch(config.directions);
+  for (int direction = 0; direction < config.directions; ++direction) {
+    arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
+    scratch[direction].allocate(kernels.traits, arguments.back());
+    arguments.back().dx = dx;
+    if (direction == 1) {  // the directions run side by side: each writes a dx of its own
+      scratch[1].dx = buffer_of<Real>(steps * rows * width);
+      arguments.back().dx = time_major(scratch[1].dx.template as<Real>(), rows, width);
+    }
+  }
+  return run_layer<Real>(
+      kernels.traits, config, rows, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) {
+        clear_padding(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
+                      worker.threads());
+        kernels.backward(arguments[direction], worker);
+      },
+      [&](int thread, int threads) {
+        if (config.directions == 2)
+          add_sequence(read_only(arguments[1].dx), dx, part_of(steps, thread, threads), rows, width);
+      });
+}
+
+template <class Real>
+Sequence<const Real> dropped(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer,
+                             Sequence<const Real> y, Buffer& buffer) {
+  if (config.dropout == 0) return y;
+  buffer = buffer_of<Real>(call.steps * call.rows * config.width());
+  const Sequence<Real> to = time_major(buffer.as<Real>(), call.rows, config.width());
+  apply_dropout(dropout_key(config, call.call, layer), y, to, 0, call.steps, call.rows, config.width());
+  return read_only(to);
+}
+
+}  // namespace
+
+template <class Real>
+std::size_t Tape<Real>::bytes() const {
+  std::size_t bytes = call.lists->bytes();
+  for (const Direction& d : directions) bytes += d.gates.bytes() + d.cells.bytes() + d.h0.bytes() + d.c0.bytes();
+  for (const Buffer& output : outputs) bytes += output.bytes();
+  return bytes;
+}
+
+template <class Real>
+bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, Tape<Real>* tape) {
+  if (tape) {
+    tape->directions.resize(config.layers * config.directions);
+    tape->outputs.resize(config.layers - 1);
+  }
+  Sequence<const Real> x = call.x;
+  Buffer previous, masked;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    Sequence<Real> y = call.y;
+    Buffer output;
+    if (layer + 1 < config.layers) {
+      output = buffer_of<Real>(call.steps * call.rows * config.width());
+      y = time_major(output.as<Real>(), call.rows, config.width());
+    }
+    if (!forward_layer(config, call, layer, x, y, tape)) return false;
+    if (layer + 1 == config.layers) break;
+    x = tape ? dropped(config, call, layer, read_only(y), masked) : read_only(y);
+    if (tape)
+      tape->outputs[layer] = std::move(output);
+    else
+      previous = std::move(output);
+  }
+  return true;
+}
+
+template <class Real>
+bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
+  const RecurrentConfig& config = tape.config;
+  const Index rows = tape.call.rows;
+  const auto output_of = [&](int layer) {
+    if (layer + 1 == config.layers) return read_only(tape.call.y);
+    return time_major(tape.outputs[layer].template as<const Real>(), rows, config.width());
+  };
+  Sequence<const Real> dy = call.dy;
+  Buffer gradient, masked;
+  for (int layer = config.layers; layer-- > 0;) {
+    const Sequence<const Real> x =
+        layer == 0 ? tape.call.x : dropped(config, tape.call, layer - 1, output_of(layer - 1), masked);
+    Sequence<Real> dx = call.dx;
+    Buffer below;
+    if (layer > 0) {
+      below = buffer_of<Real>(tape.call.steps * rows * config.width());
+      dx = time_major(below.template as<Real>(), rows, config.width());
+    }
+    if (!backward_layer(tape, call, layer, x, output_of(layer), dy, dx)) return false;
+    if (layer > 0 && config.dropout > 0)
+      apply_dropout(dropout_key(config, tape.call.call, layer - 1), read_only(dx), dx, 0, tape.call.steps, rows,
+                    config.width());
+    gradient = std::move(below);
+    dy = read_only(dx);
+  }
+  return true;
+}
+
+template struct Tape<float>;
+template struct Tape<double>;
+template bool run_forward(const RecurrentConfig&, const ForwardCall<float>&, Tape<float>*);
+template bool run_forward(const RecurrentConfig&, const ForwardCall<double>&, Tape<double>*);
+template bool run_backward(const Tape<float>&, const BackwardCall<float>&);
+template bool run_backward(const Tape<double>&, const BackwardCall<double>&);
+
+}  // namespace fusedrnn

@@ -1,0 +1,77 @@
+// Layers of a recurrent net: both directions of every layer, dropout between layers, and the tape.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/arguments.h"
+#include "core/pool.h"
+#include "core/schedule.h"
+#include "cpu/kernels.h"
+
+namespace fusedrnn {
+
+struct RecurrentConfig {
+  int cell = 0;  // index into Kernels::cells
+  Index input_size = 1, hidden_size = 1;
+  int layers = 1, directions = 1;
+  double dropout = 0;
+  std::uint64_t seed = 0;
+
+  Index width() const { return directions * hidden_size; }
+  Index input_of(int layer) const { return layer == 0 ? input_size : width(); }
+};
+
+// A state array (layers * directions, B, H).
+template <class Real>
+struct StateArray {
+  Real* data = nullptr;
+  Index layer = 0, row = 0;
+  StateRows<Real> at(int index) const { return {data ? data + index * layer : nullptr, row}; }
+};
+
+template <class Real>
+struct ForwardCall {
+  Index steps = 0, rows = 0;
+  std::vector<Weights<Real>> weights;  // layers * directions
+  Sequence<const Real> x;
+  Sequence<Real> y;
+  StateArray<const Real> h0, c0;
+  StateArray<Real> hn, cn;
+  std::shared_ptr<const RowLists> lists;
+  std::uint64_t call = 0;  // which forward call of the layer this is: dropout's counter
+  int threads = 1;         // most that may work on it
+  Interrupt interrupt;
+};
+
+// What backpropagation needs of one forward call. The caller keeps x, y and the weights alive and unchanged.
+template <class Real>
+struct Tape {
+  RecurrentConfig config;
+  ForwardCall<Real> call;
+  struct Direction {
+    Buffer gates, cells, h0, c0;
+  };
+  std::vector<Direction> directions;  // layers * directions
+  std::vector<Buffer> outputs;        // of every layer but the last, before dropout: (T, B, width)
+  std::size_t bytes() const;
+};
+
+template <class Real>
+struct BackwardCall {
+  Sequence<const Real> dy;  // data null: zeros
+  StateArray<const Real> dhn, dcn;
+  Sequence<Real> dx;
+  StateArray<Real> dh0, dc0;
+  std::vector<WeightGradients<Real>> gradients;  // layers * directions; accumulated into
+  int threads = 1;
+  Interrupt interrupt;
+};
+
+// Both return false when the call was interrupted: outputs then hold no result. With a tape (its config set) the
+// forward pass trains: it applies dropout and fills the tape.
+template <class Real>
+bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, Tape<Real>* tape);
+template <class Real>
+bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call);
+
+}  // namespace fusedrnn

@@ -1,0 +1,26 @@
+// Builds the row lists that drivers follow; see Schedule.
+#pragma once
+#include <vector>
+
+#include "core/arguments.h"
+
+namespace fusedrnn {
+
+// Owns what the schedules of both directions point to: sorted positions, active rows per step, and a copy of the reset
+// mask, so that a tape does not depend on the caller's arrays.
+class RowLists {
+ public:
+  // lengths: (rows,) or null for `steps` each; reset: null, or reset(t, b) at reset[t * reset_time + b * reset_row].
+  RowLists(Index steps, Index rows, const std::int64_t* lengths, const bool* reset, Index reset_time, Index reset_row);
+
+  Schedule schedule(bool reverse) const;
+  Index packed_rows() const { return offset_.back(); }
+  std::size_t bytes() const;
+
+ private:
+  Index steps_, rows_;
+  std::vector<Index> active_, offset_, row_, length_;
+  std::vector<unsigned char> reset_;
+};
+
+}  // namespace fusedrnn

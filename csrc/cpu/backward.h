@@ -1,0 +1,345 @@
+// The backward driver: backpropagation through time (Werbos 1990) for one direction of one layer, for every cell.
+// Steps run last to first in chunks. Within a chunk the recurrence leaves the gradients of all gates' arguments; then
+// dx and the weight gradients are large products over the chunk, while those are warm.
+#pragma once
+#include "cpu/forward.h"
+#include "cpu/gradients.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class Cell, class Real>
+class Backward {
+  using V = Vec<Real>;
+  static constexpr CellTraits traits = Cell::traits;
+  static constexpr bool has_c = traits.states == 2;
+  static constexpr int slots = traits.slots;
+
+ public:
+  Backward(const BackwardArguments<Real>& arguments, Worker& worker)
+      : a(arguments),
+        w(worker),
+        schedule(a.schedule),
+        hidden(a.hidden_size),
+        blocks(blocks_of(hidden)),
+        own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
+        own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)) {}
+
+  void run() {
+    pack();
+    stage_gradient();
+    w.meet();
+    Index first;
+    for (Index last = schedule.steps, chunk = 0; last > 0; last = first, ++chunk) {
+      first = chunk_begin(last);
+      if (!w.go_on(chunk)) return;
+      chunk_row = schedule.offset[first];
+      chunk_rows = schedule.offset[last] - chunk_row;
+      stage_panels(first, last);
+      w.meet();
+      for (Index s = last; s-- > first;) step(s);
+      w.meet();
+      input_gradient();
+      weight_gradients(first, last);
+      w.meet();
+    }
+    write_state_gradient();
+  }
+
+ private:
+  const BackwardArguments<Real>& a;
+  Worker& w;
+  const Schedule& schedule;
+  const Index hidden, blocks;
+  const Range own_rows, own_blocks;
+  Index chunk_row = 0, chunk_rows = 0;
+
+  Index chunk_begin(Index last) const {
+    Index first = last - 1;
+    while (first > 0 && schedule.offset[last] - schedule.offset[first - 1] <= a.chunk_rows) --first;
+    return first;
+  }
+  Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
+  int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
+  Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
+
+  void pack() {
+    const Index input_blocks = blocks_of(a.input_size);
+    Range mine = part_of(input_blocks, w.thread, w.threads());
+    for (Index i = mine.first; i < mine.last; ++i)
+      pack_backward(a.weights.weight_ih, a.input_size, i, hidden, traits.input,
+                    a.packed_ih + i * inner_of(traits.input) * kBlock);
+    mine = part_of(blocks, w.thread, w.threads());
+    for (Index j = mine.first; j < mine.last; ++j) {
+      for (int phase = 0; phase < traits.phases; ++phase)
+        pack_backward(a.weights.weight_hh, hidden, j, hidden, traits.recurrent[phase],
+                      packed_hh(phase) + j * inner_of(traits.recurrent[phase]) * kBlock);
+      for (int row = 0; row < traits.peepholes; ++row)
+        copy_padded(a.weights.peephole + row * hidden + j * kBlock, units_in(j),
+                    a.peephole + (j * traits.peepholes + row) * kBlock);
+    }
+  }
+  // Inner dimension of a product with the gate gradients of a window.
+  Index inner_of(const Window& window) const { return blocks * window.count * kBlock; }
+  Real* packed_hh(int phase) const { return a.packed_hh + phase_start(traits, phase, blocks, padded(hidden)); }
+
+  // The final state's gradient, by position; a row that never runs hands it to its initial state.
+  void stage_gradient() {
+    for (Index p = own_rows.first; p < own_rows.last; ++p)
+      for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+        stage_block(a.dhn, schedule.row[p], j, dh_at(p, j));
+        if constexpr (has_c) stage_block(a.dcn, schedule.row[p], j, a.carry.at(j, p));
+      }
+  }
+  void stage_block(const StateRows<const Real>& from, Index b, Index block, Real* to) {
+    if (from.data)
+      copy_padded(from.at(b) + block * kBlock, units_in(block), to);
+    else
+      clear(to, kBlock);
+  }
+  void write_state_gradient() {
+    for (Index p = own_rows.first; p < own_rows.last; ++p)
+      for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+        copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c)
+          copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+      }
+  }
+
+  // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
+  // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
+  void stage_panels(Index first, Index last) {
+    const Range inputs = part_of(blocks_of(a.input_size), w.unit_part(), w.split.unit_parts);
+    for (Index s = first; s < last; ++s)
+      for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
+        const Index b = schedule.row[p], t = schedule.time(s, p), r = schedule.offset[s] + p - chunk_row;
+        const Real* x = a.x.at(t, b);
+        for (Index i = inputs.first; i < inputs.last; ++i)
+          copy_padded(x + i * kBlock, a.input_size - i * kBlock, a.x_panel.at(i, r));
+        const Real* h = previous_row(s, p, a.h0, a.y);
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+          if (h)
+            copy_padded(h + j * kBlock, hidden - j * kBlock, a.h_panel.at(j, r));
+          else
+            clear(a.h_panel.at(j, r), kBlock);
+        }
+      }
+  }
+  // The row's h before a step, or null where it is zero.
+  const Real* previous_row(Index s, Index p, const StateRows<const Real>& initial, const Sequence<const Real>& y) {
+    const Index b = schedule.row[p];
+    if (schedule.cut(s, p)) return nullptr;
+    if (s == 0) return initial.data ? initial.at(b) : nullptr;
+    return y.at(schedule.time(s - 1, p), b);
+  }
+
+  void step(Index s) {
+    const Index end = own_rows.first + running(s);
+    for (Index j = own_blocks.first; j < own_blocks.last; ++j)
+      for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j);
+    w.meet_row();
+    if constexpr (traits.phases == 2) {
+      for_each_tile(end, [&](Index p, int rows, Index j, Index count) {
+        multiply<1>(s, p, rows, j, count, a.doperand);
+        for (Index q = p; q < p + rows; ++q)
+          for (Index i = j; i < j + count; ++i) differentiate_operand(s, q, i);
+      });
+      w.meet_row();
+    }
+    for_each_tile(end, [&](Index p, int rows, Index j, Index count) {
+      multiply<0>(s, p, rows, j, count, a.dh);
+      for (Index q = p; q < p + rows; ++q)
+        if (schedule.cut(s, q)) clear(dh_at(q, j), count * kBlock);
+    });
+  }
+
+  template <class Work>
+  void for_each_tile(Index end, const Work& work) {
+    for (Index j = own_blocks.first; j < own_blocks.last; j += kColumns)
+      for (Index p = own_rows.first; p < end;) {
+        const int rows = tile_rows(end - p);
+        work(p, rows, j, smaller(kColumns, own_blocks.last - j));
+        p += rows;
+      }
+  }
+
+  // Gate gradients of a phase times weight_hh: onto the direct part in dh, or from zero into doperand.
+  template <int kPhase>
+  void multiply(Index s, Index p, int rows, Index block, Index count, Real* to) {
+    constexpr Window window = traits.recurrent[kPhase];
+    const Index r = schedule.offset[s] + p - chunk_row;
+    const Real* left[kTileRows];
+    for (int i = 0; i < rows; ++i) left[i] = a.dgates.at(0, r + i) + window.first * kBlock;
+    const Real* initial[kColumns];
+    Real* out[kColumns];
+    for (Index i = 0; i < count; ++i) {
+      out[i] = to + (p * blocks + block + i) * kBlock;
+      initial[i] = kPhase == 0 ? out[i] : zeros(Real(0));
+    }
+    Product<Real> product;
+    product.k_blocks = blocks;
+    product.k_length = window.count * kBlock;
+    product.left_block = a.dgates.block_stride();
+    product.right_block = inner_of(window) * kBlock;
+    product.right = packed_hh(kPhase) + block * product.right_block;
+    product.initial = initial;
+    product.initial_row = kPhase == 0 ? blocks * kBlock : 0;
+    product.out = out;
+    product.out_row = blocks * kBlock;
+    gemm(rows, left, product, count);
+  }
+
+  // The cell's backward equations for one row of one unit block.
+  void differentiate(Index s, Index p, Index block) {
+    const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
+    const bool cut = schedule.cut(s, p);
+    const Real* slot = a.gates.at(block, packed_row);
+    const Real* previous_h = a.h_panel.at(block, packed_row - chunk_row);
+    const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
+    const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
+    Real* dslot = a.dgates.at(block, packed_row - chunk_row);
+    Real* dh = dh_at(p, block);
+    for (Index u = 0; u < kBlock; u += V::lanes) {
+      const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
+      V value[slots], weight[traits.peepholes + 1], dvalue[slots], c(Real(0));
+      for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+      for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
+      State<V> previous = {V::load(previous_h + u), V(Real(0))}, grad = {V::load(dh + u), V(Real(0))}, dprevious;
+      if (dy) grad.h += V::load_partial(dy + u, units);
+      if constexpr (has_c) {
+        c = V::load(a.cells.at(block, packed_row) + u);
+        previous.c = previous_c(s, p, block, u, cut);
+        grad.c = V::load(a.carry.at(block, p) + u);
+      }
+      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious);
+      for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * kBlock + u);
+      dprevious.h.store(dh + u);
+      if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
+    }
+  }
+
+  V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
+    if (cut) return V(Real(0));
+    if (s > 0) return V::load(a.cells.at(block, schedule.offset[s - 1] + p) + u);
+    if (!a.c0.data) return V(Real(0));
+    const Index unit = block * kBlock + u;
+    return V::load_partial(a.c0.at(schedule.row[p]) + unit,
+                           static_cast<int>(larger(0, smaller(V::lanes, hidden - unit))));
+  }
+
+  void differentiate_operand(Index s, Index p, Index block) {
+    if constexpr (traits.phases == 2) {
+      const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
+      const Real* slot = a.gates.at(block, packed_row);
+      const Real* doperand = a.doperand + (p * blocks + block) * kBlock;
+      Real* dslot = a.dgates.at(block, r);
+      for (Index u = 0; u < kBlock; u += V::lanes) {
+        V value[slots], dvalue[slots];
+        for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+        for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * kBlock + u);
+        const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
+        State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
+        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious);
+        for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * kBlock + u);
+        dprevious.h.store(dh_at(p, block) + u);
+        Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);
+      }
+    }
+  }
+
+  // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
+  void input_gradient() {
+    const Range rows = part_of(chunk_rows, w.thread, w.threads());
+    multiply_gradient(a.dgates, traits.input.first * kBlock, traits.input.count * kBlock, blocks, a.packed_ih,
+                      a.input_size, rows, [&](Index block) {
+                        Cursor cursor(schedule, chunk_row + rows.first);
+                        return [this, block, cursor]() mutable {
+                          Real* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
+                          cursor.next();
+                          return row;
+                        };
+                      });
+  }
+
+  // Walks packed rows in order.
+  struct Cursor {
+    const Schedule& schedule;
+    Index step, position;
+    Cursor(const Schedule& s, Index packed_row) : schedule(s) {
+      Index low = 0, high = schedule.steps;
+      while (high - low > 1) {
+        const Index middle = (low + high) / 2;
+        (schedule.offset[middle] <= packed_row ? low : high) = middle;
+      }
+      step = low;
+      position = packed_row - schedule.offset[low];
+    }
+    Index time() const { return schedule.time(step, position); }
+    Index row() const { return schedule.row[position]; }
+    void next() {
+      if (++position < schedule.active[step]) return;
+      position = 0;
+      ++step;
+    }
+  };
+
+  // Gradients of this thread's share of the weights' rows. Every sum runs over steps strictly descending, and within a
+  // step over positions descending, so that it depends on no chunk, window or thread.
+  void weight_gradients(Index first, Index last) {
+    const Range mine = part_of(blocks * slots, w.thread, w.threads());
+    accumulate(a.x_panel, a.input_size, traits.input, mine, a.gradients.weight_ih);
+    accumulate(a.h_panel, hidden, traits.recurrent[0], mine, a.gradients.weight_hh);
+    if constexpr (traits.phases == 2)
+      accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
+    for (Index item = mine.first; item < mine.last; ++item) {
+      accumulate_bias(item, traits.input, a.gradients.bias_ih);
+      for (int phase = 0; phase < traits.phases; ++phase)
+        accumulate_bias(item, traits.recurrent[phase], a.gradients.bias_hh);
+    }
+    if constexpr (traits.peepholes > 0) {
+      const Range peephole_blocks = part_of(blocks, w.thread, w.threads());
+      for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
+    }
+  }
+
+  // weight gradient (rows of the window's gates) += gate gradients transposed . panel
+  void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
+    for (Index i = 0; i < blocks_of(columns); i += kColumns)
+      for (Index item = items.first; item < items.last; ++item) {
+        const Index block = item / slots, slot = item % slots - window.first;
+        if (slot < 0 || slot >= window.count) continue;
+        accumulate_outer(a.dgates, block, (window.first + slot) * kBlock, units_in(block), panel, chunk_rows, i, columns,
+                         gradient + (window.gate[slot] * hidden + block * kBlock) * columns);
+      }
+  }
+
+  void accumulate_bias(Index item, const Window& window, Real* gradient) {
+    const Index block = item / slots, slot = item % slots - window.first;
+    if (!gradient || slot < 0 || slot >= window.count) return;
+    accumulate_rows(a.dgates, block, (window.first + slot) * kBlock, units_in(block), chunk_rows,
+                    gradient + window.gate[slot] * hidden + block * kBlock);
+  }
+
+  void accumulate_peephole(Index first, Index last, Index block) {
+    if constexpr (traits.peepholes > 0) {
+      for (Index u = 0; u < units_in(block); u += V::lanes) {
+        const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
+        V sum[traits.peepholes], dvalue[slots];
+        Real* gradient = a.gradients.peephole + block * kBlock + u;
+        for (int k = 0; k < traits.peepholes; ++k) sum[k] = V::load_partial(gradient + k * hidden, units);
+        for (Index s = last; s-- > first;)
+          for (Index p = schedule.active[s]; p-- > 0;) {
+            const Index packed_row = schedule.offset[s] + p;
+            const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
+            for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * kBlock);
+            Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
+                                    V::load(a.cells.at(block, packed_row) + u), sum);
+          }
+        for (int k = 0; k < traits.peepholes; ++k) sum[k].store_partial(gradient + k * hidden, units);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,77 @@
+// The engine, compiled once for each ISA and floating-point type. Everything it includes from csrc/cells, csrc/cpu and
+// csrc/ops sits in an anonymous namespace, so that no code of one ISA can be linked into another; the only symbol it
+// exports is its table of kernels.
+#include "cells/registry.h"
+#include "cpu/backward.h"
+#include "cpu/forward.h"
+#include "cpu/kernels.h"
+#include "ops/linear_cross_entropy.h"
+
+#define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
+#define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)
+
+namespace fusedrnn {
+namespace {
+
+using Real = FUSEDRNN_REAL;
+using V = Vec<Real>;
+
+template <class Cell>
+void forward(const ForwardArguments<Real>& arguments, Worker& worker) {
+  Forward<Cell, Real>(arguments, worker).run();
+}
+template <class Cell>
+void backward(const BackwardArguments<Real>& arguments, Worker& worker) {
+  Backward<Cell, Real>(arguments, worker).run();
+}
+
+void cross_entropy_forward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
+  CrossEntropy<Real>(arguments, worker).forward();
+}
+void cross_entropy_backward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
+  CrossEntropy<Real>(arguments, worker).backward();
+}
+
+template <V function(V)>
+void map(const Real* x, Real* y, Index count) {
+  for (Index i = 0; i < count; i += V::lanes) {
+    const int lanes = static_cast<int>(smaller(V::lanes, count - i));
+    function(V::load_partial(x + i, lanes)).store_partial(y + i, lanes);
+  }
+}
+
+double multiply_adds(Index rounds) {
+  constexpr int kChains = 12;
+  V chain[kChains];
+  for (V& value : chain) value = V(Real(1));
+  V factor(Real(0.999)), term(Real(0.001));
+  for (Index round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (V& value : chain) value = fma(value, factor, term);
+    asm volatile("" : : : "memory");
+  }
+  V sum(Real(0));
+  for (const V& value : chain) sum += value;
+  Real kept[V::lanes];
+  sum.store(kept);
+  asm volatile("" : : "r"(kept) : "memory");
+  return 2.0 * kChains * V::lanes * static_cast<double>(rounds);
+}
+
+#define FUSEDRNN_CELL_KERNELS(...) {__VA_ARGS__::traits, forward<__VA_ARGS__>, backward<__VA_ARGS__>},
+const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
+
+const Kernels<Real> kernels = {cells,
+                               sizeof cells / sizeof cells[0],
+                               cross_entropy_forward,
+                               cross_entropy_backward,
+                               map<exp<Real>>,
+                               map<sigmoid<Real>>,
+                               map<tanh<Real>>,
+                               multiply_adds};
+
+}  // namespace
+
+const Kernels<Real>& FUSEDRNN_JOIN(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
+
+}  // namespace fusedrnn

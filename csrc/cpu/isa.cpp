@@ -1,0 +1,120 @@
+#include "cpu/isa.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fusedrnn {
+
+#define FUSEDRNN_DECLARE(isa)                   \
+  const Kernels<float>& kernels_##isa##_float(); \
+  const Kernels<double>& kernels_##isa##_double();
+#if defined(FUSEDRNN_X86)
+FUSEDRNN_DECLARE(v2)
+FUSEDRNN_DECLARE(v3)
+FUSEDRNN_DECLARE(v4)
+#else
+FUSEDRNN_DECLARE(generic)
+#endif
+
+namespace {
+
+struct Build {
+  std::string name;
+  bool runs;
+  const Kernels<float>& (*single)();
+  const Kernels<double>& (*twice)();
+};
+
+// Best first.
+const std::vector<Build>& builds() {
+#if defined(FUSEDRNN_X86)
+  static const std::vector<Build> all = {
+      {"x86-64-v4", __builtin_cpu_supports("x86-64-v4") != 0, kernels_v4_float, kernels_v4_double},
+      {"x86-64-v3", __builtin_cpu_supports("x86-64-v3") != 0, kernels_v3_float, kernels_v3_double},
+      {"x86-64-v2", __builtin_cpu_supports("x86-64-v2") != 0, kernels_v2_float, kernels_v2_double}};
+#else
+  static const std::vector<Build> all = {{"generic", true, kernels_generic_float, kernels_generic_double}};
+#endif
+  return all;
+}
+
+std::string runnable_list() {
+  std::string list;
+  for (const std::string& name : runnable_isas()) list += (list.empty() ? "" : ", ") + name;
+  return list;
+}
+
+const Build& find(const std::string& name) {
+  for (const Build& build : builds())
+    if (build.name == name && build.runs) return build;
+  throw std::invalid_argument("isa must be one that this build has and this processor runs (" + runnable_list() +
+                              "), not '" + name + "'");
+}
+
+const Build& chosen() {
+  static const Build* const choice = [] {
+    if (const char* name = std::getenv("FUSEDRNN_ISA"); name && *name) {
+      try {
+        return &find(name);
+      } catch (const std::invalid_argument&) {
+        throw std::runtime_error("FUSEDRNN_ISA is '" + std::string(name) +
+                                 "': this build and processor offer " + runnable_list());
+      }
+    }
+    for (const Build& build : builds())
+      if (build.runs) return &build;
+    throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
+  }();
+  return *choice;
+}
+
+template <class Real>
+const Kernels<Real>& of(const Build& build);
+template <>
+const Kernels<float>& of(const Build& build) {
+  return build.single();
+}
+template <>
+const Kernels<double>& of(const Build& build) {
+  return build.twice();
+}
+
+}  // namespace
+
+template <class Real>
+const Kernels<Real>& kernels() {
+  static const Kernels<Real>& table = of<Real>(chosen());
+  return table;
+}
+template <class Real>
+const Kernels<Real>& kernels_of(const std::string& isa) {
+  return of<Real>(find(isa));
+}
+template const Kernels<float>& kernels();
+template const Kernels<double>& kernels();
+template const Kernels<float>& kernels_of(const std::string&);
+template const Kernels<double>& kernels_of(const std::string&);
+
+const std::string& isa_name() { return chosen().name; }
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const Build& build : builds())
+    if (build.runs) names.push_back(build.name);
+  return names;
+}
+
+const Caches& caches() {
+  static const Caches sizes = [] {
+    Caches found = {1 << 20};
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) found.second_level = bytes;
+#endif
+    return found;
+  }();
+  return sizes;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,26 @@
+// Which build of the engine runs on this processor.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fusedrnn {
+
+// The kernels of the chosen ISA: the best this processor has, or what FUSEDRNN_ISA asks for.
+// Throws std::runtime_error where that names no ISA of this build, or one the processor lacks.
+template <class Real>
+const Kernels<Real>& kernels();
+// The kernels of the ISA of that name; throws std::invalid_argument where it cannot run.
+template <class Real>
+const Kernels<Real>& kernels_of(const std::string& isa);
+
+const std::string& isa_name();
+std::vector<std::string> runnable_isas();
+
+struct Caches {
+  Index second_level;  // bytes a core has to itself
+};
+const Caches& caches();
+
+}  // namespace fusedrnn

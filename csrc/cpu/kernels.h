@@ -1,0 +1,30 @@
+// What one build of the engine, for one ISA and one floating-point type, offers to the rest.
+#pragma once
+#include "core/arguments.h"
+#include "core/cross_entropy.h"
+#include "cpu/worker.h"
+
+namespace fusedrnn {
+
+template <class Real>
+struct CellKernels {
+  CellTraits traits;
+  void (*forward)(const ForwardArguments<Real>& arguments, Worker& worker);
+  void (*backward)(const BackwardArguments<Real>& arguments, Worker& worker);
+};
+
+template <class Real>
+struct Kernels {
+  const CellKernels<Real>* cells;
+  int cell_count;
+  void (*cross_entropy_forward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
+  void (*cross_entropy_backward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
+  // y[i] = f(x[i]); for tests of the activations.
+  void (*exp)(const Real* x, Real* y, Index count);
+  void (*sigmoid)(const Real* x, Real* y, Index count);
+  void (*tanh)(const Real* x, Real* y, Index count);
+  // Runs `rounds` rounds of independent fused multiply-adds; returns how many floating-point operations they were.
+  double (*multiply_adds)(Index rounds);
+};
+
+}  // namespace fusedrnn

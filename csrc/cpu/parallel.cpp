@@ -1,0 +1,107 @@
+#include "cpu/parallel.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "cpu/float_state.h"
+
+namespace fusedrnn {
+namespace {
+
+// About ten microseconds: longer than an even team's slack, shorter than a scheduler's time slice.
+constexpr int kSpins = 1 << 8;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// CPUs' worth of time the control group grants, or 0 where it sets no limit.
+int control_group_threads() {
+  double quota = 0, period = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(file, "%lf %lf", &quota, &period) != 2) quota = 0;
+    std::fclose(file);
+  } else {
+    std::FILE* quota_file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
+    std::FILE* period_file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
+    if (!quota_file || std::fscanf(quota_file, "%lf", &quota) != 1) quota = 0;
+    if (!period_file || std::fscanf(period_file, "%lf", &period) != 1) quota = 0;
+    if (quota_file) std::fclose(quota_file);
+    if (period_file) std::fclose(period_file);
+  }
+  return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(quota / period))) : 0;
+}
+
+std::atomic<int> chosen{0};
+std::atomic<bool> team_used{false};
+std::atomic<bool> forked{false};
+
+// The OpenMP runtime's threads do not survive a fork, and asking the child's copy for a team would wait for them
+// forever: a child of a process that had a team works on its own thread alone.
+void after_fork() {
+  if (team_used.load(std::memory_order_relaxed)) forked.store(true, std::memory_order_relaxed);
+}
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork);
+
+}  // namespace
+
+void Barrier::wait(int threads) {
+  if (threads == 1) return;
+  const int seen = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(seen + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; round_.load(std::memory_order_acquire) == seen; ++spin) {
+    if (spin < kSpins)
+      relax();
+    else
+      sched_yield();
+  }
+}
+
+void parallel(int threads, void (*body)(void*, int, int), void* context) {
+  if (threads <= 1 || forked.load(std::memory_order_relaxed)) {
+    const FloatState ours;
+    body(context, 0, 1);
+    return;
+  }
+  team_used.store(true, std::memory_order_relaxed);
+#pragma omp parallel num_threads(threads)
+  {
+    const FloatState ours;
+    body(context, omp_get_thread_num(), omp_get_num_threads());
+  }
+}
+
+int available_threads() {
+  cpu_set_t set;
+  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : omp_get_num_procs();
+  const int granted = control_group_threads();
+  if (granted > 0) count = std::min(count, granted);
+  return std::max(1, count);
+}
+
+int num_threads() {
+  if (forked.load(std::memory_order_relaxed)) return 1;
+  int threads = chosen.load(std::memory_order_relaxed);
+  if (threads == 0) {
+    threads = std::min(omp_get_max_threads(), available_threads());
+    chosen.store(threads, std::memory_order_relaxed);
+  }
+  return threads;
+}
+
+void set_num_threads(int threads, bool oversubscribe) {
+  chosen.store(oversubscribe ? threads : std::min(threads, available_threads()), std::memory_order_relaxed);
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,42 @@
+// Threads: how many, a team for one call, and the barrier it meets at.
+#pragma once
+#include <atomic>
+
+namespace fusedrnn {
+
+// Counts arrivals; a waiter spins briefly, then yields, so that more threads than cores do not crawl.
+class Barrier {
+ public:
+  // Returns once `threads` threads have called it.
+  void wait(int threads);
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+// Asked by the calling thread between chunks of time; true ends the call early.
+struct Interrupt {
+  bool (*asked)(void* context) = nullptr;
+  void* context = nullptr;
+};
+
+// Threads that work on one direction together.
+struct Group {
+  Barrier barrier;
+  // Written by the group's first thread before a barrier and read after it; two, because a fast thread may write the
+  // next one while a slow one still reads this one.
+  int stop[2] = {0, 0};
+};
+
+// Runs body(context, thread, threads) on `threads` threads of one OpenMP region, or fewer when OpenMP gives fewer.
+void parallel(int threads, void (*body)(void* context, int thread, int threads), void* context);
+
+// Most threads a call may use: what was set, within what affinity and the control group allow.
+int num_threads();
+// Sets it; `oversubscribe` lifts the machine's limit, for tests of the barrier and the split rule.
+void set_num_threads(int threads, bool oversubscribe);
+// What affinity and the control group allow this process.
+int available_threads();
+
+}  // namespace fusedrnn

@@ -1,0 +1,49 @@
+#include "cpu/split.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+
+namespace fusedrnn {
+namespace {
+
+// Cycles, measured on AVX-512 cores; only their ratios matter.
+constexpr double kBytesFromSecondLevel = 40;  // a cycle
+constexpr double kBytesFromBeyond = 8;
+constexpr double kVectorsAtOnce = 2;          // fused multiply-adds a cycle
+constexpr double kLoadsForATile = 4;          // right-hand vectors a tile loads however few its rows
+constexpr double kBarrier = 400;
+constexpr double kTeam = 30000;  // starting a team, spread over the steps
+constexpr double kSteps = 100;   // a sequence's usual length
+
+// A step's cycles for the thread with the largest share.
+double cycles(const StepCost& cost, const Split& split) {
+  const double rows = static_cast<double>((cost.rows + split.row_parts - 1) / split.row_parts);
+  const double blocks = static_cast<double>((cost.blocks + split.unit_parts - 1) / split.unit_parts);
+  const double tiles = std::max(1.0, rows / 6), vectors = blocks * static_cast<double>(cost.columns * cost.inner);
+  const double multiply = vectors * std::max(rows / kVectorsAtOnce, tiles * kLoadsForATile / 4);
+  const double bytes = vectors * 16 * static_cast<double>(cost.real_bytes);
+  const bool near = bytes <= 0.75 * static_cast<double>(caches().second_level);
+  const double read = bytes / (near ? kBytesFromSecondLevel : kBytesFromBeyond);
+  const double meet = (split.unit_parts > 1 ? kBarrier : 0) + (split.threads() > 1 ? kTeam / kSteps : 0);
+  return std::max(multiply, read) + meet;
+}
+
+}  // namespace
+
+Split split_step(const StepCost& cost, int threads) {
+  Split best;
+  double least = cycles(cost, best);
+  for (int units = 1; units <= threads; ++units) {
+    const Split candidate = {threads / units, units};
+    if (candidate.row_parts > cost.rows || units > cost.blocks) continue;
+    const double estimate = cycles(cost, candidate);
+    if (estimate < least) {
+      least = estimate;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+}  // namespace fusedrnn

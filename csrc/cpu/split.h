@@ -1,0 +1,18 @@
+// The split rule: how many threads a direction gets and how they divide a step.
+#pragma once
+#include "cpu/worker.h"
+
+namespace fusedrnn {
+
+struct StepCost {
+  Index rows;         // of the batch
+  Index blocks;       // of 16 units
+  Index columns;      // vectors of 16 that a unit block has in a step's product
+  Index inner;        // inner dimension of the product
+  Index real_bytes;
+};
+
+// The grid of at most `threads` threads that finishes a step soonest.
+Split split_step(const StepCost& cost, int threads);
+
+}  // namespace fusedrnn

@@ -1,0 +1,191 @@
+"""Train a character language model on the text of `help()`'s topics and hold it against n-gram models.
+
+The last tenth of the text is held out. Training is truncated BPTT: parallel streams of text, the state carried from
+one window to the next, gradients clipped by their norm, Adam under a cosine schedule. Afterwards the held-out bits per
+character stand beside those of n-gram models counted on the same training text, followed by a sample of the model.
+
+    python examples/char_lm.py                      # LSTM-256; fails unless it ends below 1.80 bits
+    python examples/char_lm.py --cell gru           # any other cell
+    python examples/char_lm.py --quick              # a small net for a few seconds; must beat the unigram model
+    python examples/char_lm.py --save lm.safetensors
+    python examples/char_lm.py --load lm.safetensors --temperature 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+from character_model import CELLS, CharacterModel
+from ngram import witten_bell_bits
+from optimizers import Adam, cosine_decay
+from safetensors import SafetensorError
+from text import Corpus, load_corpus
+from tqdm import tqdm
+
+import fusedrnn as fr
+
+BATCH = 32
+WINDOW = 64
+MAX_NORM = 1.0
+WARMUP = 0.03
+
+FULL = {"hidden": 256, "layers": 1, "embedding": 64, "dropout": 0.25, "epochs": 14, "seconds": 75.0}
+QUICK = {"hidden": 64, "layers": 1, "embedding": 32, "dropout": 0.0, "epochs": 1, "seconds": 10.0}
+FULL_TARGET = 1.80
+LEARNING_RATE = dict.fromkeys(CELLS, 4e-3) | {"rnn_tanh": 1e-3, "rnn_relu": 1e-3}
+
+
+def number(kind, minimum, *, exclusive=False):
+    """Argument type: a finite `kind` that is at least (or, if `exclusive`, more than) `minimum`."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"wanted {kind.__name__}, got {text!r}") from None
+        if not math.isfinite(value) or value < minimum or (exclusive and value == minimum):
+            raise argparse.ArgumentTypeError(f"wanted {'more than' if exclusive else 'at least'} {minimum}, got {text}")
+        return value
+
+    return parse
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count, positive = number(int, 1), number(float, 0.0, exclusive=True)
+    model = parser.add_argument_group("model")
+    model.add_argument("--cell", choices=CELLS, help="default: lstm")
+    model.add_argument("--hidden", type=count, help=f"hidden units (default: {FULL['hidden']})")
+    model.add_argument("--layers", type=count, help=f"layers (default: {FULL['layers']})")
+    model.add_argument("--load", type=Path, metavar="PATH", help="start from saved weights; trains only with --epochs")
+    model.add_argument("--save", type=Path, metavar="PATH", help="write the weights at the end (safetensors)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--quick", action="store_true", help="a small net and one pass, for a smoke test")
+    training.add_argument("--epochs", type=count, help=f"passes over the training text (default: {FULL['epochs']})")
+    training.add_argument(
+        "--seconds",
+        type=positive,
+        help="wall time after which training ends; on a slow machine the learning rate decays faster, so that it "
+        f"reaches zero by then (default: {FULL['seconds']:g})",
+    )
+    training.add_argument("--learning-rate", type=positive, help="peak learning rate (default: by cell)")
+    training.add_argument("--seed", type=number(int, 0), default=0, help="of weights, dropout and sample (default: 0)")
+    report = parser.add_argument_group("report")
+    report.add_argument(
+        "--target",
+        type=positive,
+        metavar="BITS",
+        help=f"fail unless held-out bits end below this (default: {FULL_TARGET:.2f} when model and training are left at "
+        "their defaults, the unigram model's bits with --quick, else none)",
+    )
+    report.add_argument("--sample-length", type=number(int, 0), default=400, help="characters (default: 400)")
+    report.add_argument("--temperature", type=positive, default=0.7, help="of the sample (default: 0.7)")
+    options = parser.parse_args(arguments)
+    check_paths(parser, options)
+    return options
+
+
+def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse, before any training, paths that cannot work and options a loaded model has already decided."""
+    if options.save and (options.save.is_dir() or not options.save.absolute().parent.is_dir()):
+        parser.error(f"argument --save: cannot write {options.save}: no such directory, or it is one itself")
+    if options.load:
+        if not options.load.is_file():
+            parser.error(f"argument --load: no such file: {options.load}")
+        for name in ("cell", "hidden", "layers", "quick"):
+            if getattr(options, name):
+                parser.error(f"argument --{name}: not allowed with --load, the file decides it")
+
+
+def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, settings: dict, started: float) -> None:
+    """Train `model` for `settings["epochs"]` passes, or until `settings["seconds"]` after `started`."""
+    inputs, targets = corpus.streams(BATCH, WINDOW)
+    total = inputs.size * settings["epochs"]
+    peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
+    optimizer = Adam(model.parameters)
+    seen, average = 0, None
+    with tqdm(total=total, unit="char", unit_scale=True, desc="training") as bar:
+        for _ in range(settings["epochs"]):
+            state = None
+            for x, y in fr.tbptt_windows(inputs, targets, window=WINDOW):
+                elapsed = (time.perf_counter() - started) / settings["seconds"]
+                if elapsed >= 1.0:
+                    return
+                loss, state, gradients = model.train_window(x, y, state)
+                fr.clip_grad_norm(gradients, MAX_NORM)
+                optimizer.step(gradients, peak * cosine_decay(max(seen / total, elapsed), WARMUP))
+                seen += x.size
+                bits = loss / math.log(2.0)
+                average = bits if average is None else 0.98 * average + 0.02 * bits
+                bar.set_postfix_str(f"{average:.3f} bits", refresh=False)
+                bar.update(x.size)
+
+
+def report(model: CharacterModel, corpus: Corpus, options: argparse.Namespace) -> tuple[float, float]:
+    """Print held-out bits beside the baselines, and a sample; return the model's bits and the unigram model's."""
+    size = len(corpus.alphabet)
+    baselines = {
+        f"{name}gram": witten_bell_bits(corpus.codes, corpus.split, order, size)
+        for name, order in (("uni", 1), ("3-", 3), ("5-", 5))
+    }
+    # The model reads the last training character first, so that it predicts every held-out one, as the n-grams do.
+    bits = model.bits_per_character(corpus.codes[corpus.split - 1 :])
+    print(f"\nheld-out bits per character ({len(corpus.codes) - corpus.split:,} characters)")
+    for name, value in baselines.items():
+        label = name if name == "unigram" else f"Witten-Bell {name}"
+        print(f"  {label:<22}{value:.3f}")
+    print(f"  {model.settings['cell']}-{model.settings['hidden']:<{21 - len(model.settings['cell'])}}{bits:.3f}")
+    if options.sample_length:
+        print(f"\nsample at temperature {options.temperature:g}")
+        print("".join(model.sample(options.sample_length, options.temperature, options.seed)))
+    return bits, baselines["unigram"]
+
+
+def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> CharacterModel:
+    """A fresh model, or the one in the file `--load` names; a ValueError where the file does not fit the text."""
+    if options.load:
+        model = CharacterModel.load(options.load, dropout=settings["dropout"], seed=options.seed)
+        if model.alphabet != corpus.alphabet:
+            raise ValueError(f"{options.load} was trained on another alphabet than this Python version's topics have")
+        return model
+    architecture = {name: settings[name] for name in ("hidden", "layers", "embedding", "dropout")}
+    return CharacterModel(corpus.alphabet, cell=options.cell or "lstm", seed=options.seed, **architecture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    started = time.perf_counter()
+    options = parse_arguments(arguments)
+    chosen = {name: getattr(options, name) for name in ("hidden", "layers", "epochs", "seconds")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    settings = (QUICK if options.quick else FULL) | chosen
+    corpus = load_corpus()
+    try:
+        model = build(corpus, options, settings)
+    except (ValueError, SafetensorError) as error:
+        print(f"error: cannot load {options.load}: {error}", file=sys.stderr)
+        return 2
+    if not options.load or options.epochs:
+        train(model, corpus, options, settings, started)
+    bits, unigram = report(model, corpus, options)
+    print(f"\n{time.perf_counter() - started:.1f} s on {fr.get_num_threads()} threads")
+    if options.save:
+        model.save(options.save)
+
+    target = options.target
+    if target is None and options.quick:
+        target = unigram
+    elif target is None and options.cell in (None, "lstm") and not (chosen or options.load or options.learning_rate):
+        target = FULL_TARGET
+    # Written so that nan, from a run that diverged, misses any target.
+    if target is not None and not bits < target:
+        print(f"error: {bits:.3f} bits per character, wanted below {target:.3f}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

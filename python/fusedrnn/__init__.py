@@ -1,0 +1,34 @@
+"""Recurrent networks at the speed of the hardware, without a framework.
+
+Fused Elman, LSTM and GRU layers and cells, forward and backpropagation through time, over NumPy arrays.
+"""
+
+from fusedrnn import init
+from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.functions import linear_cross_entropy, linear_cross_entropy_backward, linear_cross_entropy_forward
+from fusedrnn.gradients import Gradients
+from fusedrnn.layers import GRU, LSTM, RNN
+from fusedrnn.machine import get_num_threads, info, set_num_threads
+from fusedrnn.training import clip_grad_norm, tbptt_windows
+
+from ._core import version as __version__
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "Gradients",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "clip_grad_norm",
+    "get_num_threads",
+    "info",
+    "init",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
+    "set_num_threads",
+    "tbptt_windows",
+]

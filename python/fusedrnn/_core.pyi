@@ -1,0 +1,62 @@
+from typing import Any, TypedDict
+
+import numpy as np
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+class _PoolUse(TypedDict):
+    live: int
+    idle: int
+    fresh: int
+
+version: str
+cells: tuple[str, ...]
+
+class Tape:
+    @property
+    def nbytes(self) -> int: ...
+
+class CrossEntropyTape:
+    @property
+    def nbytes(self) -> int: ...
+
+class Recurrent:
+    calls: int
+    def __init__(
+        self,
+        *,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        bidirectional: bool,
+        dropout: float,
+        seed: int,
+        dtype: str,
+        batch_first: bool,
+        single_step: bool,
+    ) -> None: ...
+    @property
+    def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+    def check_parameters(self, parameters: dict[str, _Array]) -> None: ...
+    def infer(
+        self, parameters: dict[str, _Array], x: Any, state: Any, lengths: Any, reset: Any, out: Any
+    ) -> tuple[_Array, Any]: ...
+    def forward(
+        self, parameters: dict[str, _Array], x: Any, state: Any, lengths: Any, reset: Any, out: Any
+    ) -> tuple[_Array, Any, Tape]: ...
+    def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[_Array, Any, dict[str, _Array]]: ...
+
+def linear_cross_entropy_forward(
+    x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int
+) -> tuple[Any, CrossEntropyTape]: ...
+def linear_cross_entropy_backward(tape: CrossEntropyTape, dloss: Any) -> tuple[_Array, _Array, _Array | None]: ...
+def isa() -> str: ...
+def isas() -> list[str]: ...
+def num_threads() -> int: ...
+def available_threads() -> int: ...
+def set_num_threads(threads: int, oversubscribe: bool = False) -> None: ...
+def pool_use() -> _PoolUse: ...
+def activate(name: str, x: _Array, isa: str | None = None) -> _Array: ...
+def fma_peak(threads: int, isa: str | None = None, dtype: str = "float32") -> float: ...

@@ -1,0 +1,87 @@
+"""Checks of plain arguments; arrays are checked by the compiled module."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import SupportsFloat, SupportsIndex
+
+import numpy as np
+
+DTYPES = ("float32", "float64")
+# Beyond this a size cannot be a whole number of bytes in memory, whatever it counts.
+_LARGEST = 2**48
+
+
+def require_integer(value: SupportsIndex, name: str, *, least: int, most: int = _LARGEST) -> int:
+    """Return `value` as an int within [least, most]; TypeError or ValueError names it."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], not {number}")
+    return number
+
+
+def require_flag(value: bool, name: str) -> bool:
+    """Return `value` as a bool, or raise a TypeError that names it."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+    return bool(value)
+
+
+def require_number(value: SupportsFloat, name: str, *, least: float, most: float) -> float:
+    """Return `value` as a float within [least, most]; TypeError or ValueError names it."""
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must lie in [{least}, {most}], and this number is beyond a float") from None
+    if math.isnan(number) or not least <= number <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], not {number}")
+    return number
+
+
+def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`; TypeError or ValueError names it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+def require_dtype(value: object) -> str:
+    """Return 'float32' or 'float64' for anything NumPy takes for it."""
+    if value is None:
+        raise TypeError("dtype must be 'float32' or 'float64', not None")
+    try:
+        name = np.dtype(value).name  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        name = value
+    if name not in DTYPES or not np.dtype(value).isnative:  # type: ignore[call-overload]
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"dtype must be 'float32' or 'float64', not {value!r}")
+    return str(name)
+
+
+def require_device(value: str) -> str:
+    """Return 'cpu', the one device this version has."""
+    if not isinstance(value, str):
+        raise TypeError(f"device must be a string, not {type(value).__name__}")
+    if value != "cpu":
+        raise ValueError(f"device must be 'cpu', not {value!r}: this version has no CUDA engine")
+    return value
+
+
+def require_seed(value: int | None) -> int:
+    """Return a seed in [0, 2**64): the one given, or a fresh one for None."""
+    if value is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    return require_integer(value, "seed", least=0, most=2**64 - 1)

@@ -1,0 +1,140 @@
+"""Cells: one step at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusedrnn import _core
+from fusedrnn.arguments import require_choice, require_flag
+from fusedrnn.gradients import Array, Gradients, State
+from fusedrnn.recurrent import Recurrent, lstm_name
+
+
+class _Cell(Recurrent):
+    def __init__(
+        self, cell: str, input_size: int, hidden_size: int, bias: bool, dtype: Any, device: str, seed: int | None
+    ) -> None:
+        super().__init__(
+            cell, input_size, hidden_size, bias=bias, dtype=dtype, device=device, seed=seed, single_step=True
+        )
+
+    def __call__(self, x: Array, state: State | None = None) -> State:
+        """Run one step.
+
+        Parameters
+        ----------
+        x : ndarray
+            (B, I) or (I,), of the cell's dtype, unit stride in the last axis.
+        state : ndarray or (ndarray, ndarray), optional
+            h, or (h, c) for an LSTM, each (B, H) or (H,). Zeros if None.
+
+        Returns
+        -------
+        ndarray or (ndarray, ndarray)
+            The new state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind, dtype or shape; the message names it.
+        """
+        return self._core.infer(self.parameters, x, state, None, None, None)[1]
+
+    def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape]:
+        """Run one step in training: as a call, and return (state, tape).
+
+        The tape refers to x, the new h and the parameters: do not write them before the backward pass.
+        """
+        _, new_state, tape = self._core.forward(self.parameters, x, state, None, None, None)
+        return new_state, tape
+
+    def backward(self, tape: _core.Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]
+        """Differentiate one step.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this cell's `forward`.
+        dstate : ndarray or (ndarray or None, ndarray or None), optional
+            Gradient of the new state, shaped as it. Zeros where None.
+        grads : Gradients, optional
+            Of an earlier call: this call's parameter gradients are added into its arrays, which the result shares.
+
+        Returns
+        -------
+        Gradients
+            `x`, `state` (of the state before the step) and `parameters` by name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind, dtype or shape, or the tape is another object's.
+        """
+        return super().backward(tape, None, dstate, grads)
+
+
+class RNNCell(_Cell):
+    """One step of an Elman network; see `RNN`. Parameters are named as in torch's cell, without ``_l0``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
+        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, dtype, device, seed)
+
+    def __repr__(self) -> str:
+        return self._describe(nonlinearity=self.nonlinearity)
+
+
+class LSTMCell(_Cell):
+    """One step of an LSTM; see `LSTM`. Parameters are named as in torch's cell, without ``_l0``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        peephole: bool = False,
+        coupled: bool = False,
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.peephole = require_flag(peephole, "peephole")
+        self.coupled = require_flag(coupled, "coupled")
+        cell = lstm_name(self.peephole, self.coupled)
+        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed)
+
+    def __repr__(self) -> str:
+        return self._describe(peephole=self.peephole, coupled=self.coupled)
+
+
+class GRUCell(_Cell):
+    """One step of a GRU; see `GRU`. Parameters are named as in torch's cell, without ``_l0``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        reset_after: bool = True,
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.reset_after = require_flag(reset_after, "reset_after")
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed)
+
+    def __repr__(self) -> str:
+        return self._describe(reset_after=self.reset_after)

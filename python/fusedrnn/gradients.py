@@ -1,0 +1,31 @@
+"""What a backward pass returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+State = Array | tuple[Array, Array]
+
+
+@dataclass(slots=True)
+class Gradients:
+    """Gradients of one backward call.
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of the input, in its shape.
+    state : ndarray or (ndarray, ndarray)
+        Gradient of the initial state: of h, or of (h, c) for an LSTM.
+    parameters : dict of str to ndarray
+        Gradient of every parameter, by its name. Passing this object to another ``backward(..., grads=)`` adds that
+        call's parameter gradients into these arrays; `x` and `state` always belong to one call alone.
+    """
+
+    x: Array
+    state: State
+    parameters: dict[str, Array]

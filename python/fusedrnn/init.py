@@ -1,0 +1,81 @@
+"""Initial parameters. Every function writes into the live arrays of a layer or cell and returns it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from fusedrnn.arguments import require_number, require_seed
+
+if TYPE_CHECKING:
+    from fusedrnn.recurrent import Recurrent
+
+Object = TypeVar("Object", bound="Recurrent")
+
+
+def _require_recurrent(layer: Object) -> Object:
+    from fusedrnn.recurrent import Recurrent  # imported late: it imports this module
+
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"layer must be a fusedrnn layer or cell, not {type(layer).__name__}")
+    return layer
+
+
+def uniform_(layer: Object, seed: int | None = None) -> Object:
+    """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): torch's default, and the constructors'.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `layer` is none of ours, or `seed` no integer in [0, 2**64).
+    """
+    layer = _require_recurrent(layer)
+    generator = np.random.default_rng(require_seed(seed))
+    bound = 1 / np.sqrt(layer.hidden_size)
+    for array in layer.parameters.values():
+        array[...] = generator.uniform(-bound, bound, array.shape)
+    return layer
+
+
+def orthogonal_(layer: Object, seed: int | None = None) -> Object:
+    """Make each gate's (H, H) block of every weight_hh a random orthogonal matrix (Saxe et al. 2014).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `layer` is none of ours, or `seed` no integer in [0, 2**64).
+    """
+    layer = _require_recurrent(layer)
+    generator = np.random.default_rng(require_seed(seed))
+    hidden = layer.hidden_size
+    for name, array in layer.parameters.items():
+        if not name.startswith("weight_hh"):
+            continue
+        for block in range(0, array.shape[0], hidden):
+            factor, triangle = np.linalg.qr(generator.standard_normal((hidden, hidden)))
+            array[block : block + hidden] = factor * np.sign(np.diag(triangle))
+    return layer
+
+
+def forget_bias_(layer: Object, value: float = 1.0) -> Object:
+    """Make the two biases of an LSTM's forget gate sum to `value` (Gers et al. 2000; Jozefowicz et al. 2015).
+
+    bias_ih holds the value and bias_hh zero.
+
+    Raises
+    ------
+    TypeError
+        Where `layer` is none of ours, or `value` no number.
+    ValueError
+        Where the layer has no forget gate or no biases, or `value` is not finite.
+    """
+    layer = _require_recurrent(layer)
+    value = require_number(value, "value", least=-np.finfo(layer.dtype).max, most=np.finfo(layer.dtype).max)
+    if not layer.cell_name.startswith("lstm") or not layer.bias:
+        raise ValueError(f"layer must be an LSTM with bias, not {layer!r}")
+    first = 0 if layer.cell_name.endswith("coupled") else layer.hidden_size
+    for name, array in layer.parameters.items():
+        if name.startswith("bias"):
+            array[first : first + layer.hidden_size] = value if name.startswith("bias_ih") else 0
+    return layer

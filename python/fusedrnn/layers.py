@@ -1,0 +1,293 @@
+"""Layers: whole sequences through one or many layers, one direction or both."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from fusedrnn import _core
+from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
+from fusedrnn.gradients import Array, Gradients, State
+from fusedrnn.recurrent import Recurrent, lstm_name
+
+
+class _Layer(Recurrent):
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: Any,
+        device: str,
+        seed: int | None,
+    ) -> None:
+        num_layers = require_integer(num_layers, "num_layers", least=1, most=2**16)
+        dropout = require_number(dropout, "dropout", least=0.0, most=1.0)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
+        super().__init__(
+            cell,
+            input_size,
+            hidden_size,
+            bias=bias,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            num_layers=num_layers,
+            batch_first=require_flag(batch_first, "batch_first"),
+            dropout=dropout,
+            bidirectional=require_flag(bidirectional, "bidirectional"),
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, L."""
+        return int(self._settings["num_layers"])
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every layer runs in both directions (D = 2)."""
+        return bool(self._settings["bidirectional"])
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether sequences are (B, T, ...) instead of (T, B, ...)."""
+        return bool(self._settings["batch_first"])
+
+    @property
+    def dropout(self) -> float:
+        """Probability with which an element between two layers is dropped in training."""
+        return float(self._settings["dropout"])
+
+    def __call__(
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Any = None,
+        reset: Array | None = None,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        """Run a sequence for its result alone: nothing is kept for a backward pass, and no dropout is applied.
+
+        Parameters
+        ----------
+        x : ndarray
+            (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched; of the layer's dtype, unit stride in the
+            last axis.
+        state : ndarray or (ndarray, ndarray), optional
+            Initial state: h, or (h, c) for an LSTM, of shape (L*D, B, H), or (L*D, H) unbatched. Zeros if None.
+        lengths : ndarray of integers, optional
+            (B,), each in [0, T], in any order. Past its length a row's y is 0 and its state stays.
+        reset : ndarray of bool, optional
+            (T, B), or (B, T) with `batch_first`, or (T,). ``reset[t]`` cuts the link between t-1 and t.
+        out : ndarray, optional
+            Array to write y into; it must not share memory with x, the state or a parameter.
+
+        Returns
+        -------
+        y : ndarray
+            h of the last layer at every step: as x, with D*H in its last axis.
+        state : ndarray or (ndarray, ndarray)
+            Final state, shaped as the initial one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind, dtype, shape or value; the message names it.
+        """
+        return self._core.infer(self.parameters, x, state, lengths, reset, out)
+
+    def forward(
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Any = None,
+        reset: Array | None = None,
+        out: Array | None = None,
+    ) -> tuple[Array, State, _core.Tape]:
+        """Run a sequence in training: as a call, with dropout between the layers, and return (y, state, tape).
+
+        The tape refers to x, y and the parameters: do not write them before the backward pass. An interrupted call
+        raises KeyboardInterrupt and leaves `out` with no result.
+        """
+        return self._core.forward(self.parameters, x, state, lengths, reset, out)
+
+    def backward(
+        self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+    ) -> Gradients:
+        """Run backpropagation through time (Werbos 1990) over the sequence of a tape.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's `forward`. It is not written: it may be used again.
+        dy : ndarray, optional
+            Gradient of y, in its shape. Zeros if None.
+        dstate : ndarray or (ndarray or None, ndarray or None), optional
+            Gradient of the final state, shaped as it. Zeros where None.
+        grads : Gradients, optional
+            Of an earlier call: this call's parameter gradients are added into its arrays, which the result shares.
+            An interrupted call leaves them partly added to.
+
+        Returns
+        -------
+        Gradients
+            `x` and `state` of this call, and `parameters` by name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind, dtype or shape, or the tape is another object's.
+        """
+        return super().backward(tape, dy, dstate, grads)
+
+    def _options(self) -> dict[str, object]:
+        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        return {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
+
+
+class RNN(_Layer):
+    """Elman network: ``h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)``, or relu (Elman 1990).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        L; layer l > 0 reads the D*H outputs of layer l-1.
+    nonlinearity : {'tanh', 'relu'}
+    bias, batch_first, bidirectional : bool
+    dropout : float
+        Probability, in training, of dropping an element between two layers.
+    dtype : {'float32', 'float64'}
+    device : {'cpu'}
+    seed : int, optional
+        Of the initial parameters and of dropout; a fresh one if None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind or out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
+        cell = f"rnn_{nonlinearity}"
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed
+        )
+
+    def __repr__(self) -> str:
+        return self._describe(**self._options(), nonlinearity=self.nonlinearity)
+
+
+class LSTM(_Layer):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
+
+    ``i, f, o = sigmoid(.)``, ``g = tanh(.)``, each of an affine function of x_t and h_{t-1};
+    ``c_t = f c_{t-1} + i g``; ``h_t = o tanh(c_t)``. Gate blocks of the weights in the order i f g o.
+
+    Parameters
+    ----------
+    peephole : bool
+        i and f also see ``p c_{t-1}``, o sees ``p c_t`` (Gers & Schmidhuber 2000). Parameter `peephole` (3, H) in the
+        order i f o; coupled: (2, H), order f o.
+    coupled : bool
+        ``i = 1 - f`` (Greff et al. 2015): three gate blocks, f g o.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed
+        As for `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind or out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        peephole: bool = False,
+        coupled: bool = False,
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.peephole = require_flag(peephole, "peephole")
+        self.coupled = require_flag(coupled, "coupled")
+        cell = lstm_name(self.peephole, self.coupled)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed
+        )
+
+    def __repr__(self) -> str:
+        return self._describe(**self._options(), peephole=self.peephole, coupled=self.coupled)
+
+
+class GRU(_Layer):
+    """Gated recurrent unit (Cho et al. 2014).
+
+    ``r, z = sigmoid(.)``, ``h_t = (1 - z) n + z h_{t-1}``. Gate blocks of the weights in the order r z n.
+
+    Parameters
+    ----------
+    reset_after : bool
+        True: ``n = tanh(x W_in^T + b_in + r (h_{t-1} W_hn^T + b_hn))``, as torch, cuDNN and Keras v2 compute it.
+        False: ``n = tanh(x W_in^T + b_in + (r h_{t-1}) W_hn^T + b_hn)``, as in Cho 2014.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed
+        As for `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind or out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reset_after: bool = True,
+        dtype: Any = "float32",
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.reset_after = require_flag(reset_after, "reset_after")
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed
+        )
+
+    def __repr__(self) -> str:
+        return self._describe(**self._options(), reset_after=self.reset_after)

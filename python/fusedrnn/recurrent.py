@@ -1,0 +1,193 @@
+"""What layers and cells have in common: parameters, and the compiled object that computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from fusedrnn import _core, init
+from fusedrnn.arguments import require_device, require_dtype, require_flag, require_integer, require_seed
+from fusedrnn.gradients import Array, Gradients
+
+
+def _as_array(value: Any, name: str) -> Array:
+    """`value` as an array, without a conversion: NumPy's own, or through ``__dlpack__`` or ``__array__``."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
+        raise TypeError(f"{name} must be an array, or have __dlpack__ or __array__; it is {type(value).__name__}")
+    try:
+        return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read as an array; detach it and move it to the CPU: {error}") from error
+
+
+def lstm_name(peephole: bool, coupled: bool) -> str:
+    """Name of the LSTM variant among the compiled cells."""
+    return "lstm" + ("_peephole" if peephole else "") + ("_coupled" if coupled else "")
+
+
+class Recurrent:
+    """Base of every layer and cell; not made directly."""
+
+    _core: _core.Recurrent
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: SupportsIndex,
+        hidden_size: SupportsIndex,
+        *,
+        bias: bool,
+        dtype: Any,
+        device: str,
+        seed: int | None,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        single_step: bool = False,
+    ) -> None:
+        self.device = require_device(device)
+        self._settings: dict[str, Any] = {
+            "cell": cell,
+            "input_size": require_integer(input_size, "input_size", least=1, most=2**31),
+            "hidden_size": require_integer(hidden_size, "hidden_size", least=1, most=2**31),
+            "num_layers": num_layers,
+            "bias": require_flag(bias, "bias"),
+            "bidirectional": bidirectional,
+            "dropout": dropout,
+            "seed": require_seed(seed),
+            "dtype": require_dtype(dtype),
+            "batch_first": batch_first,
+            "single_step": single_step,
+        }
+        self._core = _core.Recurrent(**self._settings)
+        #: Name -> live writable array. An edit shows at the next call.
+        self.parameters: dict[str, Array] = {
+            name: np.empty(shape, self.dtype) for name, shape in self._core.parameter_shapes
+        }
+        init.uniform_(self, self._settings["seed"])
+
+    @property
+    def input_size(self) -> int:
+        """Features of an input, I."""
+        return int(self._settings["input_size"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Units, H."""
+        return int(self._settings["hidden_size"])
+
+    @property
+    def bias(self) -> bool:
+        """Whether there are bias parameters."""
+        return bool(self._settings["bias"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of every array: float32 or float64."""
+        return np.dtype(self._settings["dtype"])
+
+    @property
+    def cell_name(self) -> str:
+        """Name of the cell, as ``fusedrnn.info()`` and ``fusedrnn.reference`` list it."""
+        return str(self._settings["cell"])
+
+    def load_parameters(self, mapping: Mapping[str, Any], *, convert: bool = False) -> None:
+        """Copy values into the parameters.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array
+            One entry for each parameter and no other: arrays, or anything with ``__dlpack__`` or ``__array__``, such as
+            the state_dict of the torch module of the same name.
+        convert : bool
+            Take arrays of another floating-point width and round them.
+
+        Raises
+        ------
+        TypeError
+            Where an entry is no array, or of another dtype.
+        ValueError
+            Where names are missing or unknown, or a shape differs. Nothing is written then.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a mapping of names to arrays, not {type(mapping).__name__}")
+        require_flag(convert, "convert")
+        self._core.check_parameters(self.parameters)
+        unknown = [name for name in mapping if name not in self.parameters]
+        missing = [name for name in self.parameters if name not in mapping]
+        if unknown or missing:
+            raise ValueError(f"mapping must have the parameters' names; missing: {missing}, unknown: {unknown}")
+        arrays = {name: self._checked(_as_array(mapping[name], name), name, convert) for name in self.parameters}
+        if any(np.may_share_memory(array, own) for array in arrays.values() for own in self.parameters.values()):
+            arrays = {name: array.copy() for name, array in arrays.items()}
+        for name, array in arrays.items():
+            self.parameters[name][...] = array
+
+    def _checked(self, array: Array, name: str, convert: bool) -> Array:
+        if array.dtype.kind != "f" or (array.dtype != self.dtype and not convert):
+            hint = "; pass convert=True to round it" if array.dtype.kind == "f" else ""
+            raise TypeError(f"mapping[{name!r}] must be an array of {self.dtype}, not of {array.dtype}{hint}")
+        if array.shape != self.parameters[name].shape:
+            raise ValueError(f"mapping[{name!r}] must have shape {self.parameters[name].shape}, not {array.shape}")
+        return array
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Any:
+        """Change the dtype of the parameters in place, rounding where it narrows, and return the object itself.
+
+        Parameters
+        ----------
+        device : str, optional
+            'cpu'.
+        dtype : dtype, optional
+            float32 or float64. The parameters are then new arrays; earlier tapes belong to the old ones.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where either is none of these.
+        """
+        device = self.device if device is None else require_device(device)
+        name = self._settings["dtype"] if dtype is None else require_dtype(dtype)
+        if name != self._settings["dtype"]:
+            self._core.check_parameters(self.parameters)
+            parameters = {key: array.astype(name) for key, array in self.parameters.items()}
+            calls = self._core.calls
+            self._settings["dtype"] = name
+            self._core = _core.Recurrent(**self._settings)
+            self._core.calls = calls
+            self.parameters = parameters
+        self.device = device
+        return self
+
+    def backward(
+        self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+    ) -> Gradients:
+        """Run backpropagation through time; see the classes' own docstrings for the shapes."""
+        if not isinstance(tape, _core.Tape):
+            raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
+        if grads is not None and not isinstance(grads, Gradients):
+            raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
+        return Gradients(*self._core.backward(tape, dy, dstate, None if grads is None else grads.parameters))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_core"]
+        state["calls"] = self._core.calls
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        calls = state.pop("calls")
+        self.__dict__.update(state)
+        self._core = _core.Recurrent(**self._settings)
+        self._core.calls = calls
+
+    def _describe(self, **options: object) -> str:
+        shown = {**options, "bias": self.bias, "dtype": str(self.dtype)}
+        defaults = {"bias": True, "dtype": "float32"}
+        listed = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
+        return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *listed])})"

@@ -1,0 +1,535 @@
+"""The equations of every cell, sequence and readout in plain NumPy, float64, time-major.
+
+This module is the oracle of the compiled library and is meant to be read beside the equations: rows are samples, so
+a step computes ``x W_ihᵀ`` where a paper writes ``W x``. Nothing here is fast, and nothing here is shared with the
+compiled code. Shapes use ``T`` time, ``B`` batch, ``I`` input, ``H`` hidden, ``L`` layers, ``D`` directions and ``G``
+gate blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Tape", "backward", "cells", "forward", "linear_cross_entropy", "linear_cross_entropy_backward"]
+
+Array = npt.NDArray[np.float64]
+State = tuple[Array, ...]
+Weights = Mapping[str, Array]
+
+
+def sigmoid(z: npt.ArrayLike) -> Array:
+    """Logistic function 1 / (1 + exp(-z)), arranged so that the exponential never overflows."""
+    z = np.asarray(z, np.float64)
+    e = np.exp(-np.abs(z))
+    return np.asarray(np.where(z >= 0, 1.0, e) / (1.0 + e))
+
+
+class Cell(Protocol):
+    """One step of one layer and direction."""
+
+    @property
+    def gates(self) -> int:
+        """Blocks of H rows in the weights and biases."""
+
+    @property
+    def states(self) -> int:
+        """Arrays that make up the state: 1, ``(h,)``, or 2, ``(h, c)``."""
+
+    @property
+    def peepholes(self) -> int:
+        """Rows of the peephole array, 0 where the cell has none."""
+
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+        """Map x (B, I) and the state before the step to the state after it and what `backward` needs."""
+
+    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        """Map the gradient of the state after the step to those of x, of the state before it and of the weights."""
+
+
+def _affine(w: Weights, x: Array, h: Array) -> Array:
+    return np.asarray(x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"])
+
+
+def _affine_backward(w: Weights, x: Array, h: Array, dz: Array) -> tuple[Array, Array, dict[str, Array]]:
+    db = dz.sum(0)
+    dw = {"weight_ih": dz.T @ x, "weight_hh": dz.T @ h, "bias_ih": db, "bias_hh": db}
+    return dz @ w["weight_ih"], dz @ w["weight_hh"], dw
+
+
+@dataclass(frozen=True)
+class Elman:
+    """Elman RNN, ``h_t = φ(x_t W_ihᵀ + b_ih + h_{t-1} W_hhᵀ + b_hh)`` with φ tanh or relu.
+
+    Elman, "Finding structure in time", 1990; backward: Werbos, "Backpropagation through time", 1990.
+    """
+
+    nonlinearity: str
+
+    gates = 1
+    states = 1
+    peepholes = 0
+
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+        z = _affine(w, x, state[0])
+        h = np.tanh(z) if self.nonlinearity == "tanh" else np.maximum(z, 0.0)
+        return (h,), (x, state[0], h)
+
+    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, h = saved
+        # Both derivatives are functions of the output: 1 - tanh² and the step function.
+        slope = 1.0 - h**2 if self.nonlinearity == "tanh" else (h > 0).astype(np.float64)
+        dx, dh_prev, dw = _affine_backward(w, x, h_prev, dstate[0] * slope)
+        return dx, (dh_prev,), dw
+
+
+@dataclass(frozen=True)
+class LSTM:
+    """LSTM, gate blocks i f g o; with `coupled` f g o and ``i = 1 - f``.
+
+    ::
+
+        i = sigmoid(z_i + p_i∘c_{t-1})    f = sigmoid(z_f + p_f∘c_{t-1})    g = tanh(z_g)
+        c_t = f∘c_{t-1} + i∘g             o = sigmoid(z_o + p_o∘c_t)        h_t = o∘tanh(c_t)
+
+    with ``z = x_t W_ihᵀ + b_ih + h_{t-1} W_hhᵀ + b_hh``, and p = 0 without peepholes. The peephole rows stand in the
+    order i f o, coupled f o.
+
+    Hochreiter & Schmidhuber, "Long short-term memory", 1997; forget gate: Gers, Schmidhuber & Cummins, "Learning to
+    forget", 2000; peepholes: Gers & Schmidhuber, "Recurrent nets that time and count", 2000; coupled gates (CIFG):
+    Greff et al., "LSTM: a search space odyssey", 2015.
+    """
+
+    peephole: bool = False
+    coupled: bool = False
+
+    states = 2
+
+    @property
+    def gates(self) -> int:
+        return 3 if self.coupled else 4
+
+    @property
+    def peepholes(self) -> int:
+        return self.gates - 1 if self.peephole else 0
+
+    def _peephole_rows(self, w: Weights, hidden: int) -> Array:
+        """The peephole weights in the order i f o; rows the cell does not have are zero."""
+        p = np.zeros((3, hidden))
+        if self.peephole:
+            p[3 - self.peepholes :] = w["peephole"]
+        return p
+
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+        h_prev, c_prev = state
+        p_i, p_f, p_o = self._peephole_rows(w, h_prev.shape[1])
+        *z_i, z_f, z_g, z_o = np.split(_affine(w, x, h_prev), self.gates, axis=1)
+        f = sigmoid(z_f + p_f * c_prev)
+        i = 1.0 - f if self.coupled else sigmoid(z_i[0] + p_i * c_prev)
+        g = np.tanh(z_g)
+        c = f * c_prev + i * g
+        o = sigmoid(z_o + p_o * c)
+        return (o * np.tanh(c), c), (x, h_prev, c_prev, i, f, g, o, c)
+
+    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, c_prev, i, f, g, o, c = saved
+        dh, dc = dstate
+        p_i, p_f, p_o = self._peephole_rows(w, h_prev.shape[1])
+        s = np.tanh(c)
+        dz_o = dh * s * o * (1.0 - o)
+        # o looks at c_t, so its share must be in dc_t before anything is drawn from dc_t.
+        dc = dc + dh * o * (1.0 - s**2) + dz_o * p_o
+        di, df, dg = dc * g, dc * c_prev, dc * i
+        dz_i = np.zeros_like(di) if self.coupled else di * i * (1.0 - i)
+        dz_f = (df - di if self.coupled else df) * f * (1.0 - f)
+        dz_g = dg * (1.0 - g**2)
+        dc_prev = dc * f + dz_i * p_i + dz_f * p_f
+        dz = np.concatenate(([] if self.coupled else [dz_i]) + [dz_f, dz_g, dz_o], axis=1)
+        dx, dh_prev, dw = _affine_backward(w, x, h_prev, dz)
+        if self.peephole:
+            rows = np.stack([(dz_i * c_prev).sum(0), (dz_f * c_prev).sum(0), (dz_o * c).sum(0)])
+            dw["peephole"] = rows[3 - self.peepholes :]
+        return dx, (dh_prev, dc_prev), dw
+
+
+@dataclass(frozen=True)
+class GRU:
+    """GRU, gate blocks r z n; the reset gate acts after or before the recurrent product of the candidate.
+
+    ::
+
+        r = sigmoid(x_t W_irᵀ + b_ir + h_{t-1} W_hrᵀ + b_hr)      z likewise
+        n = tanh(x_t W_inᵀ + b_in + r∘(h_{t-1} W_hnᵀ + b_hn))        reset_after
+        n = tanh(x_t W_inᵀ + b_in + (r∘h_{t-1}) W_hnᵀ + b_hn)        otherwise
+        h_t = (1 - z)∘n + z∘h_{t-1}
+
+    Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, has the reset before the product;
+    the form after it is the one cuDNN, PyTorch and Keras compute.
+    """
+
+    reset_after: bool = True
+
+    gates = 3
+    states = 1
+    peepholes = 0
+
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+        (h_prev,) = state
+        hidden = h_prev.shape[1]
+        a_r, a_z, a_n = np.split(x @ w["weight_ih"].T + w["bias_ih"], 3, axis=1)
+        w_n, b_n = w["weight_hh"][2 * hidden :], w["bias_hh"][2 * hidden :]
+        u_r, u_z = np.split(h_prev @ w["weight_hh"][: 2 * hidden].T + w["bias_hh"][: 2 * hidden], 2, axis=1)
+        r, z = sigmoid(a_r + u_r), sigmoid(a_z + u_z)
+        u_n = (h_prev if self.reset_after else r * h_prev) @ w_n.T + b_n
+        n = np.tanh(a_n + (r * u_n if self.reset_after else u_n))
+        return ((1.0 - z) * n + z * h_prev,), (x, h_prev, r, z, n, u_n)
+
+    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, r, z, n, u_n = saved
+        (dh,) = dstate
+        hidden = h_prev.shape[1]
+        w_rz, w_n = w["weight_hh"][: 2 * hidden], w["weight_hh"][2 * hidden :]
+        da_n = dh * (1.0 - z) * (1.0 - n**2)
+        if self.reset_after:
+            du_n, dr = da_n * r, da_n * u_n
+            dh_prev = du_n @ w_n
+            dw_n = du_n.T @ h_prev
+        else:
+            du_n, drh = da_n, da_n @ w_n
+            dr, dh_prev = drh * h_prev, drh * r
+            dw_n = du_n.T @ (r * h_prev)
+        du_rz = np.concatenate([dr * r * (1.0 - r), dh * (h_prev - n) * z * (1.0 - z)], axis=1)
+        da = np.concatenate([du_rz, da_n], axis=1)
+        dw = {
+            "weight_ih": da.T @ x,
+            "weight_hh": np.concatenate([du_rz.T @ h_prev, dw_n]),
+            "bias_ih": da.sum(0),
+            "bias_hh": np.concatenate([du_rz.sum(0), du_n.sum(0)]),
+        }
+        return da @ w["weight_ih"], (dh_prev + dh * z + du_rz @ w_rz,), dw
+
+
+cells: dict[str, Cell] = {
+    "rnn_tanh": Elman("tanh"),
+    "rnn_relu": Elman("relu"),
+    "lstm": LSTM(),
+    "lstm_peephole": LSTM(peephole=True),
+    "lstm_coupled": LSTM(coupled=True),
+    "lstm_peephole_coupled": LSTM(peephole=True, coupled=True),
+    "gru": GRU(),
+    "gru_reset_before": GRU(reset_after=False),
+}
+"""Every cell by the name the compiled library gives it."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step as the forward pass took it: the rows of the batch alive at time t, and which began from zero."""
+
+    t: int
+    rows: npt.NDArray[np.intp]
+    fresh: npt.NDArray[np.bool_]
+    saved: State
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One layer in one direction: its weights, its parameters' suffix, and its steps in the order they ran."""
+
+    weights: Weights
+    suffix: str
+    steps: list[_Step]
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `backward` needs of a `forward`: the steps of every layer and direction."""
+
+    cell: Cell
+    input_shape: tuple[int, int, int]
+    hidden_size: int
+    runs: list[list[_Run]]
+    dropout_masks: list[Array] | None
+    parameter_names: list[str]
+
+
+def _weights(cell: Cell, parameters: Mapping[str, Any], suffix: str) -> dict[str, Array]:
+    """The parameters of one layer and direction; biases that a layer does not have are zero."""
+    names = ["weight_ih", "weight_hh"] + (["peephole"] if cell.peepholes else [])
+    weights = {name: np.asarray(parameters[name + suffix], np.float64) for name in names}
+    for name in ("bias_ih", "bias_hh"):
+        bias = parameters.get(name + suffix)
+        weights[name] = np.zeros(len(weights["weight_hh"])) if bias is None else np.asarray(bias, np.float64)
+    return weights
+
+
+def _rows_alive(lengths: npt.ArrayLike | None, time: int, batch: int) -> npt.NDArray[np.bool_]:
+    """Mask (T, B), true where t is inside the row's length."""
+    lengths = np.full(batch, time) if lengths is None else np.asarray(lengths)
+    alive: npt.NDArray[np.bool_] = np.arange(time)[:, None] < lengths
+    return alive
+
+
+def _rows_fresh(reset: npt.ArrayLike | None, alive: npt.NDArray[np.bool_], reverse: bool) -> npt.NDArray[np.bool_]:
+    """Mask (T, B), true where a step is entered from zero: ``reset[t]`` cuts the link between t-1 and t."""
+    fresh = np.zeros_like(alive)
+    if reset is not None:
+        cut = np.asarray(reset, np.bool_) & alive
+        if reverse:
+            fresh[:-1] = cut[1:]
+        else:
+            fresh = cut
+    return fresh
+
+
+def _run_forward(
+    cell: Cell,
+    run: _Run,
+    x: Array,
+    state: State,
+    alive: npt.NDArray[np.bool_],
+    fresh: npt.NDArray[np.bool_],
+    reverse: bool,
+) -> tuple[Array, State]:
+    """Run one layer in one direction, keeping its steps in `run`; give its output (T, B, H) and final state."""
+    y = np.zeros((*x.shape[:2], state[0].shape[1]))
+    state = tuple(s.copy() for s in state)
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        rows = np.flatnonzero(alive[t])
+        begins = fresh[t, rows, None]
+        before = tuple(np.where(begins, 0.0, s[rows]) for s in state)
+        after, saved = cell.forward(run.weights, x[t, rows], before)
+        for s, new in zip(state, after, strict=True):
+            s[rows] = new
+        y[t, rows] = after[0]
+        run.steps.append(_Step(t, rows, begins, saved))
+    return y, state
+
+
+def _run_backward(cell: Cell, run: _Run, dy: Array, dstate: State, dx: Array) -> tuple[State, dict[str, Array]]:
+    """Walk a run's steps back: add into dx (T, B, I), give the gradients of the initial state and the weights."""
+    dstate = tuple(d.copy() for d in dstate)
+    dweights = {name: np.zeros_like(weight) for name, weight in run.weights.items()}
+    for step in reversed(run.steps):
+        after = [d[step.rows] for d in dstate]
+        after[0] = after[0] + dy[step.t, step.rows]
+        dx_t, before, dw = cell.backward(run.weights, step.saved, tuple(after))
+        for d, new in zip(dstate, before, strict=True):
+            d[step.rows] = np.where(step.fresh, 0.0, new)
+        dx[step.t, step.rows] += dx_t
+        for name, gradient in dw.items():
+            dweights[name] += gradient
+    return dstate, dweights
+
+
+def _state_arrays(cell: Cell, state: Any, shape: tuple[int, int, int]) -> State:
+    """A state, or the gradient of one, as a tuple of float64 arrays; None, whole or in part, is zero."""
+    parts = (state,) if cell.states == 1 else (None, None) if state is None else tuple(state)
+    if len(parts) != cell.states:
+        raise ValueError(f"state must have {cell.states} arrays, got {len(parts)}")
+    arrays = tuple(np.zeros(shape) if part is None else np.asarray(part, np.float64) for part in parts)
+    for array in arrays:
+        if array.shape != shape:
+            raise ValueError(f"state must have shape {shape}, got {array.shape}")
+    return arrays
+
+
+def _joined(cell: Cell, state: State) -> Array | State:
+    return state[0] if cell.states == 1 else state
+
+
+def forward(
+    cell: str,
+    parameters: Mapping[str, Any],
+    x: npt.ArrayLike,
+    state: Any = None,
+    *,
+    lengths: npt.ArrayLike | None = None,
+    reset: npt.ArrayLike | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout_masks: Sequence[npt.ArrayLike] | None = None,
+) -> tuple[Array, Array | State, Tape]:
+    """Run a recurrent layer over a whole sequence.
+
+    Parameters
+    ----------
+    cell : str
+        A name in `cells`.
+    parameters : mapping
+        Arrays by torch's names, ``weight_ih_l0`` (G*H, I or D*H), ``weight_hh_l0`` (G*H, H), ``bias_ih_l0`` and
+        ``bias_hh_l0`` (G*H,), ``peephole_l0`` (3 or 2, H), with the suffix ``_reverse``; biases may be missing.
+    x : array (T, B, I)
+    state : array (L*D, B, H), or a pair of them for an LSTM, optional
+        The initial state, zero where None.
+    lengths : integers (B,), optional
+        Steps of each row. Past them y is zero and the state stays; what stands there influences nothing. The reverse
+        direction starts at length-1, from its initial state.
+    reset : bool (T, B), optional
+        ``reset[t]`` cuts the link between t-1 and t: the forward direction enters t from zero, the reverse one
+        enters t-1 from zero.
+    dropout_masks : L-1 arrays (T, B, D*H), optional
+        Already scaled, multiplied onto the output of each layer but the last.
+
+    Returns
+    -------
+    y : float64 array (T, B, D*H)
+    state : like the argument
+        The state of each row after its last step.
+    tape : Tape
+        For `backward`.
+    """
+    kind, x = cells[cell], np.asarray(x, np.float64)
+    time, batch, _ = x.shape
+    hidden = np.asarray(parameters["weight_hh_l0"]).shape[1]
+    directions = 2 if bidirectional else 1
+    initial = _state_arrays(kind, state, (num_layers * directions, batch, hidden))
+    masks = None if dropout_masks is None else [np.asarray(mask, np.float64) for mask in dropout_masks]
+    alive = _rows_alive(lengths, time, batch)
+    runs: list[list[_Run]] = []
+    finals: list[State] = []
+    tape = Tape(kind, (time, batch, x.shape[2]), hidden, runs, masks, list(parameters))
+    for layer in range(num_layers):
+        runs.append([])
+        outputs = []
+        for direction in range(directions):
+            reverse = direction == 1
+            suffix = f"_l{layer}" + "_reverse" * reverse
+            run = _Run(_weights(kind, parameters, suffix), suffix, [])
+            before = tuple(s[layer * directions + direction] for s in initial)
+            y, final = _run_forward(kind, run, x, before, alive, _rows_fresh(reset, alive, reverse), reverse)
+            runs[-1].append(run)
+            outputs.append(y)
+            finals.append(final)
+        x = np.concatenate(outputs, axis=2)
+        if masks is not None and layer < num_layers - 1:
+            x = x * masks[layer]
+    return x, _joined(kind, tuple(np.stack(arrays) for arrays in zip(*finals, strict=True))), tape
+
+
+def backward(
+    tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None
+) -> tuple[Array, Array | State, dict[str, Array]]:
+    """Backpropagate through time, through every layer and direction.
+
+    ``∂E/∂W = Σ_t Σ_{k≤t} ∂E_t/∂s_t (Π_{k<j≤t} ∂s_j/∂s_{j-1}) ∂⁺s_k/∂W``, summed in one pass by carrying ``∂E/∂s_t``
+    back through the steps (Werbos 1990).
+
+    Parameters
+    ----------
+    tape : Tape
+        From `forward`; it is not changed.
+    dy : array (T, B, D*H), optional
+        Gradient of the output.
+    dstate : like the state, optional
+        Gradient of the final state; either half of a pair may be None.
+
+    Returns
+    -------
+    dx : array (T, B, I)
+    dstate : like the state
+        Gradient of the initial state.
+    grads : dict
+        Gradients of the parameters, by the names `forward` was given.
+    """
+    time, batch, _ = tape.input_shape
+    hidden, directions = tape.hidden_size, len(tape.runs[0])
+    dfinal = _state_arrays(tape.cell, dstate, (len(tape.runs) * directions, batch, hidden))
+    dinitial = tuple(np.zeros_like(d) for d in dfinal)
+    dx = np.zeros((time, batch, directions * hidden)) if dy is None else np.asarray(dy, np.float64)
+    grads: dict[str, Array] = {}
+    for layer in reversed(range(len(tape.runs))):
+        douts = dx if tape.dropout_masks is None or layer == len(tape.runs) - 1 else dx * tape.dropout_masks[layer]
+        dx = np.zeros((time, batch, tape.runs[layer][0].weights["weight_ih"].shape[1]))
+        for direction, run in enumerate(tape.runs[layer]):
+            index = layer * directions + direction
+            part = douts[:, :, direction * hidden : (direction + 1) * hidden]
+            dbefore, dweights = _run_backward(tape.cell, run, part, tuple(d[index] for d in dfinal), dx)
+            for target, value in zip(dinitial, dbefore, strict=True):
+                target[index] = value
+            grads.update({name + run.suffix: value for name, value in dweights.items()})
+    return dx, _joined(tape.cell, dinitial), {name: grads[name] for name in tape.parameter_names}
+
+
+def _log_softmax(z: Array) -> Array:
+    shifted = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _logits(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> Array:
+    z: Array = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    return z if bias is None else z + np.asarray(bias, np.float64)
+
+
+def linear_cross_entropy(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    targets: npt.ArrayLike,
+    *,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Array | float:
+    """Softmax cross-entropy of a linear readout, ``E = -log softmax(x Wᵀ + b)[target]``.
+
+    Parameters
+    ----------
+    x : array (..., H)
+    weight : array (V, H)
+    bias : array (V,) or None
+    targets : integers (...)
+        Classes; `ignore_index` marks positions that count for nothing.
+    reduction : {"mean", "sum", "none"}
+        Over the positions that count; the mean over none of them is nan.
+
+    Returns
+    -------
+    float, or with ``reduction="none"`` an array of the targets' shape, 0 where ignored
+    """
+    targets = np.asarray(targets)
+    kept = targets != ignore_index
+    picked = np.where(kept, targets, 0)[..., None]
+    losses: Array = np.where(kept, -np.take_along_axis(_log_softmax(_logits(x, weight, bias)), picked, -1)[..., 0], 0.0)
+    if reduction == "none":
+        return losses
+    count = int(kept.sum())
+    if reduction == "mean":
+        return float(losses.sum() / count) if count else float("nan")
+    return float(losses.sum())
+
+
+def linear_cross_entropy_backward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    targets: npt.ArrayLike,
+    dloss: npt.ArrayLike = 1.0,
+    *,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> tuple[Array, Array, Array | None]:
+    """Gradients of `linear_cross_entropy`: ``∂E/∂z = softmax(z) - onehot(target)``, then those of the linear map.
+
+    Parameters
+    ----------
+    dloss : float, or array of the targets' shape with ``reduction="none"``
+        Gradient of the loss.
+
+    Returns
+    -------
+    dx (..., H), dweight (V, H), dbias (V,) or None
+    """
+    x, weight, targets = np.asarray(x, np.float64), np.asarray(weight, np.float64), np.asarray(targets)
+    kept = targets != ignore_index
+    scale = np.where(kept, np.asarray(dloss, np.float64), 0.0)
+    if reduction == "mean":
+        scale = scale / max(int(kept.sum()), 1)
+    dz = np.exp(_log_softmax(_logits(x, weight, bias)))
+    dz -= np.where(kept, targets, 0)[..., None] == np.arange(len(weight))
+    dz *= scale[..., None]
+    flat = dz.reshape(-1, len(weight))
+    return dz @ weight, flat.T @ x.reshape(-1, x.shape[-1]), None if bias is None else flat.sum(0)

@@ -1,0 +1,245 @@
+"""The one list of cases of the suite, and what every property needs of a case: a layer, inputs and a tolerance."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zlib
+from typing import Any
+
+import numpy as np
+
+from fusedrnn import reference
+
+SIZES = (1, 7, 17, 64, 129)
+
+# The public class of each internal cell name, and the options that select the cell.
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+    "lstm": ("LSTM", {}),
+    "lstm_peephole": ("LSTM", {"peephole": True}),
+    "lstm_coupled": ("LSTM", {"coupled": True}),
+    "lstm_peephole_coupled": ("LSTM", {"peephole": True, "coupled": True}),
+    "gru": ("GRU", {"reset_after": True}),
+    "gru_reset_before": ("GRU", {"reset_after": False}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One configuration of a layer and of the sequence it runs over."""
+
+    cell: str
+    num_layers: int = 1
+    directions: int = 1
+    dtype: str = "float64"
+    time: int = 7
+    batch: int = 7
+    input_size: int = 7
+    hidden_size: int = 7
+    ragged: bool = False
+    reset: bool = False
+
+    @property
+    def id(self) -> str:
+        sizes = f"T{self.time}B{self.batch}I{self.input_size}H{self.hidden_size}"
+        marks = "-ragged" * self.ragged + "-reset" * self.reset
+        return f"{self.cell}-L{self.num_layers}D{self.directions}-{self.dtype}-{sizes}{marks}"
+
+    @property
+    def seed(self) -> int:
+        """A seed of the case's own, so that adding a case leaves the others' numbers alone."""
+        return zlib.crc32(self.id.encode())
+
+    @property
+    def eps(self) -> float:
+        return float(np.finfo(self.dtype).eps)
+
+    @property
+    def two_states(self) -> bool:
+        return reference.cells[self.cell].states == 2
+
+    def reference_options(self) -> dict[str, Any]:
+        return {"num_layers": self.num_layers, "bidirectional": self.directions == 2}
+
+
+def _sizes(row: int) -> tuple[int, int, int, int]:
+    """T, B, I, H from a row of an orthogonal array: 25 successive rows hold all pairs of sizes of any two of them."""
+    a, b = divmod(row % 25, 5)
+    return SIZES[a], SIZES[b], SIZES[(a + b) % 5], SIZES[(a + 2 * b) % 5]
+
+
+def _case(row: int, cell: str, num_layers: int, directions: int, dtype: str, ragged: bool, reset: bool) -> Case:
+    time, batch, input_size, hidden_size = _sizes(row)
+    if cell == "rnn_relu" and dtype == "float32":
+        # Few enough steps that inputs can be drawn with no pre-activation within rounding of the kink at 0.
+        time, batch = min(time, 7), min(batch, 17)
+    return Case(cell, num_layers, directions, dtype, time, batch, input_size, hidden_size, ragged, reset)
+
+
+def _all_cases() -> list[Case]:
+    cases = []
+    shapes = itertools.product(LAYERS, (1, 2, 3), (1, 2))
+    for number, (cell, num_layers, directions) in enumerate(shapes):
+        # Each dtype has half of the combinations of ragged and reset, the halves changing places from shape to shape.
+        halves = [[(False, False), (True, True)], [(True, False), (False, True)]]
+        if (number + num_layers) % 2:
+            halves.reverse()
+        for dtype, half in zip(("float32", "float64"), halves, strict=True):
+            for ragged, reset in half:
+                cases.append(_case(len(cases), cell, num_layers, directions, dtype, ragged, reset))
+    return cases
+
+
+CASES = _all_cases()
+
+# Short of everything, and of one thing at a time; results are empty, states and their gradients pass through.
+EMPTY_CASES = [
+    Case(cell, layers, directions, dtype, time, batch)
+    for cell, (layers, directions, dtype), (time, batch) in itertools.product(
+        LAYERS, ((1, 1, "float32"), (2, 2, "float64")), ((0, 7), (7, 0), (0, 0))
+    )
+]
+
+
+def small_cases(**fixed: Any) -> list[Case]:
+    """Every cell once, at sizes that fill no vector; `fixed` overrides any field."""
+    return [
+        Case(**{"cell": cell, "time": 6, "batch": 4, "input_size": 3, "hidden_size": 5, **fixed}) for cell in LAYERS
+    ]
+
+
+@dataclasses.dataclass
+class Inputs:
+    """Everything a forward and a backward pass take. What stands beyond a row's length is nan, and must not matter."""
+
+    x: np.ndarray
+    state: Any
+    lengths: np.ndarray | None
+    reset: np.ndarray | None
+    dy: np.ndarray
+    dstate: Any
+
+    def sequence_options(self) -> dict[str, Any]:
+        return {"lengths": self.lengths, "reset": self.reset}
+
+
+def make_layer(case: Case, **options: Any) -> Any:
+    """The library's layer for a case, with torch's default initial weights."""
+    import fusedrnn
+
+    name, variant = LAYERS[case.cell]
+    settings = {"bidirectional": case.directions == 2, "dtype": case.dtype, "seed": case.seed, **variant, **options}
+    return getattr(fusedrnn, name)(case.input_size, case.hidden_size, case.num_layers, **settings)
+
+
+def make_parameters(case: Case, rng: np.random.Generator, *, bias: bool = True) -> dict[str, np.ndarray]:
+    """Parameters by the library's names, uniform in ±1/sqrt(H) as torch draws them, without the library."""
+    cell = reference.cells[case.cell]
+    hidden = case.hidden_size
+    rows = cell.gates * hidden
+    parameters = {}
+    for layer, suffix in itertools.product(range(case.num_layers), ("", "_reverse")[: case.directions]):
+        width = case.input_size if layer == 0 else case.directions * hidden
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden)}
+        if bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if cell.peepholes:
+            shapes["peephole"] = (cell.peepholes, hidden)
+        for name, shape in shapes.items():
+            values = rng.uniform(-1.0, 1.0, shape) / np.sqrt(hidden)
+            parameters[f"{name}_l{layer}{suffix}"] = values.astype(case.dtype)
+    return parameters
+
+
+def _lengths(case: Case, rng: np.random.Generator, shortest: int) -> np.ndarray:
+    lengths = rng.integers(shortest, case.time + 1, case.batch)
+    # Both ends, where there is room for them: the rows least likely to be drawn and most likely to be wrong.
+    lengths[: min(2, case.batch)] = (case.time, shortest)[: min(2, case.batch)]
+    return rng.permutation(lengths)
+
+
+def make_inputs(case: Case, rng: np.random.Generator, *, shortest: int = 0) -> Inputs:
+    """Standard normal inputs, states and gradients; lengths from `shortest` to T; a third of the links cut by reset."""
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(case.dtype)
+
+    def state() -> Any:
+        shape = (case.num_layers * case.directions, case.batch, case.hidden_size)
+        return (normal(*shape), normal(*shape)) if case.two_states else normal(*shape)
+
+    x = normal(case.time, case.batch, case.input_size)
+    dy = normal(case.time, case.batch, case.directions * case.hidden_size)
+    lengths = _lengths(case, rng, shortest) if case.ragged else None
+    reset = rng.random((case.time, case.batch)) < 1 / 3 if case.reset else None
+    if lengths is not None:
+        beyond = np.arange(case.time)[:, None] >= lengths
+        x[beyond] = np.nan
+        dy[beyond] = np.nan
+    return Inputs(x, state(), lengths, reset, dy, state())
+
+
+def smallest_preactivation(tape: reference.Tape) -> float:
+    """The least |z| of an Elman layer's run, from the reference's tape."""
+    smallest = np.inf
+    for run in itertools.chain(*tape.runs):
+        w = run.weights
+        for step in run.steps:
+            x, h, _ = step.saved
+            z = x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
+            smallest = min(smallest, np.abs(z).min(initial=np.inf))
+    return smallest
+
+
+def make_clear_inputs(
+    case: Case, parameters: dict[str, np.ndarray], rng: np.random.Generator, *, shortest: int = 0
+) -> Inputs:
+    """Inputs as `make_inputs` draws them; for relu redrawn until no unit is within rounding of its kink.
+
+    There the slope is 0 or 1 by the last bit of z, so that no two summation orders need agree on the gradient.
+    """
+    while True:
+        inputs = make_inputs(case, rng, shortest=shortest)
+        if case.cell != "rnn_relu":
+            return inputs
+        _, _, tape = reference.forward(
+            case.cell, parameters, inputs.x, inputs.state, **inputs.sequence_options(), **case.reference_options()
+        )
+        if smallest_preactivation(tape) > 8 * case.eps:
+            return inputs
+
+
+def tolerance(case: Case, *, summed: int = 0) -> float:
+    """Error allowed of an array, relative to its largest magnitude, from eps and the depth of the computation.
+
+    A value at the end of the sequence has behind it L·T steps, each a chain of one rounding per term: the inputs'
+    and the state's (at most D·H + H, or I + H), the gates' G·H on the way back, and about 16 of the cell's own. A
+    rounding is at most eps/2 of a partial sum, which is as large as the result; n roundings of either sign add up as
+    a random walk, eps/2·sqrt(n), and the cells, with weights of ±1/sqrt(H), pass an error on about as large as it
+    came. Gradients of the weights are sums of T·B such values (`summed`) and add as many roundings. Twice that
+    walk's standard deviation over thousands of elements is still exceeded somewhere, four times is the margin kept.
+    """
+    gates = reference.cells[case.cell].gates
+    terms = max(case.input_size, case.directions * case.hidden_size) + case.hidden_size + gates * case.hidden_size + 16
+    roundings = case.num_layers * max(case.time, 1) * terms + summed
+    return 4 * 0.5 * case.eps * float(np.sqrt(roundings))
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float, name: str) -> None:
+    """Assert shape, and that every element is within `relative` of the largest magnitude of the expected array.
+
+    Inputs and incoming gradients have unit scale, so magnitudes below 0.1 count as 0.1: a lone element that cancels
+    is not asked for digits that its terms do not have.
+    """
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    if actual.size == 0:
+        return
+    scale = max(float(np.abs(expected).max()), 0.1)
+    error = np.abs(np.asarray(actual, np.float64) - expected)
+    worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+    assert np.all(error <= relative * scale), (
+        f"{name}{[int(k) for k in worst]}: {actual[worst]!r}, expected {expected[worst]!r}; "
+        f"error {error[worst] / scale:.3g} of the scale, allowed {relative:.3g}"
+    )
