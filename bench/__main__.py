@@ -159,10 +159,9 @@ def describe_run(peers: Sequence[Peer], settings: Settings, threads: int, alloca
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": environment.git_commit(),
         "machine": environment.machine(),
-        "versions": {peer.name: peer.version() for peer in peers},
+        "peers": {peer.name: peer.facts() for peer in peers},
         "settings": {**asdict(settings), "threads": threads, "scrub": "nothing between calls or peers"},
         "allocator": {"policy": allocator, "meaning": environment.ALLOCATORS[allocator]},
-        "allocation": {peer.name: peer.allocates for peer in peers},
     }
 
 
@@ -223,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = describe_run(peers, settings, options.threads, allocator)
     rows, finished = measure(cases, peers, settings, peak)
     print(report.tables_text(rows, [peer.name for peer in peers], peak, options.threads))
-    late = disturbed(rows)
+    late = disturbed(rows) + report.peak_warnings(rows, peak)
     warn(late)
     if options.output is not None:
         report.write_json(options.output, {**facts, "warnings": warnings + late}, rows, peak)

@@ -58,9 +58,9 @@ class Peer:
             return False
         return True
 
-    def version(self) -> str:
-        """The library's own version."""
-        return str(importlib.import_module(self.module).__version__)
+    def facts(self) -> dict[str, Any]:
+        """What the report says of the library itself."""
+        return {"version": str(importlib.import_module(self.module).__version__), "allocates": self.allocates}
 
     def set_threads(self, threads: int) -> None:
         """Hold the library to `threads`; peers that are told through the environment have nothing to do here."""
@@ -79,7 +79,7 @@ class Fusedrnn(Peer):
 
     name = "fusedrnn"
     module = "fusedrnn"
-    allocates = "y fresh for each call; tape, scratch and gradients as the library's buffer pool gives them"
+    allocates = "results, tape and scratch from the library's own pool, small arrays from NumPy's allocator"
 
     layers: ClassVar[Layers] = {
         "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
@@ -94,6 +94,9 @@ class Fusedrnn(Peer):
 
     def set_threads(self, threads: int) -> None:
         importlib.import_module(self.module).set_num_threads(threads)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), **importlib.import_module(self.module).info()}
 
     def refuses(self, case: Case) -> str | None:
         return None

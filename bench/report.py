@@ -26,6 +26,28 @@ def fraction_of_peak(case: Case, seconds: float, peak: PeakMeter) -> float | Non
     return None if best is None else gflops(case, seconds) / best
 
 
+def peak_warnings(rows: Sequence[Row], peak: PeakMeter) -> list[str]:
+    """A warning for each dtype in which some peer was faster than the peak: then the peak is wrong."""
+    warnings = []
+    for dtype, readings in peak.readings.items():
+        fastest = max(
+            (
+                gflops(row.case, min(measurement.samples))
+                for row in rows
+                if row.case.dtype == dtype
+                for measurement in row.measured.values()
+                if measurement.samples
+            ),
+            default=0.0,
+        )
+        if fastest > max(readings):
+            warnings.append(
+                f"{dtype} ran at {fastest:.0f} GFLOP/s, more than the measured FMA peak of {max(readings):.0f}: "
+                "the fractions of peak of this run mean nothing"
+            )
+    return warnings
+
+
 def ratio(row: Row, peer: str) -> float | None:
     """How many times as long as we the peer takes, by the medians."""
     if OURS not in row.measured or peer not in row.measured:

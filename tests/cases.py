@@ -227,16 +227,26 @@ def tolerance(case: Case, *, summed: int = 0) -> float:
     return 4 * 0.5 * case.eps * float(np.sqrt(roundings))
 
 
-def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float, name: str) -> None:
+def sum_scale(case: Case) -> float:
+    """The least magnitude that a gradient of the weights, a sum of T·B terms, is measured against.
+
+    Terms of either sign walk as far as sqrt(T·B) of them, and every rounding on the way is one of a partial sum that
+    large, wherever the sum ends. A lone weight (H = 1) can end near zero, and torch is then as far off as anyone.
+    """
+    return 0.1 * float(np.sqrt(max(case.time * case.batch, 1)))
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float, name: str, *, scale: float = 0.1) -> None:
     """Assert shape, and that every element is within `relative` of the largest magnitude of the expected array.
 
-    Inputs and incoming gradients have unit scale, so magnitudes below 0.1 count as 0.1: a lone element that cancels
-    is not asked for digits that its terms do not have.
+    Magnitudes below `scale` count as it: inputs and incoming gradients have unit scale, and what cancels is not asked
+    for digits that its terms do not have. The largest of fewer than 8 elements says little about the terms' size, so
+    those are held to ten times `scale`, the inputs' own.
     """
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
     if actual.size == 0:
         return
-    scale = max(float(np.abs(expected).max()), 0.1)
+    scale = max(float(np.abs(expected).max()), scale if expected.size >= 8 else 10 * scale)
     error = np.abs(np.asarray(actual, np.float64) - expected)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
     assert np.all(error <= relative * scale), (

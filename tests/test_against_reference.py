@@ -17,6 +17,12 @@ from fusedrnn import reference
 GATED = [case for case in small(num_layers=2, directions=2, ragged=True, reset=True)]
 
 
+def test_every_registered_cell_has_a_reference_and_cases() -> None:
+    registered = set(fr.info()["cells"])
+    assert registered == set(reference.cells) == set(LAYERS)
+    assert registered == {case.cell for case in CASES}
+
+
 @pytest.mark.parametrize("case", CASES + EMPTY_CASES)
 def test_every_output_and_gradient(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case)

@@ -22,10 +22,12 @@ def zeros(state: Any) -> Any:
     return parts if isinstance(state, tuple) else parts[0]
 
 
-def assert_parameters_close(actual: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
+def assert_parameters_close(
+    actual: dict[str, Any], expected: dict[str, Any], relative: float, *, scale: float = 0.1
+) -> None:
     assert list(actual) == list(expected)
     for name, gradient in actual.items():
-        assert_close(gradient, expected[name], relative, name)
+        assert_close(gradient, expected[name], relative, name, scale=scale)
 
 
 # S2

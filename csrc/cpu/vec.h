@@ -99,8 +99,8 @@ template <class Real> FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask 
   return Vec<Real>(mask ? a.native : b.native);
 }
 
-// fma(a, b, c) = a * b + c, rounded once where the ISA fuses the two. at_least and at_most bound a from one side; a nan in `a`
-// stays (x86 gives the second operand of a maximum or minimum when either is nan).
+// fma(a, b, c) = a * b + c, rounded once where the ISA fuses the two. at_least and at_most bound a from one side; a nan
+// in `a` stays (x86 gives the second operand of a maximum or minimum when either is nan).
 #if defined(FUSEDRNN_X86)
 
 FUSEDRNN_INLINE Vec<float> at_least(Vec<float> a, Vec<float> bound) {
