@@ -1,4 +1,6 @@
 // linear_cross_entropy: array -> view -> check -> allocate -> release the GIL -> call.
+#include "core/cross_entropy.h"
+
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -9,7 +11,6 @@
 #include "bindings/arrays.h"
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
-#include "core/cross_entropy.h"
 
 namespace fusedrnn {
 namespace {
@@ -22,7 +23,7 @@ struct CrossEntropyTape {
   py::array_t<std::int64_t> targets;  // negative where ignored
   py::array log_sum;
   Reduction reduction;
-  Index counted;  // targets that are not ignored
+  Index counted;             // targets that are not ignored
   std::vector<Index> outer;  // shape of the targets
 };
 
@@ -113,8 +114,7 @@ py::object forward_as(const CrossEntropyTape& tape) {
   py::array losses = new_array(tape.x.dtype(), tape.outer);
   CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
   a.losses = mutable_data_of<Real>(losses);
-  run_without_gil(
-      [&](const Interrupt& interrupt) { return run_cross_entropy_forward(a, num_threads(), interrupt); });
+  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_forward(a, num_threads(), interrupt); });
   if (tape.reduction == Reduction::none) return std::move(losses);
   double sum = 0;
   for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
@@ -130,27 +130,39 @@ py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle t
   return py::make_tuple(std::move(loss), std::move(tape));
 }
 
+// A real number: a Python one, or a 0-d array or scalar of NumPy's.
+double number_of(py::handle object, const std::string& name, const std::string& wanted) {
+  py::object value = py::reinterpret_borrow<py::object>(object);
+  if (py::hasattr(object, "dtype") && py::hasattr(object, "ndim")) {
+    const std::string kind = object.attr("dtype").attr("kind").cast<std::string>();
+    if ((kind != "f" && kind != "i" && kind != "u") || object.attr("ndim").cast<int>() != 0)
+      throw py::type_error(name + " must be " + wanted + ", not " + type_name(object) + " of " +
+                           py::str(object.attr("dtype")).cast<std::string>());
+    value = object.attr("item")();
+  } else if (PyBool_Check(object.ptr()) || !(PyFloat_Check(object.ptr()) || PyIndex_Check(object.ptr()))) {
+    throw py::type_error(name + " must be " + wanted + ", not " + type_name(object));
+  }
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (!PyErr_Occurred()) return number;
+  PyErr_Clear();
+  throw py::value_error(name + " must be within the range of a float");
+}
+
 // Gradient of every row's loss.
 template <class Real>
 py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
   const Index rows = tape.targets.size();
   py::array scales = new_array(tape.x.dtype(), {rows});
   Real* scale = mutable_data_of<Real>(scales);
-  if (tape.reduction == Reduction::none && py::isinstance<py::array>(dloss) &&
-      py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
-    const py::array each = require_array(dloss, "dloss", tape.x.dtype());
-    require_shape(each, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
-    require_contiguous(each, "dloss");
-    std::copy_n(data_of<Real>(each), rows, scale);
+  const bool each = tape.reduction == Reduction::none;
+  if (each && py::isinstance<py::array>(dloss) && py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
+    const py::array values = require_array(dloss, "dloss", tape.x.dtype());
+    require_shape(values, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
+    require_contiguous(values, "dloss");
+    std::copy_n(data_of<Real>(values), rows, scale);
     return scales;
   }
-  const bool number = PyFloat_Check(dloss.ptr()) || PyIndex_Check(dloss.ptr()) ||
-                      (py::hasattr(dloss, "ndim") && dloss.attr("ndim").cast<int>() == 0);
-  if (!number)
-    throw py::type_error(std::string("dloss must be a number") +
-                         (tape.reduction == Reduction::none ? " or an array of the targets' shape" : "") + ", not " +
-                         type_name(dloss));
-  const double value = py::float_(py::reinterpret_borrow<py::object>(dloss));
+  const double value = number_of(dloss, "dloss", each ? "a number or an array of the targets' shape" : "a number");
   const double divisor = tape.reduction == Reduction::mean ? static_cast<double>(std::max<Index>(tape.counted, 1)) : 1;
   std::fill_n(scale, rows, static_cast<Real>(value / divisor));
   return scales;
@@ -170,8 +182,7 @@ py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
   a.dx = mutable_data_of<Real>(dx);
   a.dweight = mutable_data_of<Real>(dweight);
   a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
-  run_without_gil(
-      [&](const Interrupt& interrupt) { return run_cross_entropy_backward(a, num_threads(), interrupt); });
+  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_backward(a, num_threads(), interrupt); });
   return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
 }
 
@@ -184,9 +195,8 @@ py::tuple backward(const CrossEntropyTape& tape, py::handle dloss) {
 void register_cross_entropy(py::module_& module) {
   py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
                                "What the backward pass needs; it refers to x, weight and bias.")
-      .def_property_readonly("nbytes", [](const CrossEntropyTape& tape) {
-        return tape.targets.nbytes() + tape.log_sum.nbytes();
-      });
+      .def_property_readonly(
+          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.log_sum.nbytes(); });
   module.def("linear_cross_entropy_forward", &forward);
   module.def("linear_cross_entropy_backward", &backward);
 }

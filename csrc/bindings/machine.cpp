@@ -14,8 +14,6 @@
 namespace fusedrnn {
 namespace {
 
-using Activation = std::string;
-
 template <class Real>
 const Kernels<Real>& chosen(const std::optional<std::string>& isa) {
   return isa ? kernels_of<Real>(*isa) : kernels<Real>();
@@ -24,7 +22,10 @@ const Kernels<Real>& chosen(const std::optional<std::string>& isa) {
 template <class Real>
 py::array activate_as(const std::string& name, const py::array& x, const std::optional<std::string>& isa) {
   const Kernels<Real>& table = chosen<Real>(isa);
-  const auto function = name == "exp" ? table.exp : name == "sigmoid" ? table.sigmoid : name == "tanh" ? table.tanh : nullptr;
+  const auto function = name == "exp"       ? table.exp
+                        : name == "sigmoid" ? table.sigmoid
+                        : name == "tanh"    ? table.tanh
+                                            : nullptr;
   if (!function) throw py::value_error("name must be 'exp', 'sigmoid' or 'tanh', not '" + name + "'");
   py::array y = new_array(x.dtype(), {x.shape(0)});
   struct Context {
@@ -34,7 +35,13 @@ py::array activate_as(const std::string& name, const py::array& x, const std::op
     Index count;
   } context = {function, data_of<Real>(x), mutable_data_of<Real>(y), x.shape(0)};
   const py::gil_scoped_release released;
-  parallel(1, [](void* c, int, int) { const auto& all = *static_cast<Context*>(c); all.run(all.x, all.y, all.count); }, &context);
+  parallel(
+      1,
+      [](void* c, int, int) {
+        const auto& all = *static_cast<Context*>(c);
+        all.run(all.x, all.y, all.count);
+      },
+      &context);
   return y;
 }
 
@@ -55,16 +62,19 @@ double peak(int threads, const std::optional<std::string>& isa) {
   using Clock = std::chrono::steady_clock;
   double best = 0;
   const py::gil_scoped_release released;
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 100; ++round) {
     context.operations = 0;
     const Clock::time_point start = Clock::now();
-    parallel(threads, [](void* c, int, int) {
-      auto& all = *static_cast<Context*>(c);
-      const double done = all.table.multiply_adds(4000000);
-      double sum = all.operations.load();
-      while (!all.operations.compare_exchange_weak(sum, sum + done)) {
-      }
-    }, &context);
+    parallel(
+        threads,
+        [](void* c, int, int) {
+          auto& all = *static_cast<Context*>(c);
+          const double done = all.table.multiply_adds(100000);
+          double sum = all.operations.load();
+          while (!all.operations.compare_exchange_weak(sum, sum + done)) {
+          }
+        },
+        &context);
     best = std::max(best, context.operations.load() / std::chrono::duration<double>(Clock::now() - start).count());
   }
   return best / 1e9;

@@ -1,17 +1,17 @@
 // Layers and cells: array -> view -> check -> allocate -> release the GIL -> call.
-#include <atomic>
-#include <optional>
-#include <string>
+#include "core/recurrent.h"
 
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
+#include <optional>
+#include <string>
 #include <variant>
 
 #include "bindings/arrays.h"
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
-#include "core/recurrent.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -87,7 +87,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   py::list parameter_shapes() const {
     py::list shapes;
-    for (const Parameter& parameter : parameters_) shapes.append(py::make_tuple(parameter.name, py::tuple(py::cast(parameter.shape))));
+    for (const Parameter& parameter : parameters_)
+      shapes.append(py::make_tuple(parameter.name, py::tuple(py::cast(parameter.shape))));
     return shapes;
   }
   std::uint64_t calls() const { return calls_.load(); }
@@ -135,8 +136,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;
     for (int layer = 0; layer < config_.layers; ++layer)
       for (int direction = 0; direction < config_.directions; ++direction) {
-        const std::string suffix =
-            single_step_ ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+        const std::string suffix = single_step_ ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
         parameters_.push_back({"weight_ih" + suffix, {gates, config_.input_of(layer)}});
         parameters_.push_back({"weight_hh" + suffix, {gates, hidden}});
         if (bias_) {
@@ -334,8 +334,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return array;
   }
 
-  void require_free_output(const py::array& out, const py::array& x,
-                           const std::vector<std::optional<py::array>>& state,
+  void require_free_output(const py::array& out, const py::array& x, const std::vector<std::optional<py::array>>& state,
                            const std::vector<py::array>& weights) const {
     require_disjoint(out, "out", x, "x");
     for (const auto& half : state)
@@ -347,11 +346,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::shared_ptr<const RowLists> row_lists(const Layout& layout, py::handle lengths, py::handle reset) const {
     const std::vector<std::int64_t> counted = lengths_of(lengths, layout);
     const std::optional<py::array> mask = reset_of(reset, layout);
-    return std::make_shared<const RowLists>(
-        layout.steps, layout.rows, lengths.is_none() ? nullptr : counted.data(),
-        mask ? static_cast<const bool*>(mask->data()) : nullptr,
-        mask ? stride_of(*mask, layout.time_axis()) : 0,
-        mask && layout.row_axis() >= 0 ? stride_of(*mask, layout.row_axis()) : 0);
+    return std::make_shared<const RowLists>(layout.steps, layout.rows, lengths.is_none() ? nullptr : counted.data(),
+                                            mask ? static_cast<const bool*>(mask->data()) : nullptr,
+                                            mask ? stride_of(*mask, layout.time_axis()) : 0,
+                                            mask && layout.row_axis() >= 0 ? stride_of(*mask, layout.row_axis()) : 0);
   }
 
   py::object state_result(const std::vector<py::array>& arrays) const {
@@ -481,7 +479,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 }  // namespace
 
 void register_recurrent(py::module_& module) {
-  py::class_<PyTape>(module, "Tape", "What backpropagation needs of one forward call; it refers to x, y and the parameters.")
+  py::class_<PyTape>(module, "Tape",
+                     "What backpropagation needs of one forward call; it refers to x, y and the parameters.")
       .def_property_readonly("nbytes", &PyTape::bytes, "Bytes it holds beyond the arrays it refers to.");
   py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
       .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,

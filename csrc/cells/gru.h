@@ -50,8 +50,8 @@ struct Gru<true> {
 template <>
 struct Gru<false> {
   static constexpr int N = 0, R = 1, Z = 2;
-  static constexpr CellTraits traits = {
-      "gru_reset_before", 3, 3, 1, 0, 2, {N, 3, {2, 0, 1}}, {{R, 2, {0, 1}}, {N, 1, {2}}}};
+  static constexpr CellTraits traits = {"gru_reset_before",           3, 3, 1, 0, 2, {N, 3, {2, 0, 1}},
+                                        {{R, 2, {0, 1}}, {N, 1, {2}}}};
 
   // After the first phase: activates its gates and gives the second phase's left operand.
   template <class V>

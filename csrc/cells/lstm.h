@@ -17,7 +17,13 @@ struct Lstm {
   static constexpr int PI = 0, PF = Coupled ? 0 : 1, PO = PF + 1;         // rows of the peephole array
   static constexpr CellTraits traits = {
       Peephole ? (Coupled ? "lstm_peephole_coupled" : "lstm_peephole") : (Coupled ? "lstm_coupled" : "lstm"),
-      kGates, kGates, 2, Peephole ? kGates - 1 : 0, 1, {0, kGates, {0, 1, 2, 3}}, {{0, kGates, {0, 1, 2, 3}}}};
+      kGates,
+      kGates,
+      2,
+      Peephole ? kGates - 1 : 0,
+      1,
+      {0, kGates, {0, 1, 2, 3}},
+      {{0, kGates, {0, 1, 2, 3}}}};
 
   template <class V>
   static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next) {

@@ -106,22 +106,22 @@ struct ForwardArguments {
   Index input_size, hidden_size;
   Schedule schedule;
   Weights<Real> weights;
-  Sequence<const Real> x;      // (T, B, I)
-  Sequence<Real> y;            // (T, B, H): written; zeros past a row's length are the caller's
+  Sequence<const Real> x;  // (T, B, I)
+  Sequence<Real> y;        // (T, B, H): written; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
-  StateRows<Real> hn, cn;      // written
-  bool training;               // keep activated gates and cell states
-  Blocked<Real> gates;         // training: every packed row; inference: `chunk_rows` rows, reused
-  Blocked<Real> cells;         // training, cells with c: every packed row of c
-  Index chunk_rows;            // most packed rows of a chunk of time
+  StateRows<Real> hn, cn;  // written
+  bool training;           // keep activated gates and cell states
+  Blocked<Real> gates;     // training: every packed row; inference: `chunk_rows` rows, reused
+  Blocked<Real> cells;     // training, cells with c: every packed row of c
+  Index chunk_rows;        // most packed rows of a chunk of time
   // Scratch, shared by the threads of the direction.
-  Real* packed_ih;    // blocks * input.count * I * 16
-  Real* packed_hh;    // blocks * (sum of recurrent counts) * H * 16
-  Real* bias;         // blocks * slots * 16
-  Real* peephole;     // blocks * peepholes * 16
-  Real* h;            // (2, rows, padded H): states before and after a step, by position
-  Blocked<Real> carry;  // c by position
-  Real* operand;      // (rows, padded H): a second phase's left operand
+  Real* packed_ih;        // blocks * input.count * I * 16
+  Real* packed_hh;        // blocks * (sum of recurrent counts) * H * 16
+  Real* bias;             // blocks * slots * 16
+  Real* peephole;         // blocks * peepholes * 16
+  Real* h;                // (2, rows, padded H): states before and after a step, by position
+  Blocked<Real> carry;    // c by position
+  Real* operand;          // (rows, padded H): a second phase's left operand
   const Real** pointers;  // (threads, chunk_rows)
 };
 
@@ -142,26 +142,26 @@ struct BackwardArguments {
   Schedule schedule;
   Weights<Real> weights;
   Sequence<const Real> x, y;
-  Sequence<const Real> dy;     // data null: zeros
-  Sequence<Real> dx;           // written; zeros past a row's length are the caller's
+  Sequence<const Real> dy;  // data null: zeros
+  Sequence<Real> dx;        // written; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
-  StateRows<Real> dh0, dc0;    // written
+  StateRows<Real> dh0, dc0;  // written
   WeightGradients<Real> gradients;
   Blocked<const Real> gates, cells;  // the tape; read only
   Index chunk_rows;
   // Scratch, shared by the threads of the direction.
-  Real* packed_ih;        // blocks(I) * blocks * input.count * 16 * 16
-  Real* packed_hh;        // blocks * (sum of recurrent counts) * blocks * 16 * 16
-  Real* peephole;         // blocks * peepholes * 16
-  Blocked<Real> dgates;   // chunk_rows rows of gate gradients
-  Blocked<Real> x_panel;  // chunk_rows rows of x, in blocks of 16 inputs
-  Blocked<Real> h_panel;  // chunk_rows rows of the previous h
+  Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
+  Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
+  Real* peephole;               // blocks * peepholes * 16
+  Blocked<Real> dgates;         // chunk_rows rows of gate gradients
+  Blocked<Real> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
+  Blocked<Real> h_panel;        // chunk_rows rows of the previous h
   Blocked<Real> operand_panel;  // cells of two phases: rows of the second phase's left operand
-  Real* dh;               // (rows, padded H)
-  Real* doperand;         // (rows, padded H), cells of two phases
-  Blocked<Real> carry;    // dc by position
-  const Real** pointers;  // (threads, chunk_rows)
+  Real* dh;                     // (rows, padded H)
+  Real* doperand;               // (rows, padded H), cells of two phases
+  Blocked<Real> carry;          // dc by position
+  const Real** pointers;        // (threads, chunk_rows)
 };
 
 }  // namespace fusedrnn

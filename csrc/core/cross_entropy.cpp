@@ -38,12 +38,16 @@ bool run(const CrossEntropyArguments<Real>& arguments, int threads, Interrupt in
     Group group;
     std::atomic<bool> stop{false};
   } context{arguments, interrupt, kernel, {}, {}};
-  parallel(threads, [](void* pointer, int thread, int given) {
-    Context& c = *static_cast<Context*>(pointer);
-    Worker worker = {thread, Split{given, 1}, &c.group, nullptr,
-                     thread == 0 && c.interrupt.asked ? &c.interrupt : nullptr, &c.stop};
-    c.kernel(c.arguments, worker);
-  }, &context);
+  parallel(
+      threads,
+      [](void* pointer, int thread, int given) {
+        Context& c = *static_cast<Context*>(pointer);
+        Worker worker = {
+            thread, Split{given, 1}, &c.group, nullptr, thread == 0 && c.interrupt.asked ? &c.interrupt : nullptr,
+            &c.stop};
+        c.kernel(c.arguments, worker);
+      },
+      &context);
   return !context.stop.load();
 }
 

@@ -11,14 +11,14 @@ constexpr Index kForwardRows = 48;
 template <class Real>
 struct CrossEntropyArguments {
   Index rows, hidden_size, classes;
-  const Real* x;                // (rows, H)
-  const Real* weight;           // (classes, H)
-  const Real* bias;             // (classes,) or null
-  const std::int64_t* targets;  // (rows,) in [0, classes), or negative: ignored
-  Real* losses;                 // forward, written: (rows,); 0 where ignored
-  Real* log_sum;                // (rows,) log of the sum of exp(logits): forward writes it, backward reads it
-  const Real* scale;            // backward: (rows,) gradient of each row's loss
-  Real *dx, *dweight, *dbias;   // backward, written; dweight and dbias are accumulated into
+  const Real* x;                   // (rows, H)
+  const Real* weight;              // (classes, H)
+  const Real* bias;                // (classes,) or null
+  const std::int64_t* targets;     // (rows,) in [0, classes), or negative: ignored
+  Real* losses;                    // forward, written: (rows,); 0 where ignored
+  Real* log_sum;                   // (rows,) log of the sum of exp(logits): forward writes it, backward reads it
+  const Real* scale;               // backward: (rows,) gradient of each row's loss
+  Real *dx, *dweight, *dbias;      // backward, written; dweight and dbias are accumulated into
   Index chunk_rows, chunk_blocks;  // logits that exist at a time: chunk_rows x chunk_blocks * 16
   // Scratch.
   Real* packed;           // blocks(classes) * H * 16

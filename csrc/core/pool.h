@@ -35,8 +35,8 @@ class Buffer {
 };
 
 struct PoolUse {
-  std::size_t live;  // bytes of buffers in use
-  std::size_t idle;  // bytes kept for the next ones
+  std::size_t live;   // bytes of buffers in use
+  std::size_t idle;   // bytes kept for the next ones
   std::size_t fresh;  // buffers the system was asked for since the start
 };
 PoolUse pool_use();

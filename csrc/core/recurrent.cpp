@@ -220,8 +220,8 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, tape != nullptr));
     if (tape)
-      fill_tape(kernels.traits, config, arguments.back(),
-                tape->directions[layer * config.directions + direction], call.lists->packed_rows());
+      fill_tape(kernels.traits, config, arguments.back(), tape->directions[layer * config.directions + direction],
+                call.lists->packed_rows());
     scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
   }
   return run_layer<Real>(

@@ -5,7 +5,7 @@
 // random ones: first without a fused multiply-add (v2), then with one (v3, v4).
 #pragma once
 
-#include "vec.h"
+#include "cpu/vec.h"
 
 namespace fusedrnn {
 namespace {
@@ -14,15 +14,18 @@ namespace {
 // Adding `rounder` to a number rounds it to an integer n and leaves n + the exponent bias in the low bits of the sum,
 // from where a shift makes 2^n of it. ln2_high has so few bits that n * ln2_high is exact.
 // The coefficients of r^2, r^3, ... are a minimax fit of the relative error of q.
-template <class Real> struct ExpConstants;
-template <> struct ExpConstants<float> {
+template <class Real>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
   static constexpr float rounder = 0x1.8p23f + 127, exponent_bias = 127, log2_e = 0x1.715476p0f;
   static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
   static constexpr int mantissa_bits = 23, terms = 5;
   static constexpr float expm1[terms] = {0.5f, 0x1.5554b6p-3f, 0x1.5555bap-5f, 0x1.1223bcp-7f, 0x1.6c5578p-10f};
   static constexpr float exp_lowest = -104, exp_highest = 89, sigmoid_highest = 40, tanh_highest = 10;
 };
-template <> struct ExpConstants<double> {
+template <>
+struct ExpConstants<double> {
   static constexpr double rounder = 0x1.8p52 + 1023, exponent_bias = 1023, log2_e = 0x1.71547652b82fep0;
   static constexpr double ln2_high = 0x1.62e42fefa3800p-1, ln2_low = 0x1.ef35793c76730p-45;
   static constexpr int mantissa_bits = 52, terms = 11;
@@ -43,12 +46,14 @@ template <> struct ExpConstants<double> {
 };
 
 // 2^n for the n that was left in the low bits of a sum with `rounder`.
-template <class Real> FUSEDRNN_INLINE Vec<Real> power_of_two(Vec<Real> rounded) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> power_of_two(Vec<Real> rounded) {
   return Vec<Real>::from_bits(rounded.bits() << ExpConstants<Real>::mantissa_bits);
 }
 
 // expm1(scale * r) / scale for |scale * r| <= ln(2) / 2: small r come out with a small relative error.
-template <class Real> FUSEDRNN_INLINE Vec<Real> expm1_reduced(Vec<Real> r, int scale) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> expm1_reduced(Vec<Real> r, int scale) {
   using C = ExpConstants<Real>;
   Real power = 1;
   for (int term = 1; term < C::terms; term++) power *= scale;
@@ -61,7 +66,8 @@ template <class Real> FUSEDRNN_INLINE Vec<Real> expm1_reduced(Vec<Real> r, int s
 }
 
 // Float 1.02 and 1.04 ulp, double 0.96 and 0.99.
-template <class Real> FUSEDRNN_INLINE Vec<Real> exp(Vec<Real> a) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> exp(Vec<Real> a) {
   using V = Vec<Real>;
   using C = ExpConstants<Real>;
   const V u = at_most(at_least(a, V(C::exp_lowest)), V(C::exp_highest));
@@ -77,7 +83,8 @@ template <class Real> FUSEDRNN_INLINE Vec<Real> exp(Vec<Real> a) {
 // until the sum is infinite and the result 0 (on the way there, below the normal range, it is 6e-6 off). With q for
 // -expm1(-r), 1 + s (1 - q) is added up so that neither the 1 nor s gets lost. The worst a is just below 0, where the
 // sum's two roundings and the quotient's come to 2 ulp at most. Float 2.00 (1.9991) ulp for both, double 2.00 (1.9976).
-template <class Real> FUSEDRNN_INLINE Vec<Real> sigmoid(Vec<Real> a) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> sigmoid(Vec<Real> a) {
   using V = Vec<Real>;
   using C = ExpConstants<Real>;
   const V one(Real(1)), u = at_most(a, V(C::sigmoid_highest));
@@ -89,7 +96,8 @@ template <class Real> FUSEDRNN_INLINE Vec<Real> sigmoid(Vec<Real> a) {
 
 // With m = expm1(-2|a|) this is -m / (2 + m) and the sign of a; s below is 2^(n+1) and q is expm1(r) / 2.
 // Float 1.96 and 1.97 ulp, double 1.90 and 1.85.
-template <class Real> FUSEDRNN_INLINE Vec<Real> tanh(Vec<Real> a) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> tanh(Vec<Real> a) {
   using V = Vec<Real>;
   using C = ExpConstants<Real>;
   const V one(Real(1)), half(Real(0.5)), minus_abs = V::from_bits(a.bits() | sign_bit<Real>());

@@ -101,8 +101,7 @@ class Backward {
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
         copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
-        if constexpr (has_c)
-          copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
       }
   }
 
@@ -308,8 +307,8 @@ class Backward {
       for (Index item = items.first; item < items.last; ++item) {
         const Index block = item / slots, slot = item % slots - window.first;
         if (slot < 0 || slot >= window.count) continue;
-        accumulate_outer(a.dgates, block, (window.first + slot) * kBlock, units_in(block), panel, chunk_rows, i, columns,
-                         gradient + (window.gate[slot] * hidden + block * kBlock) * columns);
+        accumulate_outer(a.dgates, block, (window.first + slot) * kBlock, units_in(block), panel, chunk_rows, i,
+                         columns, gradient + (window.gate[slot] * hidden + block * kBlock) * columns);
       }
   }
 

@@ -43,12 +43,12 @@ void map(const Real* x, Real* y, Index count) {
 double multiply_adds(Index rounds) {
   constexpr int kChains = 12;
   V chain[kChains];
-  for (V& value : chain) value = V(Real(1));
+  for (int k = 0; k < kChains; ++k) chain[k] = V(Real(1 + k));  // equal ones would be merged into one
   V factor(Real(0.999)), term(Real(0.001));
   for (Index round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
     for (V& value : chain) value = fma(value, factor, term);
-    asm volatile("" : : : "memory");
+    asm volatile("");  // keeps the rounds apart and the chains in registers
   }
   V sum(Real(0));
   for (const V& value : chain) sum += value;

@@ -212,8 +212,8 @@ class Forward {
     for (int i = 0; i < rows; ++i) row[i] = left + (p + i) * blocks * kBlock;
     Real* out[larger(columns, kColumns)];
     for (Index i = 0; i < count * columns; ++i)
-      out[i] = a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) +
-               (window.first + i % columns) * kBlock;
+      out[i] =
+          a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) + (window.first + i % columns) * kBlock;
     Product<Real> product;
     product.k_length = hidden;
     product.right = a.packed_hh + phase_start(traits, kPhase, blocks, hidden) + block * columns * hidden * kBlock;

@@ -23,12 +23,18 @@ inline int tile_rows(Index rows) {
 template <class Real>
 inline void gemm(int rows, const Real* const* left, const Product<Real>& p, Index blocks) {
   switch (rows) {
-    case 1: return tile_blocks<Real, 1>(LeftRows<Real, 1>(left, p.left_block), p, blocks);
-    case 2: return tile_blocks<Real, 2>(LeftRows<Real, 2>(left, p.left_block), p, blocks);
-    case 3: return tile_blocks<Real, 3>(LeftRows<Real, 3>(left, p.left_block), p, blocks);
-    case 4: return tile_blocks<Real, 4>(LeftRows<Real, 4>(left, p.left_block), p, blocks);
-    case 5: return tile_blocks<Real, 5>(LeftRows<Real, 5>(left, p.left_block), p, blocks);
-    default: return tile_blocks<Real, 6>(LeftRows<Real, 6>(left, p.left_block), p, blocks);
+    case 1:
+      return tile_blocks<Real, 1>(LeftRows<Real, 1>(left, p.left_block), p, blocks);
+    case 2:
+      return tile_blocks<Real, 2>(LeftRows<Real, 2>(left, p.left_block), p, blocks);
+    case 3:
+      return tile_blocks<Real, 3>(LeftRows<Real, 3>(left, p.left_block), p, blocks);
+    case 4:
+      return tile_blocks<Real, 4>(LeftRows<Real, 4>(left, p.left_block), p, blocks);
+    case 5:
+      return tile_blocks<Real, 5>(LeftRows<Real, 5>(left, p.left_block), p, blocks);
+    default:
+      return tile_blocks<Real, 6>(LeftRows<Real, 6>(left, p.left_block), p, blocks);
   }
 }
 
@@ -36,12 +42,18 @@ inline void gemm(int rows, const Real* const* left, const Product<Real>& p, Inde
 template <class Real>
 inline void gemm_transposed(int rows, const LeftColumns<Real>& left, const Product<Real>& p, Index blocks) {
   switch (rows) {
-    case 1: return tile_blocks<Real, 1>(left, p, blocks);
-    case 2: return tile_blocks<Real, 2>(left, p, blocks);
-    case 3: return tile_blocks<Real, 3>(left, p, blocks);
-    case 4: return tile_blocks<Real, 4>(left, p, blocks);
-    case 5: return tile_blocks<Real, 5>(left, p, blocks);
-    default: return tile_blocks<Real, 6>(left, p, blocks);
+    case 1:
+      return tile_blocks<Real, 1>(left, p, blocks);
+    case 2:
+      return tile_blocks<Real, 2>(left, p, blocks);
+    case 3:
+      return tile_blocks<Real, 3>(left, p, blocks);
+    case 4:
+      return tile_blocks<Real, 4>(left, p, blocks);
+    case 5:
+      return tile_blocks<Real, 5>(left, p, blocks);
+    default:
+      return tile_blocks<Real, 6>(left, p, blocks);
   }
 }
 

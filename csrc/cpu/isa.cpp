@@ -7,7 +7,7 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)                   \
+#define FUSEDRNN_DECLARE(isa)                    \
   const Kernels<float>& kernels_##isa##_float(); \
   const Kernels<double>& kernels_##isa##_double();
 #if defined(FUSEDRNN_X86)
@@ -59,8 +59,8 @@ const Build& chosen() {
       try {
         return &find(name);
       } catch (const std::invalid_argument&) {
-        throw std::runtime_error("FUSEDRNN_ISA is '" + std::string(name) +
-                                 "': this build and processor offer " + runnable_list());
+        throw std::runtime_error("FUSEDRNN_ISA is '" + std::string(name) + "': this build and processor offer " +
+                                 runnable_list());
       }
     }
     for (const Build& build : builds())

@@ -10,8 +10,8 @@ namespace {
 // Cycles, measured on AVX-512 cores; only their ratios matter.
 constexpr double kBytesFromSecondLevel = 40;  // a cycle
 constexpr double kBytesFromBeyond = 8;
-constexpr double kVectorsAtOnce = 2;          // fused multiply-adds a cycle
-constexpr double kLoadsForATile = 4;          // right-hand vectors a tile loads however few its rows
+constexpr double kVectorsAtOnce = 2;  // fused multiply-adds a cycle
+constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however few its rows
 constexpr double kBarrier = 400;
 constexpr double kTeam = 30000;  // starting a team, spread over the steps
 constexpr double kSteps = 100;   // a sequence's usual length

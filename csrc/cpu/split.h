@@ -5,10 +5,10 @@
 namespace fusedrnn {
 
 struct StepCost {
-  Index rows;         // of the batch
-  Index blocks;       // of 16 units
-  Index columns;      // vectors of 16 that a unit block has in a step's product
-  Index inner;        // inner dimension of the product
+  Index rows;     // of the batch
+  Index blocks;   // of 16 units
+  Index columns;  // vectors of 16 that a unit block has in a step's product
+  Index inner;    // inner dimension of the product
   Index real_bytes;
 };
 

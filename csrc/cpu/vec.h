@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/attributes.h"
+
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define FUSEDRNN_AVX512 1
 #define FUSEDRNN_VECTOR_BYTES 64
@@ -32,23 +34,25 @@
 #include <immintrin.h>
 #endif
 
-#define FUSEDRNN_INLINE inline __attribute__((always_inline))
-
 namespace fusedrnn {
 namespace {
 
 // The compiler's own vector types: Native holds the numbers, Bits the same register as signed integers.
-template <class Real> struct Register;
-template <> struct Register<float> {
+template <class Real>
+struct Register;
+template <>
+struct Register<float> {
   typedef float Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
   typedef int32_t Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
 };
-template <> struct Register<double> {
+template <>
+struct Register<double> {
   typedef double Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
 };
 
-template <class Real> struct Vec {
+template <class Real>
+struct Vec {
   using real = Real;
   using Native = typename Register<Real>::Native;
   using Bits = typename Register<Real>::Bits;
@@ -95,7 +99,8 @@ constexpr bool fma_is_fused = true;
 constexpr bool fma_is_fused = false;
 #endif
 
-template <class Real> FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask mask, Vec<Real> a, Vec<Real> b) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask mask, Vec<Real> a, Vec<Real> b) {
   return Vec<Real>(mask ? a.native : b.native);
 }
 
@@ -123,7 +128,10 @@ FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return Vec<double>(FUSEDRNN_X86(fmadd_pd)(a.native, b.native, c.native));
 }
 #else
-template <class Real> FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) { return a * b + c; }
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) {
+  return a * b + c;
+}
 #endif
 
 #elif defined(FUSEDRNN_NEON)
@@ -149,28 +157,37 @@ FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 
 #else
 
-template <class Real> FUSEDRNN_INLINE Vec<Real> at_least(Vec<Real> a, Vec<Real> bound) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> at_least(Vec<Real> a, Vec<Real> bound) {
   return select(bound > a, bound, a);
 }
-template <class Real> FUSEDRNN_INLINE Vec<Real> at_most(Vec<Real> a, Vec<Real> bound) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> at_most(Vec<Real> a, Vec<Real> bound) {
   return select(bound < a, bound, a);
 }
-template <class Real> FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) { return a * b + c; }
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) {
+  return a * b + c;
+}
 
 #endif
 
 #if defined(FUSEDRNN_AVX512)
 
-template <> FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
+template <>
+FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
   return Vec(_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from));
 }
-template <> FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
+template <>
+FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
   return Vec(_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), from));
 }
-template <> FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
+template <>
+FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
   _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), native);
 }
-template <> FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
+template <>
+FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
   _mm512_mask_storeu_pd(to, (__mmask8)((1u << count) - 1), native);
 }
 
@@ -182,29 +199,35 @@ FUSEDRNN_INLINE __m256i first_floats(int count) {
 FUSEDRNN_INLINE __m256i first_doubles(int count) {
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
 }
-template <> FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
+template <>
+FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
   return Vec(_mm256_maskload_ps(from, first_floats(count)));
 }
-template <> FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
+template <>
+FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
   return Vec(_mm256_maskload_pd(from, first_doubles(count)));
 }
-template <> FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
+template <>
+FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
   _mm256_maskstore_ps(to, first_floats(count), native);
 }
-template <> FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
+template <>
+FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
   _mm256_maskstore_pd(to, first_doubles(count), native);
 }
 
 #else
 
-template <class Real> FUSEDRNN_INLINE Vec<Real> Vec<Real>::load_partial(const Real* from, int count) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> Vec<Real>::load_partial(const Real* from, int count) {
   Vec loaded(Native{});
   for (int lane = 0; lane < lanes; lane++) {
     if (lane < count) loaded.native[lane] = from[lane];
   }
   return loaded;
 }
-template <class Real> FUSEDRNN_INLINE void Vec<Real>::store_partial(Real* to, int count) const {
+template <class Real>
+FUSEDRNN_INLINE void Vec<Real>::store_partial(Real* to, int count) const {
   for (int lane = 0; lane < lanes; lane++) {
     if (lane < count) to[lane] = native[lane];
   }
@@ -212,13 +235,18 @@ template <class Real> FUSEDRNN_INLINE void Vec<Real>::store_partial(Real* to, in
 
 #endif
 
-template <class Real> FUSEDRNN_INLINE typename Vec<Real>::Bits sign_bit() { return Vec<Real>(Real(-0.0)).bits(); }
+template <class Real>
+FUSEDRNN_INLINE typename Vec<Real>::Bits sign_bit() {
+  return Vec<Real>(Real(-0.0)).bits();
+}
 
-template <class Real> FUSEDRNN_INLINE Vec<Real> abs(Vec<Real> a) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> abs(Vec<Real> a) {
   return Vec<Real>::from_bits(a.bits() & ~sign_bit<Real>());
 }
 
-template <class Real> FUSEDRNN_INLINE Vec<Real> copysign(Vec<Real> magnitude, Vec<Real> sign) {
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> copysign(Vec<Real> magnitude, Vec<Real> sign) {
   const auto mask = sign_bit<Real>();
 #if defined(FUSEDRNN_AVX512)
   constexpr int first_selects = 0xca;  // the truth table of first ? second : third
@@ -232,9 +260,11 @@ template <class Real> FUSEDRNN_INLINE Vec<Real> copysign(Vec<Real> magnitude, Ve
 // Transposition goes by doubling widths: a step takes the rows i and i + width to the low and high halves of their
 // interleaving in blocks of `width` lanes. Below 16 bytes it interleaves within each 16-byte part, which is one
 // unpack on every ISA; from there on it exchanges whole parts.
-template <class Real> constexpr int part_lanes = 16 / int(sizeof(Real));
+template <class Real>
+constexpr int part_lanes = 16 / int(sizeof(Real));
 
-template <class Real> constexpr int interleaved_lane(int lane, int width, bool high) {
+template <class Real>
+constexpr int interleaved_lane(int lane, int width, bool high) {
   constexpr int lanes = Vec<Real>::lanes, part = part_lanes<Real>;
   const bool from_second = lane / width % 2 != 0;
   if (width >= part) return from_second ? lanes + lane - (high ? 0 : width) : lane + (high ? width : 0);
@@ -260,7 +290,8 @@ FUSEDRNN_INLINE void interleave_rows(Vec<Real> (&rows)[Vec<Real>::lanes], std::i
 }
 
 // rows[i] lane j becomes rows[j] lane i.
-template <class Real> FUSEDRNN_INLINE void transpose(Vec<Real> (&rows)[Vec<Real>::lanes]) {
+template <class Real>
+FUSEDRNN_INLINE void transpose(Vec<Real> (&rows)[Vec<Real>::lanes]) {
   interleave_rows<1>(rows, std::make_integer_sequence<int, Vec<Real>::lanes / 2>());
   if constexpr (part_lanes<Real> == 4) {  // two interleavings within a part leave its columns in the order 0 2 1 3
     for (int row = 0; row < Vec<Real>::lanes; row += 4) {
@@ -274,4 +305,4 @@ template <class Real> FUSEDRNN_INLINE void transpose(Vec<Real> (&rows)[Vec<Real>
 }  // namespace
 }  // namespace fusedrnn
 
-#include "activations.h"
+#include "cpu/activations.h"

@@ -13,11 +13,11 @@ struct Split {
 };
 
 struct Worker {
-  int thread;              // within the group
-  Split split;             // of the group
+  int thread;   // within the group
+  Split split;  // of the group
   Group* group;
-  Barrier* row_barrier;    // threads of the same rows
-  Interrupt* interrupt;    // asked by this thread, or null
+  Barrier* row_barrier;     // threads of the same rows
+  Interrupt* interrupt;     // asked by this thread, or null
   std::atomic<bool>* stop;  // shared by all groups of the call
 
   FUSEDRNN_INLINE int threads() const { return split.threads(); }

@@ -136,15 +136,13 @@ class CrossEntropy {
     Real lane[kBlock];
     for (Index k = 0; k < kVectors; ++k) partial[k] = V(maximum);
     for (Index v = 0; v < count; ++v)
-      for (Index k = 0; k < kVectors; ++k)
-        partial[k] = at_least(partial[k], V::load(logits.at(v, row) + k * V::lanes));
+      for (Index k = 0; k < kVectors; ++k) partial[k] = at_least(partial[k], V::load(logits.at(v, row) + k * V::lanes));
     for (Index k = 0; k < kVectors; ++k) partial[k].store(lane + k * V::lanes);
     const Real before = maximum;
     for (Index u = 0; u < kBlock; ++u) maximum = lane[u] > maximum ? lane[u] : maximum;
     for (Index k = 0; k < kVectors; ++k) partial[k] = V(Real(0));
     for (Index v = 0; v < count; ++v)
-      for (Index k = 0; k < kVectors; ++k)
-        partial[k] += exp(V::load(logits.at(v, row) + k * V::lanes) - V(maximum));
+      for (Index k = 0; k < kVectors; ++k) partial[k] += exp(V::load(logits.at(v, row) + k * V::lanes) - V(maximum));
     for (Index k = 0; k < kVectors; ++k) partial[k].store(lane + k * V::lanes);
     if (sum != Real(0)) sum *= exponential(before - maximum);
     for (Index u = 0; u < kBlock; ++u) sum += lane[u];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
@@ -57,18 +57,17 @@ def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def require_dtype(value: object) -> str:
-    """Return 'float32' or 'float64' for anything NumPy takes for it."""
-    if value is None:
-        raise TypeError("dtype must be 'float32' or 'float64', not None")
-    try:
-        name = np.dtype(value).name  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        name = value
-    if name not in DTYPES or not np.dtype(value).isnative:  # type: ignore[call-overload]
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(f"dtype must be 'float32' or 'float64', not {value!r}")
-    return str(name)
+def require_dtype(value: Any) -> str:
+    """Return 'float32' or 'float64' for a name, NumPy type or dtype of one of them."""
+    if isinstance(value, (str, type, np.dtype)):
+        try:
+            dtype = np.dtype(value)
+        except TypeError:
+            dtype = None
+        if dtype is not None and dtype.name in DTYPES and dtype.isnative:
+            return str(dtype.name)
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"dtype must be 'float32' or 'float64', not {value!r}")
 
 
 def require_device(value: str) -> str:

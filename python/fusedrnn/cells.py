@@ -38,14 +38,15 @@ class _Cell(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape; the message names it.
         """
-        return self._core.infer(self.parameters, x, state, None, None, None)[1]
+        new_state: State = self._engine.infer(self.parameters, x, state, None, None, None)[1]
+        return new_state
 
     def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape]:
         """Run one step in training: as a call, and return (state, tape).
 
         The tape refers to x, the new h and the parameters: do not write them before the backward pass.
         """
-        _, new_state, tape = self._core.forward(self.parameters, x, state, None, None, None)
+        _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, None)
         return new_state, tape
 
     def backward(self, tape: _core.Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]

@@ -91,7 +91,5 @@ def linear_cross_entropy_backward(tape: _core.CrossEntropyTape, dloss: Any = 1.0
         Where an argument is of another kind, dtype or shape.
     """
     if not isinstance(tape, _core.CrossEntropyTape):
-        raise TypeError(
-            f"tape must be the one that linear_cross_entropy_forward returned, not {type(tape).__name__}"
-        )
+        raise TypeError(f"tape must be the one that linear_cross_entropy_forward returned, not {type(tape).__name__}")
     return _core.linear_cross_entropy_backward(tape, dloss)

@@ -100,7 +100,7 @@ class _Layer(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype, shape or value; the message names it.
         """
-        return self._core.infer(self.parameters, x, state, lengths, reset, out)
+        return self._engine.infer(self.parameters, x, state, lengths, reset, out)
 
     def forward(
         self,
@@ -115,7 +115,7 @@ class _Layer(Recurrent):
         The tape refers to x, y and the parameters: do not write them before the backward pass. An interrupted call
         raises KeyboardInterrupt and leaves `out` with no result.
         """
-        return self._core.forward(self.parameters, x, state, lengths, reset, out)
+        return self._engine.forward(self.parameters, x, state, lengths, reset, out)
 
     def backward(
         self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None

@@ -32,7 +32,7 @@ def lstm_name(peephole: bool, coupled: bool) -> str:
 class Recurrent:
     """Base of every layer and cell; not made directly."""
 
-    _core: _core.Recurrent
+    _engine: _core.Recurrent
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Recurrent:
             "batch_first": batch_first,
             "single_step": single_step,
         }
-        self._core = _core.Recurrent(**self._settings)
+        self._engine = _core.Recurrent(**self._settings)
         #: Name -> live writable array. An edit shows at the next call.
         self.parameters: dict[str, Array] = {
-            name: np.empty(shape, self.dtype) for name, shape in self._core.parameter_shapes
+            name: np.empty(shape, self.dtype) for name, shape in self._engine.parameter_shapes
         }
         init.uniform_(self, self._settings["seed"])
 
@@ -89,7 +89,8 @@ class Recurrent:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of every array: float32 or float64."""
-        return np.dtype(self._settings["dtype"])
+        dtype: np.dtype[Any] = np.dtype(self._settings["dtype"])
+        return dtype
 
     @property
     def cell_name(self) -> str:
@@ -117,7 +118,7 @@ class Recurrent:
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of names to arrays, not {type(mapping).__name__}")
         require_flag(convert, "convert")
-        self._core.check_parameters(self.parameters)
+        self._engine.check_parameters(self.parameters)
         unknown = [name for name in mapping if name not in self.parameters]
         missing = [name for name in self.parameters if name not in mapping]
         if unknown or missing:
@@ -154,12 +155,12 @@ class Recurrent:
         device = self.device if device is None else require_device(device)
         name = self._settings["dtype"] if dtype is None else require_dtype(dtype)
         if name != self._settings["dtype"]:
-            self._core.check_parameters(self.parameters)
+            self._engine.check_parameters(self.parameters)
             parameters = {key: array.astype(name) for key, array in self.parameters.items()}
-            calls = self._core.calls
+            calls = self._engine.calls
             self._settings["dtype"] = name
-            self._core = _core.Recurrent(**self._settings)
-            self._core.calls = calls
+            self._engine = _core.Recurrent(**self._settings)
+            self._engine.calls = calls
             self.parameters = parameters
         self.device = device
         return self
@@ -172,19 +173,19 @@ class Recurrent:
             raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
         if grads is not None and not isinstance(grads, Gradients):
             raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
-        return Gradients(*self._core.backward(tape, dy, dstate, None if grads is None else grads.parameters))
+        return Gradients(*self._engine.backward(tape, dy, dstate, None if grads is None else grads.parameters))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_core"]
-        state["calls"] = self._core.calls
+        del state["_engine"]
+        state["calls"] = self._engine.calls
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         calls = state.pop("calls")
         self.__dict__.update(state)
-        self._core = _core.Recurrent(**self._settings)
-        self._core.calls = calls
+        self._engine = _core.Recurrent(**self._settings)
+        self._engine.calls = calls
 
     def _describe(self, **options: object) -> str:
         shown = {**options, "bias": self.bias, "dtype": str(self.dtype)}
