@@ -13,6 +13,8 @@ constexpr int kTileVectors = 4;
 constexpr int kTileVectors = 2;
 #endif
 constexpr int kTileRows = 6;
+// Steps of the inner dimension by which the right operand is fetched ahead from the second-level cache.
+constexpr Index kPrefetchSteps = 16;
 
 // How a tile's vectors lie over blocks of 16 columns.
 template <class Real>
@@ -84,6 +86,9 @@ FUSEDRNN_NOINLINE void tile(Left left, const Product<Real>& p, Index first_block
 #pragma GCC unroll 8
         for (int v = 0; v < Blocks * parts; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
       }
+#pragma GCC unroll 8
+      for (int v = 0; v < Blocks * parts; ++v)
+        __builtin_prefetch(right + v / parts * right_block + v % parts * V::lanes + kPrefetchSteps * right_step);
       right += right_step;
     }
     left.next_block();
