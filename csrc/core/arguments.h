@@ -154,14 +154,13 @@ struct BackwardArguments {
   Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
   Real* peephole;               // blocks * peepholes * 16
-  Blocked<Real> dgates;         // chunk_rows rows of gate gradients
+  Blocked<Real> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
   Blocked<Real> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
   Blocked<Real> h_panel;        // chunk_rows rows of the previous h
   Blocked<Real> operand_panel;  // cells of two phases: rows of the second phase's left operand
   Real* dh;                     // (rows, padded H)
   Real* doperand;               // (rows, padded H), cells of two phases
   Blocked<Real> carry;          // dc by position
-  const Real** pointers;        // (threads, chunk_rows)
 };
 
 }  // namespace fusedrnn

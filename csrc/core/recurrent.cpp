@@ -253,7 +253,7 @@ struct BackwardScratch {
     a.packed_ih = packed_ih.template as<Real>();
     a.packed_hh = packed_hh.template as<Real>();
     a.peephole = peephole.template as<Real>();
-    a.dgates = blocked<Real>(dgates, a.chunk_rows, traits.slots * kBlock);
+    a.dgates = blocked<Real>(dgates, a.chunk_rows, kBlock);
     a.x_panel = blocked<Real>(x_panel, a.chunk_rows, kBlock);
     a.h_panel = blocked<Real>(h_panel, a.chunk_rows, kBlock);
     a.operand_panel = blocked<Real>(operand_panel, a.chunk_rows, kBlock);

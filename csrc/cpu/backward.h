@@ -33,6 +33,7 @@ class Backward {
     for (Index last = schedule.steps, chunk = 0; last > 0; last = first, ++chunk) {
       first = chunk_begin(last);
       if (!w.go_on(chunk)) return;
+      if (schedule.active[first] == 0) continue;  // an empty batch
       chunk_row = schedule.offset[first];
       chunk_rows = schedule.offset[last] - chunk_row;
       stage_panels(first, last);
@@ -138,54 +139,63 @@ class Backward {
       for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j);
     w.meet_row();
     if constexpr (traits.phases == 2) {
-      for_each_tile(end, [&](Index p, int rows, Index j, Index count) {
-        multiply<1>(s, p, rows, j, count, a.doperand);
-        for (Index q = p; q < p + rows; ++q)
-          for (Index i = j; i < j + count; ++i) differentiate_operand(s, q, i);
+      for_each_group(s, [&](Index j, Index count) {
+        multiply<1>(s, end, j, count, a.doperand);
+        for (Index p = own_rows.first; p < end; ++p)
+          for (Index i = j; i < j + count; ++i) differentiate_operand(s, p, i);
       });
       w.meet_row();
     }
-    for_each_tile(end, [&](Index p, int rows, Index j, Index count) {
-      multiply<0>(s, p, rows, j, count, a.dh);
-      for (Index q = p; q < p + rows; ++q)
-        if (schedule.cut(s, q)) clear(dh_at(q, j), count * kBlock);
+    for_each_group(s, [&](Index j, Index count) {
+      multiply<0>(s, end, j, count, a.dh);
+      for (Index p = own_rows.first; p < end; ++p)
+        if (schedule.cut(s, p)) clear(dh_at(p, j), count * kBlock);
     });
   }
 
+  // To and fro: what a step reads last is what the next one finds in the cache.
   template <class Work>
-  void for_each_tile(Index end, const Work& work) {
-    for (Index j = own_blocks.first; j < own_blocks.last; j += kColumns)
-      for (Index p = own_rows.first; p < end;) {
-        const int rows = tile_rows(end - p);
-        work(p, rows, j, smaller(kColumns, own_blocks.last - j));
-        p += rows;
-      }
+  void for_each_group(Index s, const Work& work) {
+    const Index groups = (own_blocks.last - own_blocks.first + kColumns - 1) / kColumns;
+    for (Index i = 0; i < groups; ++i) {
+      const Index j = own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * kColumns;
+      work(j, smaller(kColumns, own_blocks.last - j));
+    }
   }
 
   // Gate gradients of a phase times weight_hh: onto the direct part in dh, or from zero into doperand.
   template <int kPhase>
-  void multiply(Index s, Index p, int rows, Index block, Index count, Real* to) {
+  void multiply(Index s, Index end, Index block, Index count, Real* to) {
+    const Index inner = inner_of(traits.recurrent[kPhase]);
+    for (Index k = 0; k < inner; k += kInnerPart)
+      for (Index p = own_rows.first; p < end;) {
+        const int rows = tile_rows(end - p);
+        multiply_part<kPhase>(s, p, rows, block, count, k, to);
+        p += rows;
+      }
+  }
+
+  template <int kPhase>
+  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, Real* to) {
     constexpr Window window = traits.recurrent[kPhase];
-    const Index r = schedule.offset[s] + p - chunk_row;
-    const Real* left[kTileRows];
-    for (int i = 0; i < rows; ++i) left[i] = a.dgates.at(0, r + i) + window.first * kBlock;
+    const bool from_zero = kPhase == 1 && k == 0;
+    const Index inner = inner_of(window);
     const Real* initial[kColumns];
     Real* out[kColumns];
     for (Index i = 0; i < count; ++i) {
       out[i] = to + (p * blocks + block + i) * kBlock;
-      initial[i] = kPhase == 0 ? out[i] : zeros(Real(0));
+      initial[i] = from_zero ? zeros(Real(0)) : out[i];
     }
     Product<Real> product;
-    product.k_blocks = blocks;
-    product.k_length = window.count * kBlock;
-    product.left_block = a.dgates.block_stride();
-    product.right_block = inner_of(window) * kBlock;
-    product.right = packed_hh(kPhase) + block * product.right_block;
+    product.length = smaller(kInnerPart, inner - k);
+    product.right = packed_hh(kPhase) + (block * inner + k) * kBlock;
+    product.right_block = inner * kBlock;
     product.initial = initial;
-    product.initial_row = kPhase == 0 ? blocks * kBlock : 0;
+    product.initial_row = from_zero ? 0 : blocks * kBlock;
     product.out = out;
     product.out_row = blocks * kBlock;
-    gemm(rows, left, product, count);
+    const Real* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
+    gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
   }
 
   // The cell's backward equations for one row of one unit block.
@@ -197,6 +207,7 @@ class Backward {
     const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
     const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
     Real* dslot = a.dgates.at(block, packed_row - chunk_row);
+    const Index slot_stride = blocks * a.dgates.block_stride();
     Real* dh = dh_at(p, block);
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
@@ -211,7 +222,7 @@ class Backward {
         grad.c = V::load(a.carry.at(block, p) + u);
       }
       Cell::backward(value, previous, c, grad, weight, dvalue, dprevious);
-      for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * kBlock + u);
+      for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
     }
@@ -232,14 +243,15 @@ class Backward {
       const Real* slot = a.gates.at(block, packed_row);
       const Real* doperand = a.doperand + (p * blocks + block) * kBlock;
       Real* dslot = a.dgates.at(block, r);
+      const Index slot_stride = blocks * a.dgates.block_stride();
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots], dvalue[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
-        for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * kBlock + u);
+        for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride + u);
         const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
         Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious);
-        for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * kBlock + u);
+        for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
         Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);
       }
@@ -249,8 +261,8 @@ class Backward {
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
-    multiply_gradient(a.dgates, traits.input.first * kBlock, traits.input.count * kBlock, blocks, a.packed_ih,
-                      a.input_size, rows, [&](Index block) {
+    multiply_gradient(a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
+                      rows, [&](Index block) {
                         Cursor cursor(schedule, chunk_row + rows.first);
                         return [this, block, cursor]() mutable {
                           Real* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
@@ -290,11 +302,7 @@ class Backward {
     accumulate(a.h_panel, hidden, traits.recurrent[0], mine, a.gradients.weight_hh);
     if constexpr (traits.phases == 2)
       accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
-    for (Index item = mine.first; item < mine.last; ++item) {
-      accumulate_bias(item, traits.input, a.gradients.bias_ih);
-      for (int phase = 0; phase < traits.phases; ++phase)
-        accumulate_bias(item, traits.recurrent[phase], a.gradients.bias_hh);
-    }
+    for (Index item = mine.first; item < mine.last; ++item) accumulate_bias(item);
     if constexpr (traits.peepholes > 0) {
       const Range peephole_blocks = part_of(blocks, w.thread, w.threads());
       for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
@@ -305,18 +313,29 @@ class Backward {
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
-        const Index block = item / slots, slot = item % slots - window.first;
-        if (slot < 0 || slot >= window.count) continue;
-        accumulate_outer(a.dgates, block, (window.first + slot) * kBlock, units_in(block), panel, chunk_rows, i,
-                         columns, gradient + (window.gate[slot] * hidden + block * kBlock) * columns);
+        const Index block = item / slots, row = gate_row(item, window);
+        if (row >= 0)
+          accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
+                           gradient + row * columns);
       }
   }
+  // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
+  Index gate_row(Index item, const Window& window) const {
+    const Index slot = item % slots - window.first;
+    return slot < 0 || slot >= window.count ? -1 : window.gate[slot] * hidden + item / slots * kBlock;
+  }
 
-  void accumulate_bias(Index item, const Window& window, Real* gradient) {
-    const Index block = item / slots, slot = item % slots - window.first;
-    if (!gradient || slot < 0 || slot >= window.count) return;
-    accumulate_rows(a.dgates, block, (window.first + slot) * kBlock, units_in(block), chunk_rows,
-                    gradient + window.gate[slot] * hidden + block * kBlock);
+  void accumulate_bias(Index item) {
+    Real* bias_ih = bias_of(item, traits.input, a.gradients.bias_ih);
+    Real* bias_hh = nullptr;
+    for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
+      bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
+    const Index block = item / slots;
+    accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, bias_ih, bias_hh);
+  }
+  Real* bias_of(Index item, const Window& window, Real* gradient) const {
+    const Index row = gate_row(item, window);
+    return gradient && row >= 0 ? gradient + row : nullptr;
   }
 
   void accumulate_peephole(Index first, Index last, Index block) {
@@ -325,12 +344,13 @@ class Backward {
         const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
         V sum[traits.peepholes], dvalue[slots];
         Real* gradient = a.gradients.peephole + block * kBlock + u;
+        const Index slot_stride = blocks * a.dgates.block_stride();
         for (int k = 0; k < traits.peepholes; ++k) sum[k] = V::load_partial(gradient + k * hidden, units);
         for (Index s = last; s-- > first;)
           for (Index p = schedule.active[s]; p-- > 0;) {
             const Index packed_row = schedule.offset[s] + p;
             const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
-            for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * kBlock);
+            for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride);
             Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
                                     V::load(a.cells.at(block, packed_row) + u), sum);
           }

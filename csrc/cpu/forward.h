@@ -151,17 +151,25 @@ class Forward {
       bias[i] = a.bias + (block * slots + slot) * kBlock;
       out[i] = a.gates.at(block, row) + slot * kBlock;
     }
+    for (Index k = 0; k < a.input_size; k += kInnerPart) project_part(column, width, k, count, left, bias, out);
+  }
+
+  // Adds the part from k on of the inner dimension; the first one starts from the bias.
+  void project_part(Index column, Index width, Index k, Index count, const Real** left, const Real* const* bias,
+                    Real* const* first_out) {
+    Real* out[kColumns];
+    for (Index i = 0; i < width; ++i) out[i] = first_out[i];
     Product<Real> product;
-    product.k_length = a.input_size;
-    product.right = a.packed_ih + column * a.input_size * kBlock;
+    product.length = smaller(kInnerPart, a.input_size - k);
+    product.right = a.packed_ih + (column * a.input_size + k) * kBlock;
     product.right_block = a.input_size * kBlock;
-    product.initial = bias;
-    product.initial_row = 0;
+    product.initial = k > 0 ? out : bias;
+    product.initial_row = k > 0 ? a.gates.width : 0;
     product.out = out;
     product.out_row = a.gates.width;
     for (Index done = 0; done < count;) {
       const int rows = tile_rows(count - done);
-      gemm(rows, left + done, product, width);
+      gemm(rows, RowPointers<Real>{left + done, k}, product, width);
       done += rows;
       for (Index i = 0; i < width; ++i) out[i] += rows * a.gates.width;
     }
@@ -186,28 +194,52 @@ class Forward {
 
   template <int kPhase>
   void phase(Index s) {
-    const Real* left = kPhase == 0 ? h_at(s) : a.operand;
     constexpr Index group = unit_blocks_of(traits.recurrent[kPhase]);
+    const Index groups = (own_blocks.last - own_blocks.first + group - 1) / group;
+    // To and fro: what a step reads last is what the next one finds in the cache.
+    for (Index i = 0; i < groups; ++i) advance<kPhase>(s, own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * group);
+    w.meet_row();
+  }
+
+  // The product and the cell's loop for a group of unit blocks, part by part of the inner dimension.
+  template <int kPhase>
+  void advance(Index s, Index block) {
+    const Index count = smaller(unit_blocks_of(traits.recurrent[kPhase]), own_blocks.last - block);
     const Index end = own_rows.first + running(s);
-    for (Index j = own_blocks.first; j < own_blocks.last; j += group) {
-      const Index count = smaller(group, own_blocks.last - j);
+    for (Index k = 0; k < hidden; k += kInnerPart)
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows(end - p);
-        multiply<kPhase>(left, s, p, rows, j, count);
-        for (Index i = 0; i < count; ++i) finish<kPhase>(s, p, rows, j + i);
+        multiply<kPhase>(s, p, rows, block, count, k);
+        fetch_sums<kPhase>(s, p + rows, end, block, count);
+        if (k + kInnerPart >= hidden)
+          for (Index i = 0; i < count; ++i) finish<kPhase>(s, p, rows, block + i);
         p += rows;
       }
-    }
-    w.meet_row();
   }
 
   Real* h_at(Index s) const { return a.h + (s & 1) * schedule.rows * blocks * kBlock; }
 
-  // Adds the recurrent product of a phase to its slots.
+  // The next tile's slots, which it would wait for: in training they come from far away.
   template <int kPhase>
-  void multiply(const Real* left, Index s, Index p, int rows, Index block, Index count) {
+  void fetch_sums(Index s, Index p, Index end, Index block, Index count) {
+    if (p == end) {
+      p = own_rows.first;
+      block += count;
+      if (block >= own_blocks.last) return;
+    }
+    const Index rows = smaller(kTileRows, end - p);
+    for (Index j = block; j < smaller(block + count, own_blocks.last); ++j) {
+      const Real* slot = a.gates.at(j, schedule.offset[s] + p - chunk_row);
+      for (Index i = 0; i < rows * a.gates.width; i += kBlock) __builtin_prefetch(slot + i, 1);
+    }
+  }
+
+  // Adds a part of the recurrent product of a phase to its slots.
+  template <int kPhase>
+  void multiply(Index s, Index p, int rows, Index block, Index count, Index k) {
     constexpr Window window = traits.recurrent[kPhase];
     constexpr int columns = window.count;
+    const Real* left = kPhase == 0 ? h_at(s) : a.operand;
     const Real* row[kTileRows];
     for (int i = 0; i < rows; ++i) row[i] = left + (p + i) * blocks * kBlock;
     Real* out[larger(columns, kColumns)];
@@ -215,13 +247,13 @@ class Forward {
       out[i] =
           a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) + (window.first + i % columns) * kBlock;
     Product<Real> product;
-    product.k_length = hidden;
-    product.right = a.packed_hh + phase_start(traits, kPhase, blocks, hidden) + block * columns * hidden * kBlock;
+    product.length = smaller(kInnerPart, hidden - k);
+    product.right = a.packed_hh + phase_start(traits, kPhase, blocks, hidden) + (block * columns * hidden + k) * kBlock;
     product.right_block = hidden * kBlock;
     product.initial = out;
     product.out = out;
     product.initial_row = product.out_row = a.gates.width;
-    gemm(rows, row, product, count * columns);
+    gemm(rows, RowPointers<Real>{row, k}, product, count * columns);
   }
 
   // The cell's own loop over a tile of rows in one unit block, while the tile is in the first-level cache.

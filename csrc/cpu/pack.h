@@ -43,13 +43,13 @@ inline void clear(Real* to, Index count) {
 }
 
 // Backward: block `column_block` of 16 columns of the weight matrix, read along the gate gradients: the inner dimension
-// runs over unit blocks, the window's slots, and the 16 units.
+// runs over the window's slots, unit blocks, and the 16 units.
 template <class Real>
 inline void pack_backward(const Real* weight, Index columns, Index column_block, Index hidden, const Window& window,
                           Real* packed) {
   const Index count = smaller(kBlock, columns - column_block * kBlock);
-  for (Index block = 0; block < blocks_of(hidden); ++block)
-    for (int slot = 0; slot < window.count; ++slot)
+  for (int slot = 0; slot < window.count; ++slot)
+    for (Index block = 0; block < blocks_of(hidden); ++block)
       for (Index u = 0; u < kBlock; ++u, packed += kBlock) {
         const Index unit = block * kBlock + u;
         if (unit < hidden)

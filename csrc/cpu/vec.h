@@ -104,6 +104,18 @@ FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask mask, Vec<Real> a, Vec
   return Vec<Real>(mask ? a.native : b.native);
 }
 
+// Used several times, a value that was loaded stays in its register instead of being loaded again by each use.
+template <class Real>
+FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] Vec<Real>& a) {
+#if defined(FUSEDRNN_AVX512)
+  asm("" : "+v"(a.native));
+#elif defined(FUSEDRNN_X86)
+  asm("" : "+x"(a.native));
+#elif defined(FUSEDRNN_NEON)
+  asm("" : "+w"(a.native));
+#endif
+}
+
 // fma(a, b, c) = a * b + c, rounded once where the ISA fuses the two. at_least and at_most bound a from one side; a nan
 // in `a` stays (x86 gives the second operand of a maximum or minimum when either is nan).
 #if defined(FUSEDRNN_X86)

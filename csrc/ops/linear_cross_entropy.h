@@ -88,7 +88,7 @@ class CrossEntropy {
         out[i] = logits.at(v + i - origin, 0);
       }
       Product<Real> product;
-      product.k_length = a.hidden_size;
+      product.length = a.hidden_size;
       product.right = a.packed + v * a.hidden_size * kBlock;
       product.right_block = a.hidden_size * kBlock;
       product.initial = bias;
@@ -99,7 +99,7 @@ class CrossEntropy {
         const int tile = tile_rows(rows.last - n);
         const Real* left[kTileRows];
         for (int i = 0; i < tile; ++i) left[i] = a.x + (n + i) * a.hidden_size;
-        gemm(tile, left, product, count);
+        gemm(tile, RowPointers<Real>{left, 0}, product, count);
         n += tile;
         for (Index i = 0; i < count; ++i) out[i] += tile * kBlock;
       }
@@ -172,7 +172,7 @@ class CrossEntropy {
 
   void input_gradient(Range rows, const Blocked<Real>& logits) {
     const Range mine = part_of(rows.last - rows.first, w.thread, w.threads());
-    multiply_gradient(logits, 0, kBlock, blocks, a.packed_backward, a.hidden_size, mine, [&](Index block) {
+    multiply_gradient(logits, 0, blocks, a.packed_backward, a.hidden_size, mine, [&](Index block) {
       Real* row = a.dx + (rows.first + mine.first) * a.hidden_size + block * kBlock;
       return [row, this]() mutable {
         Real* current = row;
@@ -186,11 +186,11 @@ class CrossEntropy {
     const Index count = rows.last - rows.first;
     for (Index i = 0; i < blocks_of(a.hidden_size); i += kColumns)
       for (Index v = mine.first; v < mine.last; ++v)
-        accumulate_outer(logits, v, 0, classes_in(v), a.x_panel, count, i, a.hidden_size,
+        accumulate_outer(logits, v, classes_in(v), a.x_panel, count, i, a.hidden_size,
                          a.dweight + v * kBlock * a.hidden_size);
     if (a.dbias)
       for (Index v = mine.first; v < mine.last; ++v)
-        accumulate_rows(logits, v, 0, classes_in(v), count, a.dbias + v * kBlock);
+        accumulate_rows(logits, v, classes_in(v), count, a.dbias + v * kBlock, static_cast<Real*>(nullptr));
   }
 };
 
