@@ -99,10 +99,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return single_ ? run<float>(parameters, x, state, lengths, reset, out, false)
                    : run<double>(parameters, x, state, lengths, reset, out, false);
   }
+  // recompute: steps of a segment, or 0 to keep every step's gates.
   py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                    py::handle out) {
-    return single_ ? run<float>(parameters, x, state, lengths, reset, out, true)
-                   : run<double>(parameters, x, state, lengths, reset, out, true);
+                    Index recompute, py::handle out) {
+    return single_ ? run<float>(parameters, x, state, lengths, reset, out, true, recompute)
+                   : run<double>(parameters, x, state, lengths, reset, out, true, recompute);
   }
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
     if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
@@ -365,7 +366,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   template <class Real>
   py::tuple run(const py::dict& mapping, py::handle x_object, py::handle state_object, py::handle lengths,
-                py::handle reset, py::handle out, bool training) {
+                py::handle reset, py::handle out, bool training, Index recompute = 0) {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
     const py::array x = require_array(x_object, "x", dtype_);
     const Layout layout = layout_of(x);
@@ -387,6 +388,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.hn = mutable_state_of<Real>(final_state[0], layout);
     if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
     call.threads = num_threads();
+    call.recompute = recompute;
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;
     Tape<Real>* tape = nullptr;

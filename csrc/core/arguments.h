@@ -107,13 +107,17 @@ struct ForwardArguments {
   Schedule schedule;
   Weights<Real> weights;
   Sequence<const Real> x;  // (T, B, I)
-  Sequence<Real> y;        // (T, B, H): written; zeros past a row's length are the caller's
+  Sequence<Real> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
-  StateRows<Real> hn, cn;  // written
+  StateRows<Real> hn, cn;  // written, unless null
   bool training;           // keep activated gates and cell states
-  Blocked<Real> gates;     // training: every packed row; inference: `chunk_rows` rows, reused
-  Blocked<Real> cells;     // training, cells with c: every packed row of c
-  Index chunk_rows;        // most packed rows of a chunk of time
+  Blocked<Real> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
+  Blocked<Real> cells;     // training, cells with c: c of the same packed rows
+  Index segment = 0;       // recomputing: steps of a segment; else 0
+  Blocked<Real>
+      entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
+  Sequence<const Real> known_y;  // replaying a segment: y, which holds the h it starts from
+  Index chunk_rows;              // most packed rows of a chunk of time
   // Scratch, shared by the threads of the direction.
   Real* packed_ih;        // blocks * input.count * I * 16
   Real* packed_hh;        // blocks * (sum of recurrent counts) * H * 16
@@ -123,6 +127,11 @@ struct ForwardArguments {
   Blocked<Real> carry;    // c by position
   Real* operand;          // (rows, padded H): a second phase's left operand
   const Real** pointers;  // (threads, chunk_rows)
+
+  // Row of `entering` for the segment that begins at a step.
+  FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
+    return (step / segment - 1) * schedule.rows + position;
+  }
 };
 
 // Gradients of one direction's parameters; accumulated into.
@@ -148,7 +157,8 @@ struct BackwardArguments {
   StateRows<const Real> dhn, dcn;
   StateRows<Real> dh0, dc0;  // written
   WeightGradients<Real> gradients;
-  Blocked<const Real> gates, cells;  // the tape; read only
+  Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
+  const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
   // Scratch, shared by the threads of the direction.
   Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16

@@ -22,6 +22,10 @@ std::size_t size_class(std::size_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
+// Idle buffers hold at most this many times what was ever in use at once. Forward and backward calls use different
+// buffers, not all at the same time: at 1 a loop of both would return some to the system, and ask for them again.
+constexpr std::size_t kIdleShare = 2;
+
 struct Pool {
   std::mutex mutex;
   std::map<std::size_t, std::vector<void*>> idle_buffers;
@@ -52,7 +56,7 @@ struct Pool {
     use.live -= bytes;
     idle_buffers[bytes].push_back(data);
     use.idle += bytes;
-    trim(peak_live);
+    trim(kIdleShare * peak_live);
   }
 
  private:
@@ -61,7 +65,7 @@ struct Pool {
     if (use.live > peak_live) peak_live = use.live;
   }
 
-  // Idle buffers never hold more than was ever in use at once. Smallest sizes go last: they cost least to keep.
+  // Smallest sizes go last: they cost least to keep.
   void trim(std::size_t limit) {
     while (use.idle > limit) {
       auto largest = idle_buffers.end();

@@ -160,18 +160,34 @@ void keep_state(const StateRows<const Real>& from, Index rows, Index hidden, Buf
   for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<Real>() + b * hidden);
 }
 
+// Segments whose entering c is kept: all but the first.
+Index kept_segments(const Schedule& schedule, Index segment) {
+  return std::max<Index>(schedule.steps - 1, 0) / segment;
+}
+
 template <class Real>
-void fill_tape(const CellTraits& traits, const RecurrentConfig& config, ForwardArguments<Real>& a,
+void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<Real>& a) {
+  a.segment = segment;
+  a.entering = blocked<Real>(entering, kept_segments(a.schedule, segment) * a.schedule.rows, kBlock);
+}
+
+template <class Real>
+void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<Real>& a,
                typename Tape<Real>::Direction& tape, Index packed_rows) {
-  const Index hidden = padded(config.hidden_size);
+  const Index hidden = padded(a.hidden_size);
+  keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.h0);
+  keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.c0);
+  if (recompute > 0) {
+    if (traits.states == 2)
+      tape.cells = buffer_of<Real>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
+    return lay_out_segments(recompute, tape.cells, a);
+  }
   tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
   a.gates = blocked<Real>(tape.gates, packed_rows, traits.slots * kBlock);
   if (traits.states == 2) {
     tape.cells = buffer_of<Real>(packed_rows * hidden);
     a.cells = blocked<Real>(tape.cells, packed_rows, kBlock);
   }
-  keep_state(a.h0, a.schedule.rows, config.hidden_size, tape.h0);
-  keep_state(a.c0, a.schedule.rows, config.hidden_size, tape.c0);
 }
 
 DropoutKey dropout_key(const RecurrentConfig& config, std::uint64_t call, int layer) {
@@ -200,7 +216,7 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   a.weights = call.weights[index];
   a.x = x;
   a.y = y;
-  a.y.data += direction * config.hidden_size;
+  if (a.y.data) a.y.data += direction * config.hidden_size;
   a.h0 = call.h0.at(index);
   a.c0 = call.c0.at(index);
   a.hn = call.hn.at(index);
@@ -218,10 +234,11 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
   std::vector<ForwardArguments<Real>> arguments;
   std::vector<ForwardScratch<Real>> scratch(config.directions);
   for (int direction = 0; direction < config.directions; ++direction) {
-    arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, tape != nullptr));
+    const bool keep_all = tape && call.recompute == 0;
+    arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, keep_all));
     if (tape)
-      fill_tape(kernels.traits, config, arguments.back(), tape->directions[layer * config.directions + direction],
-                call.lists->packed_rows());
+      fill_tape(kernels.traits, call.recompute, arguments.back(),
+                tape->directions[layer * config.directions + direction], call.lists->packed_rows());
     scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
   }
   return run_layer<Real>(
@@ -231,6 +248,38 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
         clear_padding(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
       });
 }
+
+// Scratch of one direction that replays segments of the forward pass.
+template <class Real>
+struct ReplayScratch {
+  ForwardArguments<Real> arguments;
+  ForwardScratch<Real> forward;
+  Buffer gates, cells;
+
+  // Makes the arguments of a direction's backward pass refer to a replay. No outputs are written again.
+  void attach(const CellTraits& traits, const Tape<Real>& tape, int layer, int direction, int threads,
+              BackwardArguments<Real>& backward) {
+    const ForwardCall<Real>& call = tape.call;
+    arguments = forward_arguments(traits, tape.config, call, layer, direction, backward.x, Sequence<Real>{}, true);
+    arguments.known_y = backward.y;
+    arguments.h0 = backward.h0;
+    arguments.c0 = backward.c0;
+    arguments.hn = arguments.cn = {};
+    lay_out_segments(call.recompute, tape.directions[layer * tape.config.directions + direction].cells, arguments);
+    forward.allocate(traits, threads, arguments);
+    // No segment has more rows than the first: rows only ever end.
+    const Schedule& schedule = arguments.schedule;
+    const Index rows = schedule.offset[std::min(call.recompute, schedule.steps)],
+                hidden = padded(arguments.hidden_size);
+    gates = buffer_of<Real>(rows * hidden * traits.slots);
+    arguments.gates = blocked<Real>(gates, rows, traits.slots * kBlock);
+    cells = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    arguments.cells = blocked<Real>(cells, rows, kBlock);
+    backward.gates = {arguments.gates.data, rows, arguments.gates.width};
+    backward.cells = {arguments.cells.data, rows, kBlock};
+    backward.replay = &arguments;
+  }
+};
 
 // Scratch of one direction going backward.
 template <class Real>
@@ -314,9 +363,12 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
   const Index steps = tape.call.steps, rows = tape.call.rows, width = config.input_of(layer);
   std::vector<BackwardArguments<Real>> arguments;
   std::vector<BackwardScratch<Real>> scratch(config.directions);
+  std::vector<ReplayScratch<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
     scratch[direction].allocate(kernels.traits, arguments.back());
+    if (!replays.empty())
+      replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
     arguments.back().dx = dx;
     if (direction == 1) {  // the directions run side by side: each writes a dx of its own
       scratch[1].dx = buffer_of<Real>(steps * rows * width);

@@ -39,6 +39,7 @@ struct ForwardCall {
   StateArray<Real> hn, cn;
   std::shared_ptr<const RowLists> lists;
   std::uint64_t call = 0;  // which forward call of the layer this is: dropout's counter
+  Index recompute = 0;     // training: keep states every so many steps only; 0: keep all
   int threads = 1;         // most that may work on it
   Interrupt interrupt;
 };
@@ -49,7 +50,7 @@ struct Tape {
   RecurrentConfig config;
   ForwardCall<Real> call;
   struct Direction {
-    Buffer gates, cells, h0, c0;
+    Buffer gates, cells, h0, c0;  // recomputing: no gates, and c on entering each segment but the first
   };
   std::vector<Direction> directions;  // layers * directions
   std::vector<Buffer> outputs;        // of every layer but the last, before dropout: (T, B, width)

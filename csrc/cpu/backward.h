@@ -14,6 +14,7 @@ class Backward {
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
+  static constexpr Index kCellWork = 64;  // a cell's equations for 16 units, in multiply-adds of 16
 
  public:
   Backward(const BackwardArguments<Real>& arguments, Worker& worker)
@@ -28,11 +29,45 @@ class Backward {
   void run() {
     pack();
     stage_gradient();
+    if (a.replay) {
+      Forward<Cell, Real> forward(*a.replay, w);
+      forward.pack();
+      run_segments(a.replay->segment, [&](Index first, Index last, Index& chunk) {
+        segment_first = first;
+        segment_row = schedule.offset[first];
+        return forward.replay(first, last, chunk);
+      });
+    } else {
+      run_segments(schedule.steps, [](Index, Index, Index&) { return true; });
+    }
+  }
+
+ private:
+  const BackwardArguments<Real>& a;
+  Worker& w;
+  const Schedule& schedule;
+  const Index hidden, blocks;
+  const Range own_rows, own_blocks;
+  Index chunk_row = 0, chunk_rows = 0;
+  Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
+
+  // Segments of `steps` steps, last to first, each made ready by prepare(first, last, chunk).
+  template <class Prepare>
+  void run_segments(Index steps, const Prepare& prepare) {
     w.meet();
-    Index first;
-    for (Index last = schedule.steps, chunk = 0; last > 0; last = first, ++chunk) {
+    Index chunk = 0;
+    for (Index last = schedule.steps, first; last > 0; last = first) {
+      first = (last - 1) / steps * steps;
+      if (!prepare(first, last, chunk) || !run_segment(last, chunk)) return;
+    }
+    write_state_gradient();
+  }
+
+  // The segment's steps, in chunks; false if the call was interrupted.
+  bool run_segment(Index last, Index& chunk) {
+    for (Index first; last > segment_first; last = first) {
       first = chunk_begin(last);
-      if (!w.go_on(chunk)) return;
+      if (!w.go_on(chunk++)) return false;
       if (schedule.active[first] == 0) continue;  // an empty batch
       chunk_row = schedule.offset[first];
       chunk_rows = schedule.offset[last] - chunk_row;
@@ -44,20 +79,12 @@ class Backward {
       weight_gradients(first, last);
       w.meet();
     }
-    write_state_gradient();
+    return true;
   }
-
- private:
-  const BackwardArguments<Real>& a;
-  Worker& w;
-  const Schedule& schedule;
-  const Index hidden, blocks;
-  const Range own_rows, own_blocks;
-  Index chunk_row = 0, chunk_rows = 0;
 
   Index chunk_begin(Index last) const {
     Index first = last - 1;
-    while (first > 0 && schedule.offset[last] - schedule.offset[first - 1] <= a.chunk_rows) --first;
+    while (first > segment_first && schedule.offset[last] - schedule.offset[first - 1] <= a.chunk_rows) --first;
     return first;
   }
   Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
@@ -110,7 +137,8 @@ class Backward {
   // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
   void stage_panels(Index first, Index last) {
     const Range inputs = part_of(blocks_of(a.input_size), w.unit_part(), w.split.unit_parts);
-    for (Index s = first; s < last; ++s)
+    for (Index s = first; s < last; ++s) {
+      if (w.skip(running(s) * (blocks + blocks_of(a.input_size)))) return;
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
         const Index b = schedule.row[p], t = schedule.time(s, p), r = schedule.offset[s] + p - chunk_row;
         const Real* x = a.x.at(t, b);
@@ -124,6 +152,7 @@ class Backward {
             clear(a.h_panel.at(j, r), kBlock);
         }
       }
+    }
   }
   // The row's h before a step, or null where it is zero.
   const Real* previous_row(Index s, Index p, const StateRows<const Real>& initial, const Sequence<const Real>& y) {
@@ -135,8 +164,10 @@ class Backward {
 
   void step(Index s) {
     const Index end = own_rows.first + running(s);
-    for (Index j = own_blocks.first; j < own_blocks.last; ++j)
+    for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+      if (w.skip(running(s) * kCellWork)) break;
       for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j);
+    }
     w.meet_row();
     if constexpr (traits.phases == 2) {
       for_each_group(s, [&](Index j, Index count) {
@@ -170,6 +201,7 @@ class Backward {
     for (Index k = 0; k < inner; k += kInnerPart)
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows(end - p);
+        if (w.skip(rows * count * smaller(kInnerPart, inner))) return;
         multiply_part<kPhase>(s, p, rows, block, count, k, to);
         p += rows;
       }
@@ -202,7 +234,7 @@ class Backward {
   void differentiate(Index s, Index p, Index block) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
-    const Real* slot = a.gates.at(block, packed_row);
+    const Real* slot = a.gates.at(block, packed_row - segment_row);
     const Real* previous_h = a.h_panel.at(block, packed_row - chunk_row);
     const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
     const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
@@ -217,7 +249,7 @@ class Backward {
       State<V> previous = {V::load(previous_h + u), V(Real(0))}, grad = {V::load(dh + u), V(Real(0))}, dprevious;
       if (dy) grad.h += V::load_partial(dy + u, units);
       if constexpr (has_c) {
-        c = V::load(a.cells.at(block, packed_row) + u);
+        c = V::load(a.cells.at(block, packed_row - segment_row) + u);
         previous.c = previous_c(s, p, block, u, cut);
         grad.c = V::load(a.carry.at(block, p) + u);
       }
@@ -230,7 +262,8 @@ class Backward {
 
   V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
     if (cut) return V(Real(0));
-    if (s > 0) return V::load(a.cells.at(block, schedule.offset[s - 1] + p) + u);
+    if (s > segment_first) return V::load(a.cells.at(block, schedule.offset[s - 1] + p - segment_row) + u);
+    if (s > 0) return V::load(a.replay->entering.at(block, a.replay->entering_row(s, p)) + u);
     if (!a.c0.data) return V(Real(0));
     const Index unit = block * kBlock + u;
     return V::load_partial(a.c0.at(schedule.row[p]) + unit,
@@ -240,7 +273,7 @@ class Backward {
   void differentiate_operand(Index s, Index p, Index block) {
     if constexpr (traits.phases == 2) {
       const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
-      const Real* slot = a.gates.at(block, packed_row);
+      const Real* slot = a.gates.at(block, packed_row - segment_row);
       const Real* doperand = a.doperand + (p * blocks + block) * kBlock;
       Real* dslot = a.dgates.at(block, r);
       const Index slot_stride = blocks * a.dgates.block_stride();
@@ -261,7 +294,7 @@ class Backward {
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
-    multiply_gradient(a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
+    multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
                       rows, [&](Index block) {
                         Cursor cursor(schedule, chunk_row + rows.first);
                         return [this, block, cursor]() mutable {
@@ -313,6 +346,7 @@ class Backward {
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
+        if (w.skip(kBlock * kColumns * chunk_rows)) return;
         const Index block = item / slots, row = gate_row(item, window);
         if (row >= 0)
           accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
@@ -352,7 +386,7 @@ class Backward {
             const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
             for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride);
             Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
-                                    V::load(a.cells.at(block, packed_row) + u), sum);
+                                    V::load(a.cells.at(block, packed_row - segment_row) + u), sum);
           }
         for (int k = 0; k < traits.peepholes; ++k) sum[k].store_partial(gradient + k * hidden, units);
       }

@@ -44,27 +44,26 @@ class Forward {
       if (!w.go_on(chunk)) return;
       chunk_row = a.training ? 0 : schedule.offset[first];
       project(first, last);
-      for (Index s = first; s < last; ++s) step(s);
+      for (Index s = first; s < last; ++s) {
+        if (a.segment > 0 && s > 0 && s % a.segment == 0) keep_entering(s);
+        step(s);
+      }
     }
   }
 
- private:
-  const ForwardArguments<Real>& a;
-  Worker& w;
-  const Schedule& schedule;
-  const Index hidden, blocks;
-  const Range own_rows, own_blocks;
-  const Real** const pointers;
-  Index chunk_row = 0;  // packed row at which the gates buffer begins
-
-  Index chunk_end(Index first) const {
-    Index last = first + 1;
-    while (last < schedule.steps && schedule.offset[last + 1] - schedule.offset[first] <= a.chunk_rows) ++last;
-    return last;
+  // Recomputing: pack() once, then the gates and cells of the steps [first, last), a segment, as run() made them. Counts
+  // on in `chunk`; false if the call was interrupted.
+  bool replay(Index first, Index last, Index& chunk) {
+    chunk_row = cells_row = schedule.offset[first];
+    stage_segment(first);
+    for (Index from = first, end; from < last; from = end) {
+      end = smaller(chunk_end(from), last);
+      if (!w.go_on(chunk++)) return false;
+      project(from, end);
+      for (Index s = from; s < end; ++s) step(s);
+    }
+    return true;
   }
-  // Rows of this thread that run at a step.
-  Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
-  int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
 
   void pack() {
     const Range mine = part_of(blocks, w.thread, w.threads());
@@ -79,6 +78,25 @@ class Forward {
                     a.peephole + (block * traits.peepholes + row) * kBlock);
     }
   }
+
+ private:
+  const ForwardArguments<Real>& a;
+  Worker& w;
+  const Schedule& schedule;
+  const Index hidden, blocks;
+  const Range own_rows, own_blocks;
+  const Real** const pointers;
+  Index chunk_row = 0;  // packed row at which the gates buffer begins
+  Index cells_row = 0;  // and the one of the cells
+
+  Index chunk_end(Index first) const {
+    Index last = first + 1;
+    while (last < schedule.steps && schedule.offset[last + 1] - schedule.offset[first] <= a.chunk_rows) ++last;
+    return last;
+  }
+  // Rows of this thread that run at a step.
+  Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
+  int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
 
   void pack_weight(const Real* weight, Index inner, const Window& window, Index block, Real* packed) {
     for (int slot = 0; slot < window.count; ++slot)
@@ -119,6 +137,30 @@ class Forward {
       copy_padded(from.at(b) + block * kBlock, units_in(block), to);
     else
       clear(to, kBlock);
+  }
+
+  // The state on entering a segment: from y, and the c that was kept.
+  void stage_segment(Index first) {
+    for (Index p = own_rows.first; p < own_rows.first + running(first); ++p) {
+      const Index b = schedule.row[p];
+      const bool cut = schedule.cut(first, p);
+      const Real* y = first > 0 ? a.known_y.at(schedule.time(first - 1, p), b) : nullptr;
+      for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+        stage_block(first > 0 ? StateRows<const Real>{y, 0} : a.h0, b, j, cut, h_at(first) + (p * blocks + j) * kBlock);
+        if constexpr (has_c) {
+          if (first > 0)
+            copy_padded(a.entering.at(j, a.entering_row(first, p)), kBlock, a.carry.at(j, p));
+          else
+            stage_block(a.c0, b, j, cut, a.carry.at(j, p));
+        }
+      }
+    }
+  }
+  void keep_entering(Index s) {
+    if constexpr (has_c)
+      for (Index p = own_rows.first; p < own_rows.first + running(s); ++p)
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j)
+          copy_padded(a.carry.at(j, p), kBlock, a.entering.at(j, a.entering_row(s, p)));
   }
 
   // Bias and x . weight_ih for this thread's rows and unit blocks of the steps [first, last).
@@ -169,6 +211,7 @@ class Forward {
     product.out_row = a.gates.width;
     for (Index done = 0; done < count;) {
       const int rows = tile_rows(count - done);
+      if (w.skip(rows * width * product.length)) return;
       gemm(rows, RowPointers<Real>{left + done, k}, product, width);
       done += rows;
       for (Index i = 0; i < width; ++i) out[i] += rows * a.gates.width;
@@ -209,6 +252,7 @@ class Forward {
     for (Index k = 0; k < hidden; k += kInnerPart)
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows(end - p);
+        if (w.skip(rows * count * traits.recurrent[kPhase].count * smaller(kInnerPart, hidden))) return;
         multiply<kPhase>(s, p, rows, block, count, k);
         fetch_sums<kPhase>(s, p + rows, end, block, count);
         if (k + kInnerPart >= hidden)
@@ -287,7 +331,7 @@ class Forward {
     const Index b = schedule.row[p], unit = block * kBlock;
     const bool last = s + 1 == schedule.length[p];
     const bool cut = !last && schedule.cut(s + 1, p);
-    Real* y = a.y.at(schedule.time(s, p), b) + unit;
+    Real* y = a.y.data ? a.y.at(schedule.time(s, p), b) + unit : nullptr;
     Real* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
@@ -299,13 +343,13 @@ class Forward {
       Cell::forward(value, previous, weight, next);
       if (a.training)
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
-      next.h.store_partial(y + u, units);
+      if (y) next.h.store_partial(y + u, units);
       (cut ? V(Real(0)) : next.h).store(h_next + u);
-      if (last) next.h.store_partial(a.hn.at(b) + unit + u, units);
+      if (last && a.hn.data) next.h.store_partial(a.hn.at(b) + unit + u, units);
       if constexpr (has_c) {
-        if (a.training) next.c.store(a.cells.at(block, schedule.offset[s] + p) + u);
+        if (a.training) next.c.store(a.cells.at(block, schedule.offset[s] + p - cells_row) + u);
         (cut ? V(Real(0)) : next.c).store(a.carry.at(block, p) + u);
-        if (last) next.c.store_partial(a.cn.at(b) + unit + u, units);
+        if (last && a.cn.data) next.c.store_partial(a.cn.at(b) + unit + u, units);
       }
     }
   }

@@ -44,8 +44,8 @@ void add_gradient_part(const Blocked<Real>& gradient, Index first_run, Index fir
 // Rows [rows.first, rows.last) of gradient . weight, the gradient's inner dimension being `runs` runs from first_run
 // on. `rows_from(block)` gives a walk over the destination's rows at that block of columns.
 template <class Real, class RowsFrom>
-void multiply_gradient(const Blocked<Real>& gradient, Index first_run, Index runs, const Real* packed, Index columns,
-                       Range rows, const RowsFrom& rows_from) {
+void multiply_gradient(Worker& w, const Blocked<Real>& gradient, Index first_run, Index runs, const Real* packed,
+                       Index columns, Range rows, const RowsFrom& rows_from) {
   alignas(64) Real sums[kSumRows * kColumns * kBlock];
   const Index inner = runs * kBlock;
   for (Index block = 0; block < blocks_of(columns); block += kColumns) {
@@ -53,6 +53,7 @@ void multiply_gradient(const Blocked<Real>& gradient, Index first_run, Index run
     auto next_row = rows_from(block);
     for (Index r = rows.first; r < rows.last; r += kSumRows) {
       const Index count = smaller(kSumRows, rows.last - r);
+      if (w.skip(count * blocks * inner)) return;
       for (Index k = 0; k < inner; k += kInnerPart)
         add_gradient_part(gradient, first_run, r, count, packed + block * inner * kBlock, inner, k, blocks, sums);
       for (Index i = 0; i < count; ++i)

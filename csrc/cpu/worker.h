@@ -19,6 +19,7 @@ struct Worker {
   Barrier* row_barrier;     // threads of the same rows
   Interrupt* interrupt;     // asked by this thread, or null
   std::atomic<bool>* stop;  // shared by all groups of the call
+  Index unlooked = 0;       // work since this thread last looked at the interrupt
 
   FUSEDRNN_INLINE int threads() const { return split.threads(); }
   FUSEDRNN_INLINE int row_part() const { return thread / split.unit_parts; }
@@ -30,6 +31,17 @@ struct Worker {
     if (interrupt && interrupt->asked(interrupt->context)) stop->store(true, std::memory_order_relaxed);
     return stop->load(std::memory_order_relaxed);
   }
+  // Within a chunk, after some `work` (multiply-adds of 16): whether to skip what is left of it. Looks at the interrupt
+  // every few milliseconds only. All barriers are still to be met, and what is skipped is never used: the next go_on
+  // ends the call.
+  FUSEDRNN_INLINE bool skip(Index work) {
+    constexpr Index kLookAfter = Index(1) << 22;
+    unlooked += work;
+    if (unlooked < kLookAfter) return stop->load(std::memory_order_relaxed);
+    unlooked = 0;
+    return stopped();
+  }
+
   // Between chunks of time: all threads of the group go on, or all stop.
   FUSEDRNN_INLINE bool go_on(Index chunk) {
     const bool stopping = stopped();

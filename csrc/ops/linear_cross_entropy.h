@@ -172,7 +172,7 @@ class CrossEntropy {
 
   void input_gradient(Range rows, const Blocked<Real>& logits) {
     const Range mine = part_of(rows.last - rows.first, w.thread, w.threads());
-    multiply_gradient(logits, 0, blocks, a.packed_backward, a.hidden_size, mine, [&](Index block) {
+    multiply_gradient(w, logits, 0, blocks, a.packed_backward, a.hidden_size, mine, [&](Index block) {
       Real* row = a.dx + (rows.first + mine.first) * a.hidden_size + block * kBlock;
       return [row, this]() mutable {
         Real* current = row;

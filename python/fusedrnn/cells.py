@@ -46,7 +46,7 @@ class _Cell(Recurrent):
 
         The tape refers to x, the new h and the parameters: do not write them before the backward pass.
         """
-        _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, None)
+        _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, 0, None)
         return new_state, tape
 
     def backward(self, tape: _core.Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]

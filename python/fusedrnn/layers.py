@@ -108,14 +108,37 @@ class _Layer(Recurrent):
         state: State | None = None,
         lengths: Any = None,
         reset: Array | None = None,
+        recompute: int | None = None,
         out: Array | None = None,
     ) -> tuple[Array, State, _core.Tape]:
         """Run a sequence in training: as a call, with dropout between the layers, and return (y, state, tape).
 
         The tape refers to x, y and the parameters: do not write them before the backward pass. An interrupted call
         raises KeyboardInterrupt and leaves `out` with no result.
+
+        Parameters
+        ----------
+        x, state, lengths, reset, out
+            As in a call.
+        recompute : int, optional
+            Keep states every so many steps only, and make the gates again in the backward pass, one such window at a
+            time. The gradients are the same to the last bit; the tape shrinks to about 1/recompute, and a training step
+            takes about a third longer.
+
+        Returns
+        -------
+        y, state
+            As from a call.
+        tape : Tape
+            For `backward`; ``tape.nbytes`` tells what it holds.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind, dtype, shape or value; the message names it.
         """
-        return self._engine.forward(self.parameters, x, state, lengths, reset, out)
+        window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
+        return self._engine.forward(self.parameters, x, state, lengths, reset, window, out)
 
     def backward(
         self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
