@@ -71,9 +71,19 @@ class Case:
         return 3 * forward if self.training else forward
 
     @property
+    def recurrent_passes(self) -> int:
+        """How often a run goes through W_hh at every step: forward, and transposed in the backward pass."""
+        return 2 if self.training else 1
+
+    @property
     def recurrent_bytes(self) -> int:
-        """Size of one layer's W_hh, which every step reads from end to end."""
+        """Size of one layer's W_hh in one direction, which every step reads from end to end."""
         return GATES[self.cell] * self.hidden**2 * ITEM_BYTES[self.dtype]
+
+    @property
+    def recurrent_flops(self) -> int:
+        """The part of `flops` that is W_hh's, in one layer and direction, and has to be done step by step."""
+        return 2 * self.steps * self.batch * GATES[self.cell] * self.hidden**2 * self.recurrent_passes
 
     @property
     def quick(self) -> bool:
@@ -175,7 +185,7 @@ CASES: tuple[Case, ...] = (
     *grid("memory", GATES, across((8,), (64,)), [True], steps=256),
     *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
     *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),
-    *grid("threads", PLAIN, ((1, 64), (1, 512), (32, 256), (64, 512)), BOTH),
+    *grid("threads", GATED, ((1, 64), (1, 512), (32, 256), (64, 512)), BOTH),
     *(
         case
         for variant, dtype in ISA_VARIANTS

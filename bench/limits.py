@@ -68,11 +68,21 @@ class Limits:
         """The bandwidth in GB/s, or None if nothing was measured."""
         return max(self.bandwidths.get((working_set, threads), []), default=None)
 
-    def weight_bound(self, case: Case, threads: int) -> float | None:
-        """Seconds that the threads need to read W_hh in every step, each its own part; None if not measured.
+    def reading_bound(self, case: Case, threads: int) -> float | None:
+        """Seconds in which the threads read W_hh as often as the steps need it, each its own part; None if not measured.
 
-        A training step reads it twice: forward, and transposed in the backward pass.
+        For one layer in one direction.
         """
         bandwidth = self.bandwidth(case.recurrent_bytes, threads)
-        passes = case.steps * (2 if case.training else 1)
+        passes = case.steps * case.recurrent_passes
         return None if bandwidth is None else passes * case.recurrent_bytes / bandwidth / 1e9
+
+    def bound(self, case: Case, threads: int) -> float | None:
+        """Seconds that no schedule can go below: `reading_bound` or the steps' products at the FMA peak, whichever is
+        longer, and the other products at the peak.
+        """
+        peak, reading = self.peak(case.dtype, threads), self.reading_bound(case, threads)
+        if peak is None or reading is None:
+            return None
+        rate = peak * 1e9
+        return (case.flops - case.recurrent_flops) / rate + max(case.recurrent_flops / rate, reading)

@@ -1,4 +1,4 @@
-"""One thread against two, four threads on two processors, and four processes at once."""
+"""One thread against two, four threads on two processors, and several processes at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench.problem import make_problem
 from bench.runner import WARM_UP_SECONDS, Figure, Figures, Measurement, Row, Run, interleave, share
 
 COUNTS = {"1 thread": 1, "2 threads": 2, "4 threads": 4}
-PROCESSES = "4 processes"
-LONGEST_SECONDS = 1.0
+PROCESSES = {"2 processes": 2, "4 processes": 4}
+LONGEST_SECONDS = 0.5
 """Time for which the processes run at once."""
 
 
@@ -57,20 +57,24 @@ def repeat(case: Case, threads: int, allocator: str, seconds: float) -> list[flo
 
 
 def measure(case: Case, run: Run) -> Row:
-    """Time every number of threads interleaved, then four processes of two threads each."""
+    """Time every number of threads interleaved, then two and four processes at once, of two threads each."""
     row, work = Row(case), FUSEDRNN.prepare(make_problem(case))
     for count in (1, 2):
         run.limits.measure_peak(case.dtype, count)
     works = {name: replace(work, context=threads_of(count)) for name, count in COUNTS.items()}
     interleave(row, works, run.settings)
     seconds = min(run.settings.seconds_per_case, LONGEST_SECONDS)
-    samples = fresh.call_together(4, repeat, case, 2, run.allocator, seconds)
-    row.measured[PROCESSES] = Measurement(1, [sample for process in samples for sample in process])
+    for name, count in PROCESSES.items():
+        samples = fresh.call_together(count, repeat, case, 2, run.allocator, seconds)
+        row.measured[name] = Measurement(1, [sample for process in samples for sample in process])
     return row
 
 
 def figures(row: Row, limits: Limits, threads: int) -> Figures:
-    """Parts of the peak of one thread and of two, and the times over those of two threads."""
+    """Parts of the peak of one thread and of two, and the times over each other.
+
+    Four processes have twice the work of two and four times that of one: evenly shared, their time would be as much.
+    """
 
     def of_peak(name: str) -> Figure:
         return share(row.gflops(name), limits.peak(row.case.dtype, COUNTS[name]))
@@ -80,5 +84,6 @@ def figures(row: Row, limits: Limits, threads: int) -> Figures:
         "2 of peak": of_peak("2 threads"),
         "1 / 2 threads": Figure(row.ratio("1 thread", "2 threads")),
         "4 / 2 threads": Figure(row.ratio("4 threads", "2 threads")),
-        "4 processes / 2 threads": Figure(row.ratio(PROCESSES, "2 threads")),
+        "4 / 2 processes": Figure(row.ratio("4 processes", "2 processes")),
+        "4 processes / 2 threads": Figure(row.ratio("4 processes", "2 threads")),
     }
