@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import bench
 from bench import environment
-from bench.cases import CASES, GATES, TABLES, Case
+from bench.cases import CASES, DRAWN_TABLES, GATES, PLAIN, TABLES, Case
 from bench.peers import PEERS, Peer
 
 INTERRUPTED = 130
@@ -150,6 +151,14 @@ def choose_peers(options: argparse.Namespace, cases: Sequence[Case], parser: arg
     return present
 
 
+def check_plot(cases: Sequence[Case], parser: argparse.ArgumentParser) -> None:
+    """Whether a plot can be made, told before anything is measured."""
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib")
+    if not any(case.table in DRAWN_TABLES and case.cell in PLAIN for case in cases):
+        parser.error(f"--plot needs the tables {' or '.join(DRAWN_TABLES)} and the cells {', '.join(PLAIN)}")
+
+
 def warn(warnings: Sequence[str]) -> None:
     """Warnings go where the progress bar goes, so that the table can be piped."""
     for text in warnings:
@@ -164,6 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(case.name for case in cases))
         return 0
+    if options.plot is not None:
+        check_plot(cases, parser)
     warnings = environment.variable_warnings()
     environment.fix_threads(options.threads)
     peers = [peer.name for peer in choose_peers(options, cases, parser)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -26,7 +27,7 @@ def expected(problem: Problem) -> Outputs:
     return quantities(y, state, dx, grads)
 
 
-def quantities(y: object, state: object, dx: object, grads: dict[str, object]) -> Outputs:
+def quantities(y: object, state: object, dx: object, grads: Mapping[str, object]) -> Outputs:
     """What is compared, by name; the biases' gradients of a plain layer are the same for torch's two."""
     return {
         "y": np.asarray(y),

@@ -129,6 +129,9 @@ TRAINED = ("lstm", "gru", "rnn_tanh", "gru_reset_before", "lstm_peephole")
 INFERRED = (*TRAINED, "lstm_coupled")
 PLAIN = ("lstm", "gru", "rnn_tanh")
 GATED = ("lstm", "gru")
+DRAWN_TABLES = ("train", "infer")
+"""The tables that a plot shows, for the cells of `PLAIN`."""
+
 HIDDEN = (64, 256, 512, 1024)
 BOTH = (True, False)
 

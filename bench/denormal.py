@@ -18,7 +18,7 @@ KINDS = ("inputs", "weights", "states")
 
 def shrink(array: Array) -> Array:
     """The array scaled so that ordinary values become denormal."""
-    return (array * np.finfo(array.dtype).tiny * 0.01).astype(array.dtype)
+    return np.asarray(array * np.finfo(array.dtype).tiny * 0.01, array.dtype)
 
 
 def shrunk(problem: Problem, *prefixes: str) -> dict[str, Array]:

@@ -69,7 +69,7 @@ class Limits:
         return max(self.bandwidths.get((working_set, threads), []), default=None)
 
     def reading_bound(self, case: Case, threads: int) -> float | None:
-        """Seconds in which the threads read W_hh as often as the steps need it, each its own part; None if not measured.
+        """Seconds in which the threads read W_hh as often as the steps do, each its own part; None if not measured.
 
         For one layer in one direction.
         """

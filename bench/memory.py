@@ -41,7 +41,7 @@ def growth(case: Case, threads: int, recompute: int) -> int:
     before = environment.resident_bytes("VmRSS")
     _, _, tape = layer.forward(x, out=y, recompute=recompute)
     grads = layer.backward(tape, dy)
-    return environment.resident_bytes("VmHWM") - before - grads.x.nbytes
+    return environment.resident_bytes("VmHWM") - before - int(grads.x.nbytes)
 
 
 def measure(case: Case, run: Run) -> Row:

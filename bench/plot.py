@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.cases import PLAIN
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
+
+from bench.cases import DRAWN_TABLES, PLAIN, Case
 from bench.limits import Limits
 from bench.runner import Row
 from bench.session import Results
@@ -33,8 +36,13 @@ STYLES = {
 TITLES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "Elman", "train": "training step", "infer": "inference"}
 
 
+def drawn(case: Case) -> bool:
+    """Whether the case is one of those that are drawn, if its hidden size is chosen."""
+    return case.table in DRAWN_TABLES and case.cell in PLAIN
+
+
 def choose_hidden(rows: Iterable[Row]) -> int | None:
-    """The hidden size to draw, or None where no common table was measured."""
+    """The hidden size to draw, or None where nothing was measured that is drawn."""
     present = {row.case.hidden for row in rows}
     return next((hidden for hidden in PREFERRED_HIDDEN if hidden in present), None)
 
@@ -80,28 +88,16 @@ def draw_panel(axes: Any, rows: list[Row], limits: Limits, threads: int) -> None
 
 def label_levels(axes: Any) -> None:
     """Plain numbers at 1, 2 and 5 of each decade: a logarithmic axis names only its powers of ten."""
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
 
 
 def draw(path: Path, results: Results, threads: int) -> None:
-    """Draw the float32 rows of the tables train and infer, a row of panels a table and a column a cell.
-
-    Raises
-    ------
-    ValueError
-        Where there are no such rows.
-    """
-    from matplotlib.figure import Figure
-
-    rows = [row for row in results.rows if row.case.table in ("train", "infer") and row.case.cell in PLAIN]
+    """Draw the cases of `DRAWN_TABLES` and `PLAIN`, a row of panels a table and a column a cell."""
+    rows = [row for row in results.rows if drawn(row.case) and row.measured]
     hidden = choose_hidden(rows)
-    rows = [row for row in rows if row.case.hidden == hidden and row.measured]
-    if not rows:
-        raise ValueError("--plot needs rows of the tables train or infer")
-    tables = [name for name in ("train", "infer") if any(row.case.table == name for row in rows)]
+    rows = [row for row in rows if row.case.hidden == hidden]
+    tables = [name for name in DRAWN_TABLES if any(row.case.table == name for row in rows)]
     cells = [cell for cell in PLAIN if any(row.case.cell == cell for row in rows)]
     figure = Figure(figsize=(3.6 * len(cells) + 0.4, 3.0 * len(tables) + 0.9), dpi=160, layout="constrained")
     panels = figure.subplots(len(tables), len(cells), sharex="row", sharey=True, squeeze=False)

@@ -149,7 +149,7 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 def conditions(results: Results) -> list[str]:
     """Machine, versions, commit and settings, a line each."""
-    machine = environment.machine()
+    machine = results.facts["machine"]
     versions = [f"{name} {facts['version']}" for name, facts in results.facts["peers"].items()]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     settings, allocator = results.facts["settings"], results.facts["allocator"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,13 +34,13 @@ class Results:
 
     rows: list[Row]
     limits: Limits
-    facts: dict[str, object]
+    facts: dict[str, Any]
     warnings: list[str]
     allocator: str
     finished: bool = True
 
 
-def describe(plan: Plan, allocator: str) -> dict[str, object]:
+def describe(plan: Plan, allocator: str) -> dict[str, Any]:
     """What a report says besides the rows."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
