@@ -25,12 +25,12 @@ def measure(case: Case, run: Run) -> Row:
 
 def figures(row: Row, limits: Limits, threads: int, isa: str = "") -> Figures:
     """Speed, its part of the FMA peak, at batch 1 that of the bounds in `Limits`, and the peers' times over ours."""
+    ours = row.measured[OURS].median if OURS in row.measured else None
+    single = row.case.batch == 1
     found = {
         "GFLOP/s": Figure(row.gflops(OURS), ".0f"),
         "of peak": share(row.gflops(OURS), limits.peak(row.case.dtype, threads, isa)),
+        "of reading W_hh": share(limits.reading_bound(row.case, threads) if single else None, ours),
+        "of bound": share(limits.bound(row.case, threads) if single else None, ours),
     }
-    if row.case.batch == 1 and OURS in row.measured:
-        ours = row.measured[OURS].median
-        found["of reading W_hh"] = share(limits.reading_bound(row.case, threads), ours)
-        found["of bound"] = share(limits.bound(row.case, threads), ours)
     return found | {f"{name} / ours": Figure(row.ratio(name, OURS)) for name in row.measured if name != OURS}

@@ -43,7 +43,7 @@ def fields(case: Case) -> Fields:
         "T": str(case.steps),
         "I = H": str(case.hidden),
         "dtype": case.dtype,
-        "job": case.job,
+        "job": "" if case.job == case.table else case.job,
         "of": case.variant,
     }
 
@@ -73,7 +73,8 @@ def section(name: str, rows: Sequence[Row], results_figures: Sequence[Figures]) 
     varying = [field for field in described[0] if field == "cell" or len({each[field] for each in described}) > 1]
     shared = [f"{key} {value}" for key, value in described[0].items() if key not in varying and value]
     timed = in_order(name for row in rows for name in (*row.measured, *row.errors))
-    shown = in_order(name for figures in results_figures for name in figures)
+    names = in_order(name for figures in results_figures for name in figures)
+    shown = [name for name in names if any(name in each and each[name].value is not None for each in results_figures)]
     lines = [[*varying, *(f"{name} {table.unit}" for name in timed), *shown]]
     for row, each, figures in zip(rows, described, results_figures, strict=True):
         times = [time_text(row, name, table.unit) for name in timed]
@@ -205,7 +206,7 @@ def row_data(row: Row, figures: Figures) -> dict[str, object]:
         "processor_share_of_others": row.others,
         "measured": {name: measurement_data(row, name) for name in row.measured},
         "numbers": row.numbers,
-        "figures": {name: figure.value for name, figure in figures.items()},
+        "figures": {name: figure.value for name, figure in figures.items() if figure.value is not None},
         "refused": row.refused,
         "errors": row.errors,
     }

@@ -44,8 +44,5 @@ def measure(case: Case, run: Run) -> Row:
 
 
 def figures(row: Row, limits: Limits, threads: int) -> Figures:
-    """The figures that could be measured; none of a row with nothing in it."""
-    if not row.measured and not row.numbers:
-        return {}
-    found = METHODS[row.case.table].figures(row, limits, threads)
-    return {name: figure for name, figure in found.items() if figure.value is not None}
+    """The figures of a row, None where one could not be had; none at all of a row with nothing in it."""
+    return METHODS[row.case.table].figures(row, limits, threads) if row.measured or row.numbers else {}
