@@ -1,7 +1,16 @@
 """Benchmark harness: fusedrnn beside the libraries a user would pick instead, in one process and one run.
 
 Run it from the repository root as ``python -m bench``; ``python -m bench --help`` lists the options, and
-``pytest bench/`` hands the same cases to pytest-benchmark.
+``pytest bench/`` hands the cases of the tables train, infer and stack to pytest-benchmark.
+
+The tables, by name:
+
+* train, infer, stack: fusedrnn beside its peers, over cells, batch and hidden sizes.
+* odd, ragged, denormal: what odd sizes, lengths and denormal numbers cost.
+* stream: one step at batch 1 from Python. first: the first call in a process.
+* memory: bytes of the tape, recompute, and the growth of a process over 200,000 steps.
+* threads, isa: numbers of threads and processes; other instruction sets and float64, each beside its own peak.
+* accuracy: errors against float64; nothing is timed.
 
 What is measured, and how it is kept fair:
 
@@ -16,5 +25,9 @@ What is measured, and how it is kept fair:
   Between two peers the harness waits until no worker thread runs any more: idle pools spin for up to a tenth of a
   second, and would be charged to whoever comes next. Caches and memory are not scrubbed.
 * All peers are held to the same number of threads, and to one stated allocator policy.
-* A sample is the mean time of a call in one burst. The tables give the median over the rounds and the quartiles.
+* A sample is the mean time of a call in one burst. The tables give the median over the rounds and the distance of the
+  quartiles. ``--processes`` repeats the run in fresh processes and gives the median over them instead.
+* Speeds stand beside what the machine allows, measured in the same run: the FMA peak, and at batch 1 from H = 256 on
+  the time that reading W_hh in every step takes ("of reading W_hh"), or that and all other products at the peak ("of
+  bound").
 """

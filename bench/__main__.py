@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 import bench
 from bench import environment
-from bench.cases import CASES, GATES, TABLES, Case
+from bench.cases import CASES, DRAWN_TABLES, GATES, PLAIN, TABLES, Case
 from bench.peers import PEERS, Peer
-
-if TYPE_CHECKING:
-    from bench.peak import PeakMeter
-    from bench.runner import Row, Settings
 
 INTERRUPTED = 130
 
@@ -57,14 +49,18 @@ def pattern(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
 
 
-def json_path(text: str) -> Path:
-    """A JSON file that can be written."""
-    path = Path(text)
-    if path.suffix != ".json":
-        raise argparse.ArgumentTypeError(f"{text} does not end in .json")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
-    return path
+def file_path(suffix: str) -> Callable[[str], Path]:
+    """A file of that kind that can be written."""
+
+    def check(text: str) -> Path:
+        path = Path(text)
+        if path.suffix != suffix:
+            raise argparse.ArgumentTypeError(f"{text} does not end in {suffix}")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
+        return path
+
+    return check
 
 
 def one_of(kind: str, names: Sequence[str]) -> Callable[[str], str]:
@@ -93,10 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_names("--cells", cell, f"only these cells: {', '.join(GATES)}")
     add_names("--peers", peer, f"only these: {', '.join(PEERS)}; all that are installed")
     parser.add_argument("--filter", type=pattern, help="only cases whose name this regular expression finds")
-    parser.add_argument("--quick", action="store_true", help="few cases, 5 rounds, 2 seconds a case")
+    parser.add_argument("--quick", action="store_true", help="few cases of each table, 5 rounds, half a second a case")
     parser.add_argument("--list", action="store_true", help="print the names of the cases chosen and stop")
     parser.add_argument("--rounds", type=positive_integer, help="most rounds of a case; 15")
-    parser.add_argument("--seconds-per-case", type=positive_seconds, help="no round begins after this, save three; 10")
+    parser.add_argument("--seconds-per-case", type=positive_seconds, help="no round begins after this, save three; 2")
     parser.add_argument(
         "--threads",
         type=thread_count,
@@ -109,7 +105,19 @@ def make_parser() -> argparse.ArgumentParser:
         default="keep",
         help="; ".join(f"{name}: {text}" for name, text in environment.ALLOCATORS.items()) + "; keep",
     )
-    parser.add_argument("--output", type=json_path, metavar="FILE.json", help="write everything measured to this file")
+    parser.add_argument(
+        "--processes",
+        type=positive_integer,
+        default=1,
+        help="repeat the run in so many fresh processes and take the medians over them; 1: in this process alone",
+    )
+
+    def add_file(option: str, suffix: str, text: str) -> None:
+        parser.add_argument(option, type=file_path(suffix), metavar=f"FILE{suffix}", help=text)
+
+    add_file("--output", ".json", "write everything measured to this file")
+    add_file("--report", ".md", "write the tables to this file")
+    add_file("--plot", ".png", "draw the rooflines of the tables train and infer; needs matplotlib")
     return parser
 
 
@@ -140,48 +148,15 @@ def choose_peers(options: argparse.Namespace, cases: Sequence[Case], parser: arg
         parser.error(f"none of these peers runs any of the cases: {', '.join(peer.name for peer in present)}")
     for name in missing:
         print(f"{name} can't be imported here and is left out", file=sys.stderr)
-    for peer in present:
-        peer.set_threads(options.threads)
     return present
 
 
-def choose_settings(options: argparse.Namespace) -> Settings:
-    """How long to measure."""
-    from bench.runner import Settings
-
-    rounds, seconds = (5, 2.0) if options.quick else (15, 10.0)
-    return Settings(options.rounds or rounds, options.seconds_per_case or seconds)
-
-
-def describe_run(peers: Sequence[Peer], settings: Settings, threads: int, allocator: str) -> dict[str, object]:
-    """What the JSON says besides the rows."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": environment.git_commit(),
-        "machine": environment.machine(),
-        "peers": {peer.name: peer.facts() for peer in peers},
-        "settings": {**asdict(settings), "threads": threads, "scrub": "nothing between calls or peers"},
-        "allocator": {"policy": allocator, "meaning": environment.ALLOCATORS[allocator]},
-    }
-
-
-def measure(
-    cases: Sequence[Case], peers: Sequence[Peer], settings: Settings, peak: PeakMeter
-) -> tuple[list[Row], bool]:
-    """The rows, and whether all cases were run; an interrupt keeps what there is."""
-    from bench.runner import measure_case
-
-    rows: list[Row] = []
-    with tqdm(cases, unit="case", dynamic_ncols=True) as progress:
-        try:
-            for case in progress:
-                progress.set_postfix_str(case.name)
-                environment.settle()
-                peak.measure(case.dtype)
-                rows.append(measure_case(case, peers, settings))
-        except KeyboardInterrupt:
-            return rows, False
-    return rows, True
+def check_plot(cases: Sequence[Case], parser: argparse.ArgumentParser) -> None:
+    """Whether a plot can be made, told before anything is measured."""
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib")
+    if not any(case.table in DRAWN_TABLES and case.cell in PLAIN for case in cases):
+        parser.error(f"--plot needs the tables {' or '.join(DRAWN_TABLES)} and the cells {', '.join(PLAIN)}")
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -190,45 +165,46 @@ def warn(warnings: Sequence[str]) -> None:
         print(f"WARNING: {text}", file=sys.stderr)
 
 
-def disturbed(rows: Sequence[Row]) -> list[str]:
-    """Warnings about cases during which others used the processors."""
-    hit = [row for row in rows if row.others > environment.BUSY_SHARE]
-    if not hit:
-        return []
-    worst = max(row.others for row in hit)
-    return [f"others used the processors during {len(hit)} of {len(rows)} cases, up to {worst:.0%} of them"]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the harness; 0 if every peer agreed in every case, 1 if one failed or disagreed."""
+    """Run the harness; 0 if every contestant agreed in every case, 1 if one failed or disagreed."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     cases = choose_cases(options, parser)
     if options.list:
         print("\n".join(case.name for case in cases))
         return 0
+    if options.plot is not None:
+        check_plot(cases, parser)
     warnings = environment.variable_warnings()
     environment.fix_threads(options.threads)
-    allocator = environment.fix_allocator(options.allocator)
-    peers = choose_peers(options, cases, parser)
-    warnings += environment.busy_warnings() + environment.runtime_warnings()
+    peers = [peer.name for peer in choose_peers(options, cases, parser)]
+    warnings += environment.busy_warnings()
     warn(warnings)
 
+    # NumPy reads the number of threads when it is imported: not before this line.
     from bench import report
-    from bench.peak import PeakMeter
+    from bench.runner import Settings
+    from bench.session import Plan, execute, execute_often
 
-    settings, peak = choose_settings(options), PeakMeter(options.threads)
-    print(f"allocator: {allocator} ({environment.ALLOCATORS[allocator]})")
-    facts = describe_run(peers, settings, options.threads, allocator)
-    rows, finished = measure(cases, peers, settings, peak)
-    print(report.tables_text(rows, [peer.name for peer in peers], peak, options.threads))
-    late = disturbed(rows) + report.peak_warnings(rows, peak)
+    rounds, seconds = (5, 0.5) if options.quick else (15, 2.0)
+    settings = Settings(options.rounds or rounds, options.seconds_per_case or seconds)
+    plan = Plan(cases, peers, settings, options.threads, options.allocator)
+    results = execute(plan) if options.processes == 1 else execute_often(plan, options.processes)
+    print(f"allocator: {results.allocator} ({environment.ALLOCATORS[results.allocator]})")
+    print(report.text(results, options.threads))
+    late = results.warnings + report.late_warnings(results, options.threads)
     warn(late)
     if options.output is not None:
-        report.write_json(options.output, {**facts, "warnings": warnings + late}, rows, peak)
-    if not finished:
+        report.write_json(options.output, results, options.threads, warnings + late)
+    if options.report is not None:
+        options.report.write_text(report.markdown(results, options.threads, warnings + late))
+    if options.plot is not None:
+        from bench.plot import draw
+
+        draw(options.plot, results, options.threads)
+    if not results.finished:
         return INTERRUPTED
-    return int(any(row.errors for row in rows))
+    return int(any(row.errors for row in results.rows))
 
 
 if __name__ == "__main__":

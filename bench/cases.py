@@ -1,9 +1,12 @@
-"""The one list of cases, by named table, with what a case costs in floating-point operations."""
+"""The one list of cases, by named table, with what a case costs in floating-point operations and in weights read.
+
+Imports nothing heavy: the command line reads it before the number of threads stands in the environment.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 GATES = {
@@ -21,10 +24,16 @@ GATES = {
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
 
+ITEM_BYTES = {"float32": 4, "float64": 8}
+
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of one cell. `table` decides what is done with it: see `TABLES`."""
+    """One shape of one cell. `table` decides what is done with it: see `TABLES`.
+
+    `training`: whether one run is a training step; otherwise it is an inference call. `variant` means what the table
+    says, such as the instruction set or the quantity compared.
+    """
 
     table: str
     cell: str
@@ -32,21 +41,25 @@ class Case:
     steps: int
     inputs: int
     hidden: int
+    training: bool
     dtype: str = "float32"
     directions: int = 1
     layers: int = 1
+    variant: str = ""
+
+    @property
+    def job(self) -> str:
+        """What is run."""
+        return "train" if self.training else "infer"
 
     @property
     def name(self) -> str:
         """Unique within the list: what ``--filter`` searches and pytest shows."""
         sizes = f"B{self.batch}-T{self.steps}-I{self.inputs}-H{self.hidden}"
         stack = f"-L{self.layers}-D{self.directions}" if (self.layers, self.directions) != (1, 1) else ""
-        return f"{self.table}/{self.cell}/{sizes}{stack}-{self.dtype}"
-
-    @property
-    def training(self) -> bool:
-        """Whether one run is a training step; otherwise it is an inference call."""
-        return TABLES[self.table].training
+        job = "" if self.job == self.table else f"-{self.job}"
+        variant = f"-{self.variant}" if self.variant else ""
+        return f"{self.table}/{self.cell}/{sizes}{stack}-{self.dtype}{job}{variant}"
 
     @property
     def flops(self) -> int:
@@ -58,61 +71,134 @@ class Case:
         return 3 * forward if self.training else forward
 
     @property
+    def recurrent_passes(self) -> int:
+        """How often a run goes through W_hh at every step: forward, and transposed in the backward pass."""
+        return 2 if self.training else 1
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Size of one layer's W_hh in one direction, which every step reads from end to end."""
+        return GATES[self.cell] * self.hidden**2 * ITEM_BYTES[self.dtype]
+
+    @property
+    def recurrent_flops(self) -> int:
+        """The part of `flops` that is W_hh's, in one layer and direction, and has to be done step by step."""
+        return 2 * self.steps * self.batch * GATES[self.cell] * self.hidden**2 * self.recurrent_passes
+
+    @property
     def quick(self) -> bool:
-        """Whether ``--quick`` keeps the case: the smallest and the commonest size of each cell."""
-        plain = (self.dtype, self.layers, self.directions) == ("float32", 1, 1)
-        return plain and (self.batch, self.hidden) in {(1, 64), (32, 256)}
+        """Whether ``--quick`` keeps the case."""
+        return (self.batch, self.hidden) in TABLES[self.table].quick
 
 
 @dataclass(frozen=True)
 class Table:
-    """A named group of cases measured in the same way."""
+    """A named group of cases measured in the same way.
+
+    `unit` is that of the times printed, and `quick` lists the (batch, hidden size) that ``--quick`` keeps.
+    """
 
     title: str
-    training: bool
+    quick: frozenset[tuple[int, int]]
+    unit: str = "ms"
+
+
+def quick(*sizes: tuple[int, int]) -> frozenset[tuple[int, int]]:
+    """Batch and hidden size of the cases that ``--quick`` keeps."""
+    return frozenset(sizes)
 
 
 TABLES = {
-    "train": Table("training step: forward, then backward to the input and every weight", training=True),
-    "infer": Table("inference: one whole sequence", training=False),
+    "train": Table("training step: forward, then backward to the input and every weight", quick((1, 64), (32, 256))),
+    "infer": Table("inference: one whole sequence", quick((1, 64), (32, 256))),
+    "stack": Table("two layers, both directions", quick((8, 256))),
+    "odd": Table(
+        "odd sizes beside the next aligned ones: H up to a multiple of 32, B up to a multiple of 4", quick((3, 256))
+    ),
+    "stream": Table("one step at batch 1, called from Python", quick((1, 16), (1, 64)), unit="us"),
+    "ragged": Table("lengths uniform in 1..T, in any order, beside whole sequences", quick((32, 256))),
+    "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
+    "threads": Table("threads and processes", quick((32, 256))),
+    "isa": Table("other instruction sets and float64, beside the peak of each", quick((32, 256))),
+    "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
+    "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
+    "accuracy": Table("relative error against the float64 reference", quick((8, 64))),
 }
 
 TRAINED = ("lstm", "gru", "rnn_tanh", "gru_reset_before", "lstm_peephole")
 INFERRED = (*TRAINED, "lstm_coupled")
 PLAIN = ("lstm", "gru", "rnn_tanh")
+GATED = ("lstm", "gru")
+DRAWN_TABLES = ("train", "infer")
+"""The tables that a plot shows, for the cells of `PLAIN`."""
+
 HIDDEN = (64, 256, 512, 1024)
-ODD_BATCH = (1, 3, 5, 33)
-ODD_HIDDEN = (17, 100, 129, 300)
+BOTH = (True, False)
+
+ODD_SIZES = ((32, 17), (32, 100), (32, 129), (32, 300), (1, 300), (3, 256), (5, 256), (33, 256), (3, 17), (33, 129))
+ISA_VARIANTS = (("x86-64-v3", "float32"), ("x86-64-v3", "float64"), ("", "float64"))
+ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
+LONG_STEPS = 200_000
 
 
 def sequence_length(batch: int, hidden: int) -> int:
-    """100 steps; 50 where a step alone takes tens of milliseconds."""
-    return 50 if batch >= 64 and hidden >= 1024 else 100
+    """100 steps; fewer where a step alone takes milliseconds: the largest cases take most of a run's time."""
+    if batch * hidden**2 < 2**25:
+        return 100
+    return 50 if batch * hidden**2 < 2**27 else 25
 
 
 def grid(
     table: str,
     cells: Iterable[str],
-    batches: Iterable[int],
-    hiddens: Iterable[int],
+    sizes: Iterable[tuple[int, int]],
+    jobs: Iterable[bool],
     *,
+    steps: int | None = None,
     dtype: str = "float32",
     directions: int = 1,
     layers: int = 1,
+    variant: str = "",
 ) -> Iterator[Case]:
-    """Every combination of cell, batch and hidden size, the input as wide as the hidden state."""
-    for cell, hidden, batch in product(cells, hiddens, batches):
-        steps = sequence_length(batch, hidden)
-        yield Case(table, cell, batch, steps, hidden, hidden, dtype, directions, layers)
+    """Every combination of cell, (batch, hidden size) and job, the input as wide as the hidden state."""
+    for cell, training, (batch, hidden) in product(cells, jobs, sizes):
+        length = steps or sequence_length(batch, hidden)
+        yield Case(table, cell, batch, length, hidden, hidden, training, dtype, directions, layers, variant)
+
+
+def across(batches: Iterable[int], hiddens: Iterable[int]) -> list[tuple[int, int]]:
+    """(batch, hidden size) for all of both, the hidden size outermost."""
+    return [(batch, hidden) for hidden, batch in product(hiddens, batches)]
+
+
+def aligned(case: Case) -> Case:
+    """The case of the next aligned size: hidden size up to a multiple of 32, batch up to a multiple of 4."""
+    hidden = -(-case.hidden // 32) * 32
+    batch = case.batch if case.batch == 1 else -(-case.batch // 4) * 4
+    return replace(case, batch=batch, inputs=hidden, hidden=hidden)
 
 
 CASES: tuple[Case, ...] = (
-    *grid("train", TRAINED, (1, 8, 32, 64, 128), HIDDEN),
-    *grid("train", PLAIN, ODD_BATCH, ODD_HIDDEN),
-    *grid("train", ("lstm", "gru"), (8, 32), (256,), directions=2, layers=2),
-    *grid("train", PLAIN, (32,), (256, 512), dtype="float64"),
-    *grid("infer", INFERRED, (1, 8, 32, 64), HIDDEN),
-    *grid("infer", PLAIN, ODD_BATCH, ODD_HIDDEN),
-    *grid("infer", ("lstm", "gru"), (8, 32), (256,), directions=2, layers=2),
-    *grid("infer", PLAIN, (32,), (256, 512), dtype="float64"),
+    *grid("train", TRAINED, across((1, 8, 32, 64, 128), HIDDEN), [True]),
+    *grid("infer", INFERRED, across((1, 8, 32, 64), HIDDEN), [False]),
+    *grid("stack", GATED, across((8, 32), (256,)), BOTH, directions=2, layers=2),
+    *grid("odd", PLAIN, ODD_SIZES, BOTH),
+    *grid("stream", GATED, across((1,), (16, 64, 256)), [False]),
+    *grid("ragged", PLAIN, across((32,), (256, 512)), BOTH),
+    *grid("memory", GATES, across((8,), (64,)), [True], steps=256),
+    *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
+    *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),
+    *grid("threads", GATED, ((1, 64), (1, 512), (32, 256), (64, 512)), BOTH),
+    *(
+        case
+        for variant, dtype in ISA_VARIANTS
+        for case in grid("isa", GATED, ((32, 256), (64, 512)), BOTH, dtype=dtype, variant=variant)
+    ),
+    *grid("first", PLAIN, ((1, 64), (32, 256)), BOTH),
+    *grid("denormal", PLAIN, across((1, 32), (64, 256)), BOTH),
+    *(
+        case
+        for steps, cell, quantity in product((10, 100, 1000), PLAIN, ACCURACY_QUANTITIES)
+        for case in grid("accuracy", [cell], ((8, 64),), [True], steps=steps, variant=quantity)
+    ),
 )

@@ -78,6 +78,14 @@ def memory_gib() -> float | None:
     return None
 
 
+def resident_bytes(field: str) -> int:
+    """Memory of this process that is in use, VmRSS, or the most that ever was, VmHWM."""
+    for line in read("/proc/self/status").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError("this system does not tell how much memory a process holds")
+
+
 def openmp_runtimes() -> list[str]:
     """OpenMP libraries loaded into this process; two of them spin against each other."""
     mapped = {line.split()[-1] for line in read("/proc/self/maps").splitlines() if "/" in line}
@@ -121,9 +129,9 @@ def variable_warnings() -> list[str]:
 
     Their values are left out: they go into the JSON, and may hold paths.
     """
-    prefixes = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_", "MALLOC_")
+    prefixes = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_", "MALLOC_", "FUSEDRNN_")
     found = [name for name in sorted(os.environ) if name.startswith(prefixes)]
-    warnings = [f"{name} is set and may change how fast the peers are" for name in found]
+    warnings = [f"{name} is set and may change how fast the library or its peers are" for name in found]
     if "OPENBLAS_CORETYPE" in os.environ:
         warnings.append("OPENBLAS_CORETYPE can halve the speed of NumPy and OpenBLAS: unset it")
     return warnings
@@ -144,7 +152,7 @@ class ProcessorClock:
             return 0.0
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
         total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        return total - time.process_time()
+        return total - sum(os.times()[:4])  # ours, and that of child processes that have ended
 
     def share_of_others(self) -> float:
         """Part of the machine's processor time that others used since construction, between 0 and 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bench.cases import GATES
 from bench.problem import Array, Problem
@@ -107,6 +107,12 @@ def layer_nodes(problem: Problem, layer: int, source: str) -> tuple[list[NodePro
     return nodes, initializers, joined
 
 
+def serialise(graph: GraphProto) -> bytes:
+    """The graph as a model of the operator set and format that all installed versions read."""
+    opsets = [helper.make_opsetid("", OPSET)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
+
+
 def build_model(problem: Problem) -> bytes:
     """A serialised model from "x" (T, B, I) to its one output; see `layer_nodes` for its shape."""
     case = problem.case
@@ -126,5 +132,31 @@ def build_model(problem: Problem) -> bytes:
         [helper.make_tensor_value_info(current, TensorProto.FLOAT, shape)],
         initializers,
     )
-    opsets = [helper.make_opsetid("", OPSET)]
-    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
+    return serialise(graph)
+
+
+def build_step_model(problem: Problem) -> bytes:
+    """A serialised model of one step of one layer: "x" (1, B, I) and the states to the states that follow.
+
+    The states h and, for an LSTM, c are (1, B, H), and go by the names "h" and "c" in, "h_next" and "c_next" out.
+    """
+    case = problem.case
+    weights = layer_weights(problem, 0)
+    names = ["h", "c"] if case.cell.startswith("lstm") else ["h"]
+    outputs = [f"{name}_next" for name in names]
+    inputs = ["x", "W", "R", "B", "", *names]
+    if "P" in weights:
+        inputs.append("P")
+    name, attributes = operator(case.cell, case.hidden, directions=1)
+    shape = [1, case.batch, case.hidden]
+    graph = helper.make_graph(
+        [helper.make_node(name, inputs, ["", *outputs], **attributes)],
+        "step",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, case.batch, case.inputs]),
+            *(helper.make_tensor_value_info(state, TensorProto.FLOAT, shape) for state in names),
+        ],
+        [helper.make_tensor_value_info(state, TensorProto.FLOAT, shape) for state in outputs],
+        [numpy_helper.from_array(value, key) for key, value in weights.items()],
+    )
+    return serialise(graph)

@@ -36,11 +36,14 @@ class Work:
         Turns what `step` returned into arrays, for the cross-check; never timed.
     context
         Entered around a burst of steps, as a user enters it around a loop.
+    parts
+        The time of a step is divided by this; for a sequence whose time is wanted by its steps.
     """
 
     step: Callable[[], Any]
     read: Callable[[Any], Outputs]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    parts: int = 1
 
 
 class Peer:
@@ -101,8 +104,9 @@ class Fusedrnn(Peer):
     def refuses(self, case: Case) -> str | None:
         return None
 
-    def prepare(self, problem: Problem) -> Work:
-        case, x, dy = problem.case, problem.x, problem.dy
+    def layer(self, problem: Problem) -> Any:
+        """The layer of the problem's cell, with the problem's weights."""
+        case = problem.case
         class_name, options = self.layers[case.cell]
         layer = getattr(importlib.import_module(self.module), class_name)(
             case.inputs,
@@ -113,18 +117,26 @@ class Fusedrnn(Peer):
             **options,
         )
         layer.load_parameters(problem.parameters)
+        return layer
+
+    def work(self, problem: Problem, **options: Any) -> Work:
+        """The call or training step of a case; the options go to the layer's call or its `forward`."""
+        layer, x, dy = self.layer(problem), problem.x, problem.dy
 
         def train() -> Any:
-            y, _, tape = layer.forward(x)
+            y, _, tape = layer.forward(x, **options)
             return y, layer.backward(tape, dy)
 
         def read_training(result: Any) -> Outputs:
             y, grads = result
             return {"y": y, "dx": grads.x, **grads.parameters}
 
-        if case.training:
+        if problem.case.training:
             return Work(train, read_training)
-        return Work(lambda: layer(x), lambda result: {"y": result[0]})
+        return Work(lambda: layer(x, **options), lambda result: {"y": result[0]})
+
+    def prepare(self, problem: Problem) -> Work:
+        return self.work(problem)
 
 
 class Torch(Peer):
@@ -147,7 +159,8 @@ class Torch(Peer):
     def refuses(self, case: Case) -> str | None:
         return None if case.cell in self.layers else "no such cell in torch.nn"
 
-    def prepare(self, problem: Problem) -> Work:
+    def module_of(self, problem: Problem) -> Any:
+        """The module of the problem's cell, with the problem's weights."""
         import torch
 
         case = problem.case
@@ -161,9 +174,16 @@ class Torch(Peer):
             **options,
         )
         module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in problem.parameters.items()})
+        return module
+
+    def work(self, problem: Problem, forward: Callable[[Any, Any], Any]) -> Work:
+        """The call or training step of a case, where forward(module, x) gives y."""
+        import torch
+
+        module = self.module_of(problem)
         x, dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
-        if not case.training:
-            return Work(lambda: module(x)[0], lambda y: {"y": y.numpy()}, torch.inference_mode)
+        if not problem.case.training:
+            return Work(lambda: forward(module, x), lambda y: {"y": y.numpy()}, torch.inference_mode)
 
         leaves = {"dx": x.requires_grad_(), **dict(module.named_parameters())}
 
@@ -171,7 +191,7 @@ class Torch(Peer):
             # What zero_grad(set_to_none=True) does, the input included.
             for leaf in leaves.values():
                 leaf.grad = None
-            y, _ = module(x)
+            y = forward(module, x)
             y.backward(dy)
             return y
 
@@ -180,6 +200,9 @@ class Torch(Peer):
             return {"y": y.detach().numpy(), **grads}
 
         return Work(train, read)
+
+    def prepare(self, problem: Problem) -> Work:
+        return self.work(problem, lambda module, x: module(x)[0])
 
 
 class Onnxruntime(Peer):
@@ -205,16 +228,20 @@ class Onnxruntime(Peer):
             return "inference only"
         return None if case.dtype == "float32" else "its recurrent operators are float32 only"
 
-    def prepare(self, problem: Problem) -> Work:
+    def session(self, model: bytes) -> Any:
+        """A session of a serialised model."""
         import onnxruntime
-
-        from bench.onnx_graph import build_model
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(build_model(problem), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def prepare(self, problem: Problem) -> Work:
+        from bench.onnx_graph import build_model
+
         feed = {"x": problem.x}
+        session = self.session(build_model(problem))
 
         def read(result: Any) -> Outputs:
             (y,) = result
@@ -301,5 +328,7 @@ class Numpy(Peer):
         )
 
 
+FUSEDRNN, TORCH, ONNXRUNTIME = Fusedrnn(), Torch(), Onnxruntime()
+
 # The first one that runs a case is what the others' outputs are compared with.
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Fusedrnn(), Torch(), Onnxruntime(), Jax(), Numpy())}
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (FUSEDRNN, TORCH, ONNXRUNTIME, Jax(), Numpy())}

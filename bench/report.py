@@ -1,58 +1,32 @@
-"""Results as a plain table and as JSON."""
+"""Results as plain tables, as Markdown and as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench import environment, tables
 from bench.cases import TABLES, Case
-from bench.peak import PeakMeter
-from bench.runner import Measurement, Row
+from bench.runner import Figure, Figures, Measurement, Row
+from bench.session import Results
 
-OURS = "fusedrnn"
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON's structure."""
 
+UNITS = {"ms": 1e3, "us": 1e6}
 
-def gflops(case: Case, seconds: float) -> float:
-    """Billions of operations a second, by `Case.flops`."""
-    return case.flops / seconds / 1e9
-
-
-def fraction_of_peak(case: Case, seconds: float, peak: PeakMeter) -> float | None:
-    """Part of the measured FMA peak of the case's dtype."""
-    best = peak.best(case.dtype)
-    return None if best is None else gflops(case, seconds) / best
+Fields = dict[str, str]
 
 
-def peak_warnings(rows: Sequence[Row], peak: PeakMeter) -> list[str]:
-    """A warning for each dtype in which some peer was faster than the peak: then the peak is wrong."""
-    warnings = []
-    for dtype, readings in peak.readings.items():
-        fastest = max(
-            (
-                gflops(row.case, min(measurement.samples))
-                for row in rows
-                if row.case.dtype == dtype
-                for measurement in row.measured.values()
-                if measurement.samples
-            ),
-            default=0.0,
-        )
-        if fastest > max(readings):
-            warnings.append(
-                f"{dtype} ran at {fastest:.0f} GFLOP/s, more than the measured FMA peak of {max(readings):.0f}: "
-                "the fractions of peak of this run mean nothing"
-            )
-    return warnings
+@dataclass(frozen=True)
+class Section:
+    """One table, ready to be laid out: what all its cases share stands in the title."""
 
-
-def ratio(row: Row, peer: str) -> float | None:
-    """How many times as long as we the peer takes, by the medians."""
-    if OURS not in row.measured or peer not in row.measured:
-        return None
-    return row.measured[peer].quartiles()[1] / row.measured[OURS].quartiles()[1]
+    name: str
+    title: str
+    lines: list[list[str]]
 
 
 def spread(measurement: Measurement) -> float:
@@ -61,38 +35,92 @@ def spread(measurement: Measurement) -> float:
     return (third - first) / median
 
 
-def short_name(case: Case) -> str:
-    """The case's name without what the heading says already."""
-    return case.name.removeprefix(case.table + "/").removesuffix("-float32")
+def fields(case: Case) -> Fields:
+    """What tells a case from the others of its table."""
+    return {
+        "cell": case.cell,
+        "B": str(case.batch),
+        "T": str(case.steps),
+        "I = H": str(case.hidden),
+        "dtype": case.dtype,
+        "job": "" if case.job == case.table else case.job,
+        "of": case.variant,
+    }
 
 
-def headings(peers: Sequence[str]) -> list[str]:
-    """Column names: the peer's own stands over its first column."""
-    columns = ["case"]
-    for peer in peers:
-        columns += [peer + " ms", "spread", "GFLOP/s"]
-        columns += ["of peak"] if peer == OURS else ["ratio"] if OURS in peers else []
-    return columns
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once, where it came first."""
+    return list(dict.fromkeys(names))
 
 
-def line(row: Row, peers: Sequence[str], peak: PeakMeter) -> list[str]:
-    """The columns of one case; "-" where a peer can't run it."""
-    columns = [short_name(row.case)]
-    for peer in peers:
-        last = [peer] if OURS in peers else []
-        measurement = row.measured.get(peer)
-        if measurement is None or not measurement.samples:
-            columns += ["error" if peer in row.errors else "-", "", ""] + [""] * len(last)
-            continue
-        median = measurement.quartiles()[1]
-        columns += [f"{median * 1e3:.4g}", f"{spread(measurement):.0%}", f"{gflops(row.case, median):.4g}"]
-        if peer == OURS:
-            part = fraction_of_peak(row.case, median, peak)
-            columns.append("-" if part is None else f"{part:.0%}")
-        elif last:
-            times = ratio(row, peer)
-            columns.append("-" if times is None else f"{times:.2f}")
-    return columns
+def time_text(row: Row, name: str, unit: str) -> str:
+    """Median and spread, "-" where the contestant can't run the case."""
+    if name not in row.measured:
+        return "error" if name in row.errors else "-"
+    measurement = row.measured[name]
+    return f"{measurement.median * UNITS[unit]:.4g} ({spread(measurement):.0%})"
+
+
+def figure_text(figures: Figures, name: str) -> str:
+    """The figure as its form says, "-" where there is none."""
+    value, form = figures.get(name, Figure(None))
+    return "-" if value is None else format(value, form)
+
+
+def section(name: str, rows: Sequence[Row], results_figures: Sequence[Figures]) -> Section:
+    """The table of that name."""
+    table, described = TABLES[name], [fields(row.case) for row in rows]
+    varying = [field for field in described[0] if field == "cell" or len({each[field] for each in described}) > 1]
+    shared = [f"{key} {value}" for key, value in described[0].items() if key not in varying and value]
+    timed = in_order(name for row in rows for name in (*row.measured, *row.errors))
+    names = in_order(name for figures in results_figures for name in figures)
+    shown = [name for name in names if any(name in each and each[name].value is not None for each in results_figures)]
+    lines = [[*varying, *(f"{name} {table.unit}" for name in timed), *shown]]
+    for row, each, figures in zip(rows, described, results_figures, strict=True):
+        times = [time_text(row, name, table.unit) for name in timed]
+        lines.append([*(each[field] for field in varying), *times, *(figure_text(figures, name) for name in shown)])
+    return Section(name, f"{table.title}; {', '.join(shared)}", lines)
+
+
+def sections(results: Results, threads: int) -> list[Section]:
+    """Every table that has rows."""
+    found = []
+    for name in TABLES:
+        rows = [row for row in results.rows if row.case.table == name]
+        if rows:
+            found.append(section(name, rows, [tables.figures(row, results.limits, threads) for row in rows]))
+    return found
+
+
+def limits_text(results: Results) -> list[str]:
+    """The FMA peaks and the bandwidths measured."""
+
+    def best(readings: Sequence[float], unit: str) -> str:
+        return f"{max(readings):.0f} {unit} (best of {len(readings)} readings, lowest {min(readings):.0f})"
+
+    peaks = [
+        f"FMA peak, {dtype}, {isa or 'instruction set in use'}, threads {count}: {best(readings, 'GFLOP/s')}"
+        for (dtype, count, isa), readings in results.limits.peaks.items()
+    ]
+    bandwidths = [
+        f"read bandwidth, {size / 2**20:.2f} MiB over threads {count}: {best(readings, 'GB/s')}"
+        for (size, count), readings in sorted(results.limits.bandwidths.items())
+    ]
+    return [*peaks, *bandwidths]
+
+
+def legend(results: Results) -> str:
+    """What the columns mean."""
+    over = "rounds" if results.facts["processes"] == 1 else f"{results.facts['processes']} fresh processes"
+    return (
+        f"Times are medians over the {over}, with the distance of the quartiles as a part of the median in brackets; "
+        "\"a / b\" is a's median over b's."
+    )
+
+
+def error_lines(results: Results) -> list[str]:
+    """What went wrong."""
+    return [f"ERROR {row.case.name}, {name}: {text}" for row in results.rows for name, text in row.errors.items()]
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -107,47 +135,58 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def peak_text(peak: PeakMeter) -> str:
-    """The FMA peak of each dtype measured."""
-    parts = [
-        f"{dtype} {max(readings):.0f} GFLOP/s (best of {len(readings)} readings, lowest {min(readings):.0f})"
-        for dtype, readings in peak.readings.items()
+def text(results: Results, threads: int) -> str:
+    """The whole report for a terminal."""
+    parts = ["\n".join([*limits_text(results), legend(results)])]
+    parts += [f"{one.name}: {one.title}\n{aligned(one.lines)}" for one in sections(results, threads)]
+    return "\n\n".join([*parts, "\n".join(error_lines(results))]).rstrip()
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The lines as a table of GitHub's Markdown."""
+    rows = [list(lines[0]), ["---"] * len(lines[0]), *map(list, lines[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def conditions(results: Results) -> list[str]:
+    """Machine, versions, commit and settings, a line each."""
+    machine = results.facts["machine"]
+    versions = [f"{name} {facts['version']}" for name, facts in results.facts["peers"].items()]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    settings, allocator = results.facts["settings"], results.facts["allocator"]
+    return [
+        f"{machine['cpu']}, {machine['usable_cpus']} processors, {caches}; {machine['system']}",
+        f"Python {machine['python']}, {', '.join(versions)}",
+        f"commit {results.facts['commit']}, {results.facts['date']}",
+        f"{settings['threads']} threads, at most {settings['rounds']} rounds, {results.facts['processes']} process(es)",
+        f"allocator: {allocator['policy']} ({allocator['meaning']})",
     ]
-    return ("FMA peak: " + ", ".join(parts)) if parts else "FMA peak: not measured, fusedrnn is not installed"
 
 
-def tables_text(rows: Sequence[Row], peers: Sequence[str], peak: PeakMeter, threads: int) -> str:
-    """Every table that has rows, with what its columns mean and the errors below."""
-    parts = [f"{peak_text(peak)}; {threads} thread{'s' if threads > 1 else ''}"]
-    for name, table in TABLES.items():
-        chosen = [row for row in rows if row.case.table == name]
-        if chosen:
-            shown = [peer for peer in peers if any(peer in row.measured or peer in row.errors for row in chosen)]
-            lines = [headings(shown), *(line(row, shown, peak) for row in chosen)]
-            parts.append(f"{name}: {table.title}\n{aligned(lines)}")
-    parts.append(
-        "ms: median of the rounds; spread: distance of the quartiles over the median; "
-        "ratio: the peer's time over fusedrnn's"
-    )
-    errors = [f"ERROR {row.case.name}, {peer}: {text}" for row in rows for peer, text in row.errors.items()]
-    return "\n\n".join(parts + (["\n".join(errors)] if errors else []))
+def markdown(results: Results, threads: int, warnings: Sequence[str]) -> str:
+    """The whole report as Markdown."""
+    parts = ["# Benchmarks", "\n".join(f"- {line}" for line in [*conditions(results), *limits_text(results)])]
+    parts += ["\n".join(f"- Warning: {line}" for line in warnings)] if warnings else []
+    parts.append(legend(results))
+    for one in sections(results, threads):
+        parts += [f"## {one.name}", f"{one.title[0].upper()}{one.title[1:]}.", markdown_table(one.lines)]
+    parts += ["\n".join(f"- {line}" for line in error_lines(results))] if error_lines(results) else []
+    return "\n\n".join(parts) + "\n"
 
 
-def measurement_data(row: Row, peer: str, peak: PeakMeter) -> dict[str, object]:
-    """One peer's figures in one case."""
-    measurement = row.measured[peer]
+def measurement_data(row: Row, name: str) -> dict[str, object]:
+    """One contestant's times in one case."""
+    measurement = row.measured[name]
     first, median, third = measurement.quartiles()
     return {
         "seconds": {"median": median, "first_quartile": first, "third_quartile": third},
         "samples": measurement.samples,
         "calls_per_sample": measurement.calls,
-        "gflops": gflops(row.case, median),
-        "fraction_of_peak": fraction_of_peak(row.case, median, peak),
-        "time_over_ours": ratio(row, peer),
+        "gflops": row.gflops(name),
     }
 
 
-def row_data(row: Row, peak: PeakMeter) -> dict[str, object]:
+def row_data(row: Row, figures: Figures) -> dict[str, object]:
     """One case."""
     case = row.case
     return {
@@ -162,16 +201,51 @@ def row_data(row: Row, peak: PeakMeter) -> dict[str, object]:
         "dtype": case.dtype,
         "directions": case.directions,
         "layers": case.layers,
+        "variant": case.variant,
         "flops": case.flops,
         "processor_share_of_others": row.others,
-        "peers": {peer: measurement_data(row, peer, peak) for peer in row.measured if row.measured[peer].samples},
+        "measured": {name: measurement_data(row, name) for name in row.measured},
+        "numbers": row.numbers,
+        "figures": {name: figure.value for name, figure in figures.items() if figure.value is not None},
         "refused": row.refused,
         "errors": row.errors,
     }
 
 
-def write_json(path: Path, facts: dict[str, object], rows: Sequence[Row], peak: PeakMeter) -> None:
+def limits_data(results: Results) -> dict[str, object]:
+    """The machine's limits."""
+    return {
+        "fma_peak": [
+            {"dtype": dtype, "threads": count, "isa": isa or "in use", "gflops": max(readings), "readings": readings}
+            for (dtype, count, isa), readings in results.limits.peaks.items()
+        ],
+        "read_bandwidth": [
+            {"bytes": size, "threads": count, "gb_per_second": max(readings), "readings": readings}
+            for (size, count), readings in results.limits.bandwidths.items()
+        ],
+    }
+
+
+def write_json(path: Path, results: Results, threads: int, warnings: Sequence[str]) -> None:
     """Write all there is to know about the run."""
-    best = {dtype: {"gflops": max(readings), "readings": readings} for dtype, readings in peak.readings.items()}
-    data = {"format": FORMAT, **facts, "fma_peak": best, "rows": [row_data(row, peak) for row in rows]}
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    rows = [row_data(row, tables.figures(row, results.limits, threads)) for row in results.rows]
+    facts = {"format": FORMAT, **results.facts, "warnings": list(warnings)}
+    path.write_text(json.dumps({**facts, **limits_data(results), "rows": rows}, indent=1) + "\n")
+
+
+def late_warnings(results: Results, threads: int) -> list[str]:
+    """What the rows themselves say against the run: disturbed cases, and speeds above the peak."""
+    warnings = []
+    hit = [row.others for row in results.rows if row.others > environment.BUSY_SHARE]
+    if hit:
+        count = f"{len(hit)} of {len(results.rows)} cases"
+        warnings.append(f"others used the processors during {count}, up to {max(hit):.0%} of them")
+    above = [
+        row.case.name
+        for row in results.rows
+        for name, figure in tables.figures(row, results.limits, threads).items()
+        if name.endswith("of peak") and figure.value is not None and figure.value > 1
+    ]
+    if above:
+        warnings.append(f"faster than the FMA peak, so the parts of the peak mean nothing: {', '.join(above)}")
+    return warnings

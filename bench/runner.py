@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.cases import Case
 from bench.environment import ProcessorClock, settle
+from bench.limits import Limits
 from bench.peers import Outputs, Peer, Work
-from bench.problem import make_problem
 
 BURST_SECONDS = 0.01
 """A burst repeats a call for about this long: well above the clock's grain, short enough to interleave finely."""
@@ -46,16 +47,65 @@ class Measurement:
         first, median, third = np.quantile(self.samples, (0.25, 0.5, 0.75))
         return float(first), float(median), float(third)
 
+    @property
+    def median(self) -> float:
+        """The middle of the samples."""
+        return self.quartiles()[1]
+
 
 @dataclass
 class Row:
-    """What came of a case; each peer stands in exactly one of the three mappings."""
+    """What came of a case: times by contestant, other numbers by name, and who could not run it or was wrong.
+
+    Contestants are the peers in some tables, and what the table compares in others.
+    """
 
     case: Case
     measured: dict[str, Measurement] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     others: float = 0.0
+
+    def gflops(self, name: str, case: Case | None = None) -> float | None:
+        """Billions of operations a second, by `Case.flops` of the row's case, or of that which was run instead."""
+        return (case or self.case).flops / self.measured[name].median / 1e9 if name in self.measured else None
+
+    def ratio(self, numerator: str, denominator: str) -> float | None:
+        """The median of one over that of the other, or None if either is missing."""
+        if numerator not in self.measured or denominator not in self.measured:
+            return None
+        return self.measured[numerator].median / self.measured[denominator].median
+
+
+class Figure(NamedTuple):
+    """A number of the report and how it is printed; one that is None is left out."""
+
+    value: float | None
+    form: str = ".2f"
+
+
+Figures = dict[str, Figure]
+
+
+def share(part: float | None, whole: float | None) -> Figure:
+    """A part as a percentage."""
+    return Figure(None if part is None or whole is None else part / whole, ".0%")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What holds for all cases of a run."""
+
+    peers: Sequence[Peer]
+    settings: Settings
+    threads: int
+    allocator: str
+    limits: Limits
+
+    def has(self, peer: Peer) -> bool:
+        """Whether the peer takes part."""
+        return any(one.name == peer.name for one in self.peers)
 
 
 def tolerance(case: Case) -> float:
@@ -81,34 +131,29 @@ def disagreement(expected: Outputs, actual: Outputs, allowed: float) -> str | No
     return None
 
 
-def prepare_all(row: Row, peers: Sequence[Peer]) -> dict[str, Work]:
-    """The work of each peer that runs the case and agrees with the first; the others go into `row`."""
-    problem = make_problem(row.case)
+def prepare_agreeing(row: Row, makers: Mapping[str, Callable[[], Work]]) -> dict[str, Work]:
+    """The work of each contestant that agrees with the first; what is wrong with the others goes into `row`."""
     prepared: dict[str, Work] = {}
     expected: Outputs | None = None
-    for peer in peers:
-        reason = peer.refuses(row.case)
-        if reason is not None:
-            row.refused[peer.name] = reason
-            continue
+    for name, make in makers.items():
         try:
-            work = peer.prepare(problem)
+            work = make()
             with work.context():
                 outputs = work.read(work.step())
-        except Exception as error:  # A peer that fails is a line of the report, not the end of the run.
-            row.errors[peer.name] = f"{type(error).__name__}: {error}"
+        except Exception as error:  # One that fails is a line of the report, not the end of the run.
+            row.errors[name] = f"{type(error).__name__}: {error}"
             continue
         expected = outputs if expected is None else expected
         difference = disagreement(expected, outputs, tolerance(row.case))
         if difference is None:
-            prepared[peer.name] = work
+            prepared[name] = work
         else:
-            row.errors[peer.name] = difference
+            row.errors[name] = difference
     return prepared
 
 
 def warm_up(work: Work) -> Measurement:
-    """Call until the peer has found its pace, and fix how many calls make a burst."""
+    """Call until the contestant has found its pace, and fix how many calls make a burst."""
     settle()
     begun = time.perf_counter()
     with work.context():
@@ -123,32 +168,31 @@ def warm_up(work: Work) -> Measurement:
 def burst(work: Work, calls: int) -> float:
     """Mean seconds of a call. Short calls are led by an untimed one, which fetches their weights into the caches."""
     settle()
+    step = work.step
     with work.context():
         if calls > 1:
-            work.step()
+            step()
         begun = time.perf_counter()
         for _ in range(calls):
-            work.step()
-        return (time.perf_counter() - begun) / calls
+            step()
+        return (time.perf_counter() - begun) / (calls * work.parts)
 
 
 def order(names: Sequence[str], turn: int) -> Iterator[str]:
-    """The peers of one round: every second round backwards, and the start moves on after each pair of rounds."""
+    """The contestants of one round: every second round backwards, and the start moves on after each pair of rounds."""
     start = turn // 2 % len(names)
     rotated = [*names[start:], *names[:start]]
     return reversed(rotated) if turn % 2 else iter(rotated)
 
 
-def measure_case(case: Case, peers: Sequence[Peer], settings: Settings) -> Row:
-    """Check and time one case on every peer that can run it.
+def interleave(row: Row, works: Mapping[str, Work], settings: Settings) -> None:
+    """Time every work and enter the measurements into `row`.
 
     Python's garbage collector is off while the rounds run, as in the standard library's timeit.
     """
-    row = Row(case)
-    prepared = prepare_all(row, peers)
-    if not prepared:
-        return row
-    row.measured = {name: warm_up(work) for name, work in prepared.items()}
+    if not works:
+        return
+    row.measured.update({name: warm_up(work) for name, work in works.items()})
     deadline = time.perf_counter() + settings.seconds_per_case
     clock = ProcessorClock()
     gc.collect()
@@ -157,10 +201,9 @@ def measure_case(case: Case, peers: Sequence[Peer], settings: Settings) -> Row:
         for turn in range(settings.rounds):
             if turn >= FEWEST_ROUNDS and time.perf_counter() > deadline:
                 break
-            for name in order(list(prepared), turn):
+            for name in order(list(works), turn):
                 measurement = row.measured[name]
-                measurement.samples.append(burst(prepared[name], measurement.calls))
+                measurement.samples.append(burst(works[name], measurement.calls))
     finally:
         gc.enable()
     row.others = clock.share_of_others()
-    return row

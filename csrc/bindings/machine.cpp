@@ -1,6 +1,7 @@
 // Threads, instruction sets, memory pool, and the small functions that tests and benchmarks need of them.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <optional>
@@ -53,38 +54,64 @@ py::array activate(const std::string& name, py::handle object, const std::option
   return twice ? activate_as<double>(name, x, isa) : activate_as<float>(name, x, isa);
 }
 
-template <class Real>
-double peak(int threads, const std::optional<std::string>& isa) {
+// Best of `rounds` runs of `work(thread)` on every thread at once, in what it returns, summed, per second.
+template <class Work>
+double best_rate(int threads, int rounds, const Work& work) {
   struct Context {
-    const Kernels<Real>& table;
-    std::atomic<double> operations{0};
-  } context{chosen<Real>(isa)};
+    const Work& work;
+    std::atomic<double> done{0};
+  } context{work};
   using Clock = std::chrono::steady_clock;
   double best = 0;
-  const py::gil_scoped_release released;
-  for (int round = 0; round < 100; ++round) {
-    context.operations = 0;
+  for (int round = 0; round < rounds; ++round) {
+    context.done = 0;
     const Clock::time_point start = Clock::now();
     parallel(
         threads,
-        [](void* c, int, int) {
+        [](void* c, int thread, int) {
           auto& all = *static_cast<Context*>(c);
-          const double done = all.table.multiply_adds(100000);
-          double sum = all.operations.load();
-          while (!all.operations.compare_exchange_weak(sum, sum + done)) {
+          const double done = all.work(thread);
+          double sum = all.done.load();
+          while (!all.done.compare_exchange_weak(sum, sum + done)) {
           }
         },
         &context);
-    best = std::max(best, context.operations.load() / std::chrono::duration<double>(Clock::now() - start).count());
+    best = std::max(best, context.done.load() / std::chrono::duration<double>(Clock::now() - start).count());
   }
-  return best / 1e9;
+  return best;
+}
+
+void require_threads(int threads) {
+  if (threads < 1) throw py::value_error("threads must be at least 1, not " + std::to_string(threads));
+}
+
+template <class Real>
+double peak(int threads, const std::optional<std::string>& isa) {
+  const Kernels<Real>& table = chosen<Real>(isa);
+  const py::gil_scoped_release released;
+  return best_rate(threads, 100, [&](int) { return table.multiply_adds(100000); }) / 1e9;
 }
 
 double fma_peak(int threads, const std::optional<std::string>& isa, const std::string& dtype) {
-  if (threads < 1) throw py::value_error("threads must be at least 1, not " + std::to_string(threads));
+  require_threads(threads);
   if (dtype != "float32" && dtype != "float64")
     throw py::value_error("dtype must be 'float32' or 'float64', not '" + dtype + "'");
   return dtype == "float32" ? peak<float>(threads, isa) : peak<double>(threads, isa);
+}
+
+double read_bandwidth(Index bytes, int threads) {
+  if (bytes < 1) throw py::value_error("bytes must be at least 1, not " + std::to_string(bytes));
+  require_threads(threads);
+  constexpr Index kGrain = 4096;    // bytes: a page, so that no two threads share one
+  constexpr Index kRun = 64 << 20;  // bytes: long enough to hide the start of the team
+  const Index slice = (bytes / threads + kGrain - 1) / kGrain * kGrain, count = slice / sizeof(float);
+  const Index rounds = 2 + kRun / (slice * threads);
+  const Buffer buffer(static_cast<std::size_t>(slice) * threads);  // from where the engine's weights are
+  std::fill_n(buffer.as<float>(), count * threads, 0.0f);
+  const Kernels<float>& table = kernels<float>();
+  const py::gil_scoped_release released;
+  const auto read = [&](int thread) { return table.read(buffer.as<float>() + thread * count, count, rounds); };
+  return best_rate(threads, 30, read) / 1e9;
 }
 
 }  // namespace
@@ -109,6 +136,8 @@ void register_machine(py::module_& module) {
              "The engine's exp, sigmoid or tanh of each element of a 1-d float32 or float64 array.");
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("isa") = py::none(), py::arg("dtype") = "float32",
              "Fused multiply-adds that the machine sustains, in GFLOP/s: the best of a few short runs.");
+  module.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads"),
+             "GB/s at which threads read again and again a working set of so many bytes, each its own part of it.");
 }
 
 }  // namespace fusedrnn

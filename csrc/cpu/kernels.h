@@ -25,6 +25,8 @@ struct Kernels {
   void (*tanh)(const Real* x, Real* y, Index count);
   // Runs `rounds` rounds of independent fused multiply-adds; returns how many floating-point operations they were.
   double (*multiply_adds)(Index rounds);
+  // Reads `count` values `rounds` times over; returns how many bytes that were.
+  double (*read)(const Real* from, Index count, Index rounds);
 };
 
 }  // namespace fusedrnn

@@ -1,0 +1,48 @@
+"""How each table is measured, and which figures it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench import accuracy, compare, denormal, first, isa, memory, odd, ragged, stream, threads
+from bench.cases import Case
+from bench.limits import Limits
+from bench.peers import FUSEDRNN
+from bench.runner import Figures, Row, Run
+
+
+class Method(NamedTuple):
+    """measure(case, run) gives the row; figures(row, limits, threads) what follows from it and the machine's limits."""
+
+    measure: Callable[[Case, Run], Row]
+    figures: Callable[[Row, Limits, int], Figures]
+
+
+METHODS: dict[str, Method] = {
+    "train": Method(compare.measure, compare.figures),
+    "infer": Method(compare.measure, compare.figures),
+    "stack": Method(compare.measure, compare.figures),
+    "odd": Method(odd.measure, odd.figures),
+    "stream": Method(stream.measure, stream.figures),
+    "ragged": Method(ragged.measure, ragged.figures),
+    "memory": Method(memory.measure, memory.figures),
+    "threads": Method(threads.measure, threads.figures),
+    "isa": Method(isa.measure, isa.figures),
+    "first": Method(first.measure, first.figures),
+    "denormal": Method(denormal.measure, denormal.figures),
+    "accuracy": Method(accuracy.measure, accuracy.figures),
+}
+
+
+def measure(case: Case, run: Run) -> Row:
+    """The row of a case; what goes wrong is a line of the report, not the end of the run."""
+    try:
+        return METHODS[case.table].measure(case, run)
+    except Exception as error:
+        return Row(case, errors={FUSEDRNN.name: f"{type(error).__name__}: {error}"})
+
+
+def figures(row: Row, limits: Limits, threads: int) -> Figures:
+    """The figures of a row, None where one could not be had; none at all of a row with nothing in it."""
+    return METHODS[row.case.table].figures(row, limits, threads) if row.measured or row.numbers else {}
