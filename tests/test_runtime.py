@@ -468,7 +468,22 @@ def test_threads_obey_affinity_and_openmp() -> None:
     """
     assert run_python(code).stdout == "1\n"
     code = "import fusedrnn as fr; print(fr.get_num_threads())"
-    assert run_python(code, OMP_NUM_THREADS="1").stdout == "1\n"
+    available = _core.available_threads()
+    for setting, expected in (("1", 1), (" 2,1", min(2, available)), ("1000", available), ("", available)):
+        assert run_python(code, OMP_NUM_THREADS=setting).stdout == f"{expected}\n"
+
+
+def test_other_libraries_threads_are_their_own() -> None:
+    code = """
+        import ctypes
+        import fusedrnn as fr
+        ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)  # as torch.set_num_threads(1) does
+        print(fr.get_num_threads())
+        fr.LSTM(64, 64)  # the first call that could look
+        print(fr.get_num_threads())
+    """
+    ended = run_python(code, OMP_NUM_THREADS="")
+    assert ended.stdout == f"{_core.available_threads()}\n" * 2, ended.stderr
 
 
 @pytest.mark.parametrize("isa", _core.isas())
