@@ -17,8 +17,8 @@ rounding error analysis", 2019). That is `Rounded.bound`, with λ = 7: for the f
 compares, the chance that one of them exceeds it is below 3e-3.
 
 What this leaves out is that errors of one origin arrive by several ways, along h and c, or step after step. The bounded
-c_k make up for it: a rounding's own mean square is at most a third of (c_k u)². Over fourteen seeds, each with a quarter
-of the suite's cases, the largest error was 0.55 of its bound.
+c_k make up for it: a rounding's own mean square is at most a third of (c_k u)². Over fourteen seeds, each with a
+quarter of the suite's cases, the largest error was 0.55 of its bound.
 """
 
 from __future__ import annotations
