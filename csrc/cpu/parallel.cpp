@@ -40,8 +40,8 @@ int control_group_threads() {
   return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(quota / period))) : 0;
 }
 
-// First number of OMP_NUM_THREADS, or 0 where it is unset or none. OpenMP's own count is not asked: other libraries set it
-// for the whole process.
+// First number of OMP_NUM_THREADS, or 0 where it is unset or none. OpenMP's own count is not asked: other libraries set
+// it for the whole process.
 int environment_threads() {
   const char* text = std::getenv("OMP_NUM_THREADS");
   const long threads = text ? std::strtol(text, nullptr, 10) : 0;
