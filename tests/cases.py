@@ -1,4 +1,4 @@
-"""The one list of cases of the suite, and what every property needs of a case: a layer, inputs and a tolerance."""
+"""The one list of cases of the suite, and what every property needs of a case: a layer and inputs."""
 
 from __future__ import annotations
 
@@ -211,45 +211,16 @@ def make_clear_inputs(
             return inputs
 
 
-def tolerance(case: Case, *, summed: int = 0) -> float:
-    """Error allowed of an array, relative to its largest magnitude, from eps and the depth of the computation.
-
-    A value at the end of the sequence has behind it L·T steps, each a chain of one rounding per term: the inputs'
-    and the state's (at most D·H + H, or I + H), the gates' G·H on the way back, and about 16 of the cell's own. A
-    rounding is at most eps/2 of a partial sum, which is as large as the result; n roundings of either sign add up as
-    a random walk, eps/2·sqrt(n), and the cells, with weights of ±1/sqrt(H), pass an error on about as large as it
-    came. Gradients of the weights are sums of T·B such values (`summed`) and add as many roundings. Twice that
-    walk's standard deviation over thousands of elements is still exceeded somewhere, four times is the margin kept.
-    """
-    gates = reference.cells[case.cell].gates
-    terms = max(case.input_size, case.directions * case.hidden_size) + case.hidden_size + gates * case.hidden_size + 16
-    roundings = case.num_layers * max(case.time, 1) * terms + summed
-    return 4 * 0.5 * case.eps * float(np.sqrt(roundings))
-
-
-def sum_scale(case: Case) -> float:
-    """The least magnitude that a gradient of the weights, a sum of T·B terms, is measured against.
-
-    Terms of either sign walk as far as sqrt(T·B) of them, and every rounding on the way is one of a partial sum that
-    large, wherever the sum ends. A lone weight (H = 1) can end near zero, and torch is then as far off as anyone.
-    """
-    return 0.1 * float(np.sqrt(max(case.time * case.batch, 1)))
-
-
-def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float, name: str, *, scale: float = 0.1) -> None:
-    """Assert shape, and that every element is within `relative` of the largest magnitude of the expected array.
-
-    Magnitudes below `scale` count as it: inputs and incoming gradients have unit scale, and what cancels is not asked
-    for digits that its terms do not have. The largest of fewer than 8 elements says little about the terms' size, so
-    those are held to ten times `scale`, the inputs' own.
-    """
+def assert_close(actual: np.ndarray, expected: np.ndarray, bound: Any, name: str) -> None:
+    """Assert shape, and that every element is within its own bound, an absolute error, of the expected one."""
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
-    if actual.size == 0:
-        return
-    scale = max(float(np.abs(expected).max()), scale if expected.size >= 8 else 10 * scale)
     error = np.abs(np.asarray(actual, np.float64) - expected)
-    worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-    assert np.all(error <= relative * scale), (
-        f"{name}{[int(k) for k in worst]}: {actual[worst]!r}, expected {expected[worst]!r}; "
-        f"error {error[worst] / scale:.3g} of the scale, allowed {relative:.3g}"
-    )
+    bad = np.argwhere(~(error <= bound))
+    if len(bad):
+        worst = tuple(bad[np.argmax([error[tuple(index)] for index in bad])])
+        allowed = np.broadcast_to(bound, error.shape)[worst]
+        raise AssertionError(
+            f"{name}{[int(k) for k in worst]}: {actual[worst]!r}, expected {expected[worst]!r}; "
+            f"error {error[worst]:.3g}, allowed {allowed:.3g}; "
+            f"{len(bad)} of {error.size} elements are beyond their bounds"
+        )

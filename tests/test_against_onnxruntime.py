@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import CASES, Case, assert_close, make_clear_inputs, make_layer, tolerance
+from cases import CASES, Case, assert_close, make_clear_inputs, make_layer
 from oracles import as_tuple, run_onnxruntime
+from rounding import onnxruntime_bounds
 
 pytest.importorskip("onnxruntime")
 
@@ -20,7 +21,7 @@ def test_outputs_and_final_states(case: Case, rng: np.random.Generator) -> None:
     inputs = make_clear_inputs(case, layer.parameters, rng, shortest=1)
     y, state = layer(inputs.x, inputs.state, **inputs.sequence_options())
     expected_y, expected_state = run_onnxruntime(case, layer.parameters, inputs)
-    # Both sides stray from the exact value, each by the case's tolerance at the most.
-    assert_close(y, expected_y, 2 * tolerance(case), "y")
-    for index, (a, b) in enumerate(zip(as_tuple(state), as_tuple(expected_state), strict=True)):
-        assert_close(a, b, 2 * tolerance(case), f"state[{index}]")
+    bounds = onnxruntime_bounds(case, layer.parameters, inputs, other="float32")
+    assert_close(y, expected_y, bounds.y, "y")
+    for a, b, bound in zip(as_tuple(state), as_tuple(expected_state), as_tuple(bounds.state), strict=True):
+        assert_close(a, b, bound, "state")

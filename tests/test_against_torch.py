@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, EMPTY_CASES, Case, make_clear_inputs, make_layer, tolerance
-from oracles import Result, as_tuple, assert_results_close, run_library, run_torch, torch_module
+from cases import CASES, EMPTY_CASES, Case, Inputs, make_clear_inputs, make_layer
+from oracles import Result, arrays_of, as_tuple, assert_results_close, map_result, run_library, run_torch, torch_module
+from rounding import error_bounds
 
 import fusedrnn as fr
 
@@ -25,21 +26,26 @@ OPTIONS = [
         (2, 2, "float64", True),
     )
 ]
-# Both sides stray from the exact value, each by the case's tolerance at the most.
-BOTH = 2.0
 
 
-def assert_agrees(ours: Result, theirs: Result, case: Case) -> None:
-    if case.dtype == "float64":
-        assert BOTH * tolerance(case, summed=case.time * case.batch) < 1e-12
-    assert_results_close(ours, theirs, case, factor=BOTH)
+def bounds_of(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> Result:
+    """Bounds between two libraries of the case's dtype; in float64 they are within 1e-12 of an array's magnitude."""
+    return error_bounds(case, parameters, inputs, other=case.dtype)
+
+
+def assert_agrees(ours: Result, theirs: Result, bounds: Result) -> None:
+    assert_results_close(ours, theirs, bounds)
+    for array, bound in zip(arrays_of(theirs), arrays_of(bounds), strict=True):
+        if array.dtype == np.float64 and array.size:
+            assert bound.max() < 1e-12 * max(1.0, np.abs(array).max())
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.cell in SHARED and not case.reset])
 def test_every_output_and_gradient(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case)
     inputs = make_clear_inputs(case, layer.parameters, rng, shortest=1)
-    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs), case)
+    bounds = bounds_of(case, layer.parameters, inputs)
+    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs), bounds)
 
 
 # torch refuses T=0.
@@ -47,7 +53,8 @@ def test_every_output_and_gradient(case: Case, rng: np.random.Generator) -> None
 def test_an_empty_batch(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case)
     inputs = make_clear_inputs(case, layer.parameters, rng)
-    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs), case)
+    bounds = bounds_of(case, layer.parameters, inputs)
+    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs), bounds)
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -55,7 +62,8 @@ def test_without_biases(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case, bias=False)
     assert not [name for name in layer.parameters if name.startswith("bias")]
     inputs = make_clear_inputs(case, layer.parameters, rng, shortest=1)
-    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs, bias=False), case)
+    bounds = bounds_of(case, layer.parameters, inputs)
+    assert_agrees(run_library(layer, inputs), run_torch(case, layer.parameters, inputs, bias=False), bounds)
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -64,7 +72,9 @@ def test_batch_first(case: Case, rng: np.random.Generator) -> None:
     inputs = make_clear_inputs(case, layer.parameters, rng, shortest=1)
     turned = dataclasses.replace(inputs, x=batch_leading(inputs.x), dy=batch_leading(inputs.dy))
     theirs = run_torch(case, layer.parameters, turned, batch_first=True)
-    assert_agrees(run_library(layer, turned), theirs, case)
+    bounds = bounds_of(case, layer.parameters, inputs)
+    bounds = bounds._replace(y=batch_leading(bounds.y), dx=batch_leading(bounds.dx))
+    assert_agrees(run_library(layer, turned), theirs, bounds)
 
 
 def batch_leading(array: np.ndarray) -> np.ndarray:
@@ -85,7 +95,9 @@ def test_unbatched(case: Case, batch_first: bool, rng: np.random.Generator) -> N
         inputs, x=inputs.x[:, 0], dy=inputs.dy[:, 0], state=bare(inputs.state), dstate=bare(inputs.dstate)
     )
     theirs = run_torch(case, layer.parameters, alone, batch_first=batch_first)
-    assert_agrees(run_library(layer, alone), theirs, case)
+    bounds = bounds_of(case, layer.parameters, inputs)
+    bounds = map_result(lambda a: a[:, 0], bounds._replace(parameters={}))._replace(parameters=bounds.parameters)
+    assert_agrees(run_library(layer, alone), theirs, bounds)
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -139,4 +151,19 @@ def test_cells(cell: str, batch: int | None, bias: bool, dtype: str, rng: np.ran
         {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()},
     )
     actual = Result(as_tuple(after)[0], as_tuple(after), grads.x, as_tuple(grads.state), grads.parameters)
-    assert_agrees(actual, expected, case)
+    assert_agrees(actual, expected, step_bounds(case, ours.parameters, x, state, dstate))
+
+
+def step_bounds(case: Case, parameters: dict[str, np.ndarray], x: np.ndarray, state: Any, dstate: Any) -> Result:
+    """Bounds of one step of a cell, batched or not."""
+    batched = x.ndim == 2
+
+    def lifted(arrays: Any) -> Any:
+        parts = tuple(a[None] if batched else a[None, None] for a in as_tuple(arrays))
+        return parts if isinstance(arrays, tuple) else parts[0]
+
+    named = {f"{name}_l0": value for name, value in parameters.items()}
+    bounds = bounds_of(case, named, Inputs(lifted(x), lifted(state), None, None, None, lifted(dstate)))
+    bare = map_result(lambda a: a[0] if batched else a[0, 0], bounds._replace(parameters={}))
+    grads = {name.removesuffix("_l0"): bound for name, bound in bounds.parameters.items()}
+    return bare._replace(state=as_tuple(bare.state), dstate=as_tuple(bare.dstate), parameters=grads)

@@ -195,22 +195,33 @@ def test_one_class(dtype: str, rng: np.random.Generator) -> None:
         assert np.abs(array).max() <= 8 * np.finfo(dtype).eps * 9 * 5
 
 
-@pytest.mark.parametrize("magnitude", [1e2, 1e4])
+@pytest.mark.parametrize("magnitude", [0.0, 1e2, 1e4])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_large_logits(magnitude: float, dtype: str, rng: np.random.Generator) -> None:
-    # The weights pick the elements of x as logits, exactly.
+def test_large_logits(magnitude: float, reduction: str, dtype: str, rng: np.random.Generator) -> None:
+    """Of large logits with small differences, loss and gradients have the errors that the differences give them."""
     classes = 40
-    x = rng.choice([-magnitude, magnitude], (classes, classes)).astype(dtype)
-    x[0], x[1], x[2] = -magnitude, magnitude, 0
-    readout = Readout(x, np.eye(classes, dtype=dtype), None, np.arange(classes))
-    expected, result = run_reference(readout, reduction="none"), run(readout, reduction="none")
-    # A logit's own rounding, in a loss; relative to 1, in a probability; times what it is multiplied by, in a gradient.
-    near = 2 * np.finfo(dtype).eps * magnitude
-    for actual, wanted, bound in zip(result, expected, (near, near, near * magnitude * classes, None), strict=True):
-        assert (actual is None) == (bound is None)
-        if bound is not None:
-            assert np.isfinite(actual).all()
-            np.testing.assert_allclose(actual, wanted, rtol=0, atol=bound)
+    # The weights pick the elements of x as logits; 64ths beside 1e4 are exact in float32 too.
+    near, far = rng.integers(-200, 200, (classes, classes)) / 64, rng.choice([-1.0, 1.0], (classes, 1))
+    far = np.where(rng.random((classes, classes)) < 0.3, -far, far)
+    x = (far * magnitude + near).astype(dtype)
+    targets = np.arange(classes)
+    targets[::7] = IGNORED
+    readout = Readout(x, np.eye(classes, dtype=dtype), None, targets)
+    dloss = rng.standard_normal(classes).astype(dtype) if reduction == "none" else 1.0
+    expected, result = (f(readout, dloss, reduction=reduction) for f in (run_reference, run))
+    # exp within 1 ulp of an argument of at most 8 that counts, a sum of 40 of them, a logarithm: an absolute error of
+    # log(sum), and so a relative one of each probability. A loss rounds its difference of logits and its last sum too.
+    eps = np.finfo(dtype).eps
+    of_log = eps * (8 + classes / 2 + 4)
+    losses = reference.linear_cross_entropy(*readout.arguments(), reduction="none")
+    summed = {"mean": 1.0, "sum": classes, "none": 1.0}[reduction]
+    assert np.all(np.abs(result[0] - expected[0]) <= summed * (of_log + eps * losses.max(initial=0)))
+    of_gradient = 4 * of_log * np.abs(dloss).max()
+    assert np.abs(result[1] - expected[1]).max() <= of_gradient
+    # dweight sums 40 products of those with the elements of x.
+    assert np.abs(result[2] - expected[2]).max() <= of_gradient * np.abs(x).max() * classes
+    assert result[3] is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, threads
-from cases import LAYERS, Case, Inputs, assert_close, make_inputs, make_layer, small_cases, tolerance
-from oracles import run_library
+from cases import LAYERS, Case, Inputs, make_inputs, make_layer, small_cases
+from oracles import assert_results_close, run_library, run_reference
+from rounding import error_bounds
 
 import fusedrnn as fr
-from fusedrnn import reference
 
 
 def make_probe(width: int, probability: float, *, seed: int, layers: int = 2, **options: Any) -> Any:
@@ -161,27 +161,8 @@ def test_against_the_reference_with_the_mask(case: Case, probability: float, rng
     layer, inputs = make_layer(case, dropout=probability), make_inputs(case, rng)
     mask = bidirectional_mask(case, probability)
     assert set(np.unique(mask)) == {0, 1 / (1 - probability)}
-    result = run_library(layer, inputs)
-    y, state, tape = reference.forward(
-        case.cell,
-        layer.parameters,
-        inputs.x,
-        inputs.state,
-        dropout_masks=[mask],
-        **inputs.sequence_options(),
-        **case.reference_options(),
-    )
-    dx, dstate, parameters = reference.backward(tape, inputs.dy, inputs.dstate)
-    # A kept element is larger by the scale, and so are the errors of whatever it passes through.
-    near = tolerance(case, summed=case.time * case.batch) / (1 - probability)
-    assert_close(result.y, y, near, "y")
-    assert_close(result.dx, dx, near, "dx")
-    for ours, expected in ((result.state, state), (result.dstate, dstate)):
-        for index in range(2 if case.two_states else 1):
-            pair = (ours[index], expected[index]) if case.two_states else (ours, expected)
-            assert_close(*pair, near, f"state[{index}]")
-    for name, gradient in result.parameters.items():
-        assert_close(gradient, parameters[name], near, name)
+    expected = run_reference(case, layer.parameters, inputs, [mask])
+    assert_results_close(run_library(layer, inputs), expected, error_bounds(case, layer.parameters, inputs, [mask]))
 
 
 def central_difference(loss: Callable[[], float], array: np.ndarray, direction: np.ndarray, step: float) -> float:

@@ -21,7 +21,7 @@ struct CrossEntropyTape {
   py::array x, weight;
   std::optional<py::array> bias;
   py::array_t<std::int64_t> targets;  // negative where ignored
-  py::array log_sum;
+  py::array normalizers;  // (2, rows): the largest logit, and the log of the sum of exponentials relative to it
   Reduction reduction;
   Index counted;             // targets that are not ignored
   std::vector<Index> outer;  // shape of the targets
@@ -88,7 +88,7 @@ CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::han
   tape.targets = targets_of(targets, tape, ignore_index);
   tape.counted = 0;
   for (Index n = 0; n < tape.targets.size(); ++n) tape.counted += tape.targets.data()[n] >= 0;
-  tape.log_sum = new_array(tape.x.dtype(), {static_cast<Index>(tape.targets.size())});
+  tape.normalizers = new_array(tape.x.dtype(), {2, static_cast<Index>(tape.targets.size())});
   return tape;
 }
 
@@ -102,7 +102,8 @@ CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
   a.weight = data_of<Real>(tape.weight);
   a.bias = tape.bias ? data_of<Real>(*tape.bias) : nullptr;
   a.targets = tape.targets.data();
-  a.log_sum = const_cast<Real*>(data_of<Real>(tape.log_sum));
+  a.maximum = const_cast<Real*>(data_of<Real>(tape.normalizers));
+  a.log_sum = a.maximum + a.rows;
   return a;
 }
 
@@ -196,7 +197,7 @@ void register_cross_entropy(py::module_& module) {
   py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
                                "What the backward pass needs; it refers to x, weight and bias.")
       .def_property_readonly(
-          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.log_sum.nbytes(); });
+          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); });
   module.def("linear_cross_entropy_forward", &forward);
   module.def("linear_cross_entropy_backward", &backward);
 }

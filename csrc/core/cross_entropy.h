@@ -11,12 +11,15 @@ constexpr Index kForwardRows = 48;
 template <class Real>
 struct CrossEntropyArguments {
   Index rows, hidden_size, classes;
-  const Real* x;                   // (rows, H)
-  const Real* weight;              // (classes, H)
-  const Real* bias;                // (classes,) or null
-  const std::int64_t* targets;     // (rows,) in [0, classes), or negative: ignored
-  Real* losses;                    // forward, written: (rows,); 0 where ignored
-  Real* log_sum;                   // (rows,) log of the sum of exp(logits): forward writes it, backward reads it
+  const Real* x;                // (rows, H)
+  const Real* weight;           // (classes, H)
+  const Real* bias;             // (classes,) or null
+  const std::int64_t* targets;  // (rows,) in [0, classes), or negative: ignored
+  Real* losses;                 // forward, written: (rows,); 0 where ignored
+  // (rows,) each; forward writes them, backward reads them. Their sum is log(sum of exp(logits)); it is not kept,
+  // because at large logits its rounding alone would be an error of the loss.
+  Real* maximum;                   // of the logits
+  Real* log_sum;                   // log of the sum of exp(logits - maximum)
   const Real* scale;               // backward: (rows,) gradient of each row's loss
   Real *dx, *dweight, *dbias;      // backward, written; dweight and dbias are accumulated into
   Index chunk_rows, chunk_blocks;  // logits that exist at a time: chunk_rows x chunk_blocks * 16

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "cpu/float_state.h"
 
@@ -37,6 +38,14 @@ int control_group_threads() {
     if (period_file) std::fclose(period_file);
   }
   return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(quota / period))) : 0;
+}
+
+// First number of OMP_NUM_THREADS, or 0 where it is unset or none. OpenMP's own count is not asked: other libraries set
+// it for the whole process.
+int environment_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  const long threads = text ? std::strtol(text, nullptr, 10) : 0;
+  return static_cast<int>(std::clamp(threads, 0L, 1L << 16));
 }
 
 std::atomic<int> chosen{0};
@@ -94,7 +103,8 @@ int num_threads() {
   if (forked.load(std::memory_order_relaxed)) return 1;
   int threads = chosen.load(std::memory_order_relaxed);
   if (threads == 0) {
-    threads = std::min(omp_get_max_threads(), available_threads());
+    threads = available_threads();
+    if (const int wanted = environment_threads()) threads = std::min(threads, wanted);
     chosen.store(threads, std::memory_order_relaxed);
   }
   return threads;

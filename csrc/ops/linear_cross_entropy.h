@@ -1,6 +1,7 @@
 // Softmax cross-entropy readout: logits_n = x_n W^T + b, loss_n = log(sum_v exp(logits_nv)) - logits_n,target(n);
 // dloss/dlogits_n = softmax(logits_n) - onehot(target(n)). The logits exist a chunk at a time and are computed again in
-// the backward pass. Rows are independent of the chunk they fall in.
+// the backward pass. Rows are independent of the chunk they fall in. A single chunk may take seconds: every loop looks
+// whether to stop, and a thread that does goes on to the next barrier, where the others may be waiting.
 #pragma once
 #include "core/cross_entropy.h"
 #include "cpu/gradients.h"
@@ -12,6 +13,9 @@ inline float natural_log(float x) { return __builtin_logf(x); }
 inline double natural_log(double x) { return __builtin_log(x); }
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
+
+// How many multiply-adds take as long as one element packed, which comes from memory.
+constexpr Index kPackedElement = 32;
 
 template <class Real>
 class CrossEntropy {
@@ -28,7 +32,7 @@ class CrossEntropy {
     const Range mine = part_of(a.rows, w.thread, w.threads());
     const Blocked<Real> logits = {a.logits + w.thread * a.chunk_blocks * a.chunk_rows * kBlock, a.chunk_rows, kBlock};
     for (Index n = mine.first; n < mine.last; n += a.chunk_rows) {
-      if (w.stopped()) return;  // no barrier lies ahead: each thread may stop on its own
+      if (w.skip(0)) return;
       forward_rows({n, smaller(n + a.chunk_rows, mine.last)}, logits);
     }
   }
@@ -45,7 +49,8 @@ class CrossEntropy {
       const Range rows = {larger(0, last - a.chunk_rows), last};
       stage_x(rows);
       multiply(rows, mine.first, mine.last, 0, logits);
-      for (Index v = mine.first; v < mine.last; ++v) differentiate(rows, v, logits);
+      for (Index v = mine.first; v < mine.last && !w.skip((rows.last - rows.first) * kPackedElement); ++v)
+        differentiate(rows, v, logits);
       w.meet();
       input_gradient(rows, logits);
       weight_gradient(rows, mine, logits);
@@ -68,13 +73,16 @@ class CrossEntropy {
       Real* bias = a.packed_bias + block * kBlock;
       for (int v = 0; v < kBlock; ++v)
         bias[v] = v >= classes_in(block) ? -Real(__builtin_inf()) : a.bias ? a.bias[block * kBlock + v] : Real(0);
+      if (w.skip(a.hidden_size * kPackedElement)) return;
     }
   }
   void pack_transposed() {
     const Range mine = part_of(blocks_of(a.hidden_size), w.thread, w.threads());
-    for (Index j = mine.first; j < mine.last; ++j)
+    for (Index j = mine.first; j < mine.last; ++j) {
+      if (w.skip(blocks * kBlock * kPackedElement)) return;
       pack_backward(a.weight, a.hidden_size, j, a.classes, Window{0, 1, {0}},
                     a.packed_backward + j * blocks * kBlock * kBlock);
+    }
   }
 
   // Logits of the class blocks [first, last) into a buffer that begins at block `origin`.
@@ -103,6 +111,7 @@ class CrossEntropy {
         n += tile;
         for (Index i = 0; i < count; ++i) out[i] += tile * kBlock;
       }
+      if (w.skip((rows.last - rows.first) * a.hidden_size * count)) return;
     }
   }
 
@@ -117,6 +126,7 @@ class CrossEntropy {
     for (Index v = 0; v < blocks; v += a.chunk_blocks) {
       const Index end = smaller(v + a.chunk_blocks, blocks);
       multiply(rows, v, end, v, logits);
+      if (w.skip(0)) return;
       for (Index i = 0; i < count; ++i) {
         add_row(logits, i, end - v, maximum[i], sum[i]);
         const Index target = a.targets[rows.first + i] - v * kBlock;
@@ -124,9 +134,10 @@ class CrossEntropy {
       }
     }
     for (Index i = 0; i < count; ++i) {
-      const Real log_sum = maximum[i] + natural_log(sum[i]);
-      a.log_sum[rows.first + i] = log_sum;
-      a.losses[rows.first + i] = a.targets[rows.first + i] < 0 ? Real(0) : log_sum - hit[i];
+      const Index n = rows.first + i;
+      a.maximum[n] = maximum[i];
+      a.log_sum[n] = natural_log(sum[i]);
+      a.losses[n] = a.targets[n] < 0 ? Real(0) : (maximum[i] - hit[i]) + a.log_sum[n];
     }
   }
 
@@ -162,7 +173,7 @@ class CrossEntropy {
       Real* row = logits.at(block, n - rows.first);
       const bool ignored = a.targets[n] < 0;
       for (Index u = 0; u < kBlock; u += V::lanes) {
-        const V probability = exp(V::load(row + u) - V(a.log_sum[n]));
+        const V probability = exp((V::load(row + u) - V(a.maximum[n])) - V(a.log_sum[n]));
         (ignored ? V(Real(0)) : probability * V(a.scale[n])).store(row + u);
       }
       const Index target = a.targets[n] - block * kBlock;
@@ -185,9 +196,11 @@ class CrossEntropy {
   void weight_gradient(Range rows, Range mine, const Blocked<Real>& logits) {
     const Index count = rows.last - rows.first;
     for (Index i = 0; i < blocks_of(a.hidden_size); i += kColumns)
-      for (Index v = mine.first; v < mine.last; ++v)
+      for (Index v = mine.first; v < mine.last; ++v) {
+        if (w.skip(count * kBlock * kColumns)) return;
         accumulate_outer(logits, v, classes_in(v), a.x_panel, count, i, a.hidden_size,
                          a.dweight + v * kBlock * a.hidden_size);
+      }
     if (a.dbias)
       for (Index v = mine.first; v < mine.last; ++v)
         accumulate_rows(logits, v, classes_in(v), count, a.dbias + v * kBlock, static_cast<Real*>(nullptr));

@@ -22,6 +22,11 @@ State = tuple[Array, ...]
 Weights = Mapping[str, Array]
 
 
+def _array(values: npt.ArrayLike) -> Array:
+    """`values` in float64; every array that `forward` and `backward` compute with begins here."""
+    return np.asarray(values, np.float64)
+
+
 def sigmoid(z: npt.ArrayLike) -> Array:
     """Logistic function 1 / (1 + exp(-z)), arranged so that the exponential never overflows."""
     z = np.asarray(z, np.float64)
@@ -52,7 +57,8 @@ class Cell(Protocol):
 
 
 def _affine(w: Weights, x: Array, h: Array) -> Array:
-    return np.asarray(x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"])
+    z: Array = x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
+    return z
 
 
 def _affine_backward(w: Weights, x: Array, h: Array, dz: Array) -> tuple[Array, Array, dict[str, Array]]:
@@ -119,10 +125,8 @@ class LSTM:
 
     def _peephole_rows(self, w: Weights, hidden: int) -> Array:
         """The peephole weights in the order i f o; rows the cell does not have are zero."""
-        p = np.zeros((3, hidden))
-        if self.peephole:
-            p[3 - self.peepholes :] = w["peephole"]
-        return p
+        absent = np.zeros((3 - self.peepholes, hidden))
+        return np.concatenate([absent, w["peephole"]]) if self.peephole else absent
 
     def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
         h_prev, c_prev = state
@@ -260,10 +264,10 @@ class Tape:
 def _weights(cell: Cell, parameters: Mapping[str, Any], suffix: str) -> dict[str, Array]:
     """The parameters of one layer and direction; biases that a layer does not have are zero."""
     names = ["weight_ih", "weight_hh"] + (["peephole"] if cell.peepholes else [])
-    weights = {name: np.asarray(parameters[name + suffix], np.float64) for name in names}
+    weights = {name: _array(parameters[name + suffix]) for name in names}
     for name in ("bias_ih", "bias_hh"):
         bias = parameters.get(name + suffix)
-        weights[name] = np.zeros(len(weights["weight_hh"])) if bias is None else np.asarray(bias, np.float64)
+        weights[name] = _array(np.zeros(len(weights["weight_hh"])) if bias is None else bias)
     return weights
 
 
@@ -296,7 +300,7 @@ def _run_forward(
     reverse: bool,
 ) -> tuple[Array, State]:
     """Run one layer in one direction, keeping its steps in `run`; give its output (T, B, H) and final state."""
-    y = np.zeros((*x.shape[:2], state[0].shape[1]))
+    y = np.zeros_like(x, shape=(*x.shape[:2], state[0].shape[1]))
     state = tuple(s.copy() for s in state)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         rows = np.flatnonzero(alive[t])
@@ -331,7 +335,7 @@ def _state_arrays(cell: Cell, state: Any, shape: tuple[int, int, int]) -> State:
     parts = (state,) if cell.states == 1 else (None, None) if state is None else tuple(state)
     if len(parts) != cell.states:
         raise ValueError(f"state must have {cell.states} arrays, got {len(parts)}")
-    arrays = tuple(np.zeros(shape) if part is None else np.asarray(part, np.float64) for part in parts)
+    arrays = tuple(_array(np.zeros(shape) if part is None else part) for part in parts)
     for array in arrays:
         if array.shape != shape:
             raise ValueError(f"state must have shape {shape}, got {array.shape}")
@@ -383,12 +387,12 @@ def forward(
     tape : Tape
         For `backward`.
     """
-    kind, x = cells[cell], np.asarray(x, np.float64)
+    kind, x = cells[cell], _array(x)
     time, batch, _ = x.shape
     hidden = np.asarray(parameters["weight_hh_l0"]).shape[1]
     directions = 2 if bidirectional else 1
     initial = _state_arrays(kind, state, (num_layers * directions, batch, hidden))
-    masks = None if dropout_masks is None else [np.asarray(mask, np.float64) for mask in dropout_masks]
+    masks = None if dropout_masks is None else [_array(mask) for mask in dropout_masks]
     alive = _rows_alive(lengths, time, batch)
     runs: list[list[_Run]] = []
     finals: list[State] = []
@@ -440,11 +444,11 @@ def backward(
     hidden, directions = tape.hidden_size, len(tape.runs[0])
     dfinal = _state_arrays(tape.cell, dstate, (len(tape.runs) * directions, batch, hidden))
     dinitial = tuple(np.zeros_like(d) for d in dfinal)
-    dx = np.zeros((time, batch, directions * hidden)) if dy is None else np.asarray(dy, np.float64)
+    dx = _array(np.zeros((time, batch, directions * hidden)) if dy is None else dy)
     grads: dict[str, Array] = {}
     for layer in reversed(range(len(tape.runs))):
         douts = dx if tape.dropout_masks is None or layer == len(tape.runs) - 1 else dx * tape.dropout_masks[layer]
-        dx = np.zeros((time, batch, tape.runs[layer][0].weights["weight_ih"].shape[1]))
+        dx = np.zeros_like(dx, shape=(time, batch, tape.runs[layer][0].weights["weight_ih"].shape[1]))
         for direction, run in enumerate(tape.runs[layer]):
             index = layer * directions + direction
             part = douts[:, :, direction * hidden : (direction + 1) * hidden]
