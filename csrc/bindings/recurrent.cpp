@@ -12,6 +12,9 @@
 #include "bindings/arrays.h"
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
+#include "bindings/stepper.h"
+#include "core/single_step.h"
+#include "core/step_team.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -68,6 +71,7 @@ struct PyTape {
 struct Parameter {
   std::string name;
   std::vector<Index> shape;
+  py::str key = py::str(name);
 };
 
 class Recurrent : public std::enable_shared_from_this<Recurrent> {
@@ -88,7 +92,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   py::list parameter_shapes() const {
     py::list shapes;
     for (const Parameter& parameter : parameters_)
-      shapes.append(py::make_tuple(parameter.name, py::tuple(py::cast(parameter.shape))));
+      shapes.append(py::make_tuple(parameter.key, py::tuple(py::cast(parameter.shape))));
     return shapes;
   }
   std::uint64_t calls() const { return calls_.load(); }
@@ -109,6 +113,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
     return single_ ? differentiate<float>(tape, dy, dstate, gradients)
                    : differentiate<double>(tape, dy, dstate, gradients);
+  }
+  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch) const {
+    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    if (single_) return std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch);
+    return std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
   }
   void check_parameters(const py::dict& parameters) const {
     std::vector<py::array> arrays = parameter_arrays(parameters, "parameters");
@@ -152,12 +161,28 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return mapping + "['" + parameter.name + "']";
   }
 
+  // Whether an array is aligned, contiguous, and of this dtype and shape: what the checks after it would find, without
+  // a text for them. What is not may still be all right.
+  bool is_plain(py::handle object, const std::vector<Index>& shape) const {
+    if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+    const auto& array = *py::detail::array_proxy(object.ptr());
+    constexpr int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::c_style;
+    return array.descr == dtype_.ptr() && (array.flags & wanted) == wanted &&
+           array.nd == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.dimensions);
+  }
+
   // The mapping's arrays in the order of parameters_, checked.
   std::vector<py::array> parameter_arrays(const py::dict& mapping, const std::string& name) const {
     std::vector<py::array> arrays;
+    arrays.reserve(parameters_.size());
     for (const Parameter& parameter : parameters_) {
+      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), parameter.key.ptr());
+      if (found && is_plain(found, parameter.shape)) {
+        arrays.push_back(py::reinterpret_borrow<py::array>(found));
+        continue;
+      }
       const std::string shown = entry(name, parameter);
-      PyObject* found = PyDict_GetItemString(mapping.ptr(), parameter.name.c_str());
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
       if (!found) throw py::value_error(shown + " is missing");
       py::array array = require_array(found, shown, dtype_);
       require_shape(array, shown, as_wanted(parameter.shape));
@@ -181,6 +206,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   template <class Item, class Make>
   auto by_direction(const std::vector<Item*>& data, const Make& make) const {
     std::vector<decltype(make(nullptr, nullptr, nullptr, nullptr, nullptr))> result;
+    result.reserve(static_cast<std::size_t>(config_.layers * config_.directions));
     std::size_t next = 0;
     for (int i = 0; i < config_.layers * config_.directions; ++i) {
       Item* weight_ih = data[next++];
@@ -196,6 +222,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   template <class Real>
   std::vector<Weights<Real>> weights_of(const std::vector<py::array>& arrays) const {
     std::vector<const Real*> data;
+    data.reserve(arrays.size());
     for (const py::array& array : arrays) data.push_back(data_of<Real>(array));
     return by_direction(data, [](const Real* ih, const Real* hh, const Real* bias_ih, const Real* bias_hh,
                                  const Real* peephole) { return Weights<Real>{ih, hh, bias_ih, bias_hh, peephole}; });
@@ -277,8 +304,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return arrays;
   }
   py::array state_array(py::handle state, const std::string& name, const Layout& layout) const {
+    const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
+    if (is_plain(state, shape)) return py::reinterpret_borrow<py::array>(state);
     py::array array = require_array(state, name, dtype_);
-    require_shape(array, name, as_wanted(layout.state_shape(state_layers(), config_.hidden_size)));
+    require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
   }
@@ -372,8 +401,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const Layout layout = layout_of(x);
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
+    const bool whole = lengths.is_none() && reset.is_none();
+    const bool single_step = !training && whole && layout.steps == 1 && single_step_pays(layout.rows);
     ForwardCall<Real> call;
-    call.lists = row_lists(layout, lengths, reset);
+    if (!single_step) call.lists = row_lists(layout, lengths, reset);
     std::vector<py::array> final_state = new_state(layout);
     // A cell's output is its new h.
     py::array y = single_step_ ? final_state[0] : output_of(out, layout);
@@ -389,6 +420,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
     call.threads = num_threads();
     call.recompute = recompute;
+    if (single_step) {
+      std::optional<py::gil_scoped_release> released;
+      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
+      run_single_step(config_, call);
+      released.reset();
+      return py::make_tuple(y, state_result(final_state));
+    }
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;
     Tape<Real>* tape = nullptr;
@@ -495,6 +533,7 @@ void register_recurrent(py::module_& module) {
       .def("infer", &Recurrent::infer)
       .def("forward", &Recurrent::forward)
       .def("backward", &Recurrent::backward)
+      .def("stream", &Recurrent::stream)
       .def("check_parameters", &Recurrent::check_parameters);
   py::list cells;
   const Kernels<float>& table = kernels<float>();
