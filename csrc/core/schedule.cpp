@@ -12,7 +12,9 @@ RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const b
     : steps_(steps), rows_(rows), row_(rows), length_(rows, steps) {
   std::iota(row_.begin(), row_.end(), Index(0));
   if (lengths) {
-    std::stable_sort(row_.begin(), row_.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
+    // Ties by row, in place of a stable sort: libstdc++'s takes its buffer from a function that clang warns of.
+    std::sort(row_.begin(), row_.end(),
+              [&](Index a, Index b) { return lengths[a] != lengths[b] ? lengths[a] > lengths[b] : a < b; });
     for (Index p = 0; p < rows; ++p) length_[p] = lengths[row_[p]];
     steps_ = rows > 0 ? length_[0] : 0;
   }
