@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from oracles import as_tuple, run_library
 
 import fusedrnn as fr
+from fusedrnn import _core
 
 T, B, F, H = 4, 3, 2, 5
 REFUSED = (TypeError, ValueError, MemoryError)
@@ -337,6 +338,21 @@ def test_lengths_need_a_batch() -> None:
 def test_a_state_of_one_array_is_no_pair() -> None:
     with raises(TypeError, "state"):
         fr.GRU(F, H)(zeros(T, B, F), (zeros(1, B, H), zeros(1, B, H)))
+
+
+@pytest.mark.parametrize("tape", [_core.Tape, _core.CrossEntropyTape])
+def test_tapes_are_made_by_forward_only(tape: Any) -> None:
+    for make in (tape, lambda: tape.__new__(tape)):
+        with pytest.raises(TypeError):
+            make()
+
+
+@pytest.mark.parametrize(("key", "error"), [("\ud800", ValueError), ("other", ValueError), (5, TypeError)])
+def test_parameters_have_no_other_keys(key: Any, error: type[Exception]) -> None:
+    layer = fr.LSTM(3, 4)
+    layer.parameters[key] = layer.parameters["bias_ih_l0"]
+    with pytest.raises(error, match="parameters"):
+        layer(np.zeros((5, 2, 3), np.float32))
 
 
 def test_tapes_belong_to_their_layer() -> None:

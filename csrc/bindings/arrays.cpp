@@ -25,6 +25,8 @@ bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) 
 
 }  // namespace
 
+void only_from_forward(const py::args&, const py::kwargs&) { throw py::type_error("tapes are made by forward only"); }
+
 std::string describe(const Shape& shape) {
   std::string text = "(";
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {

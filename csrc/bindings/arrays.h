@@ -21,6 +21,9 @@ struct Extent {
 };
 using Shape = std::vector<Extent>;
 
+// __new__ of a tape: pybind11 would make an object around uninitialised memory.
+[[noreturn]] void only_from_forward(const py::args&, const py::kwargs&);
+
 std::string describe(const Shape& shape);
 std::string type_name(py::handle object);
 [[noreturn]] void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array);

@@ -197,7 +197,8 @@ void register_cross_entropy(py::module_& module) {
   py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
                                "What the backward pass needs; it refers to x, weight and bias.")
       .def_property_readonly(
-          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); });
+          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); })
+      .def_static("__new__", &only_from_forward);
   module.def("linear_cross_entropy_forward", &forward);
   module.def("linear_cross_entropy_backward", &backward);
 }

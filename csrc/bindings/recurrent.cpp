@@ -194,10 +194,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
   [[noreturn]] void throw_unexpected(const py::dict& mapping, const std::string& name) const {
     for (const auto& item : mapping) {
-      const std::string key = py::str(item.first).cast<std::string>();
-      const auto known = [&](const Parameter& parameter) { return parameter.name == key; };
+      if (!py::isinstance<py::str>(item.first))
+        throw py::type_error(name + " must have strings as keys, not " + type_name(item.first));
+      // In ASCII and quoted: a string may hold what UTF-8 cannot.
+      const std::string key = py::reinterpret_steal<py::str>(PyObject_ASCII(item.first.ptr())).cast<std::string>();
+      const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
       if (std::none_of(parameters_.begin(), parameters_.end(), known))
-        throw py::value_error(name + "['" + key + "'] is not a parameter of this object");
+        throw py::value_error(name + "[" + key + "] is not a parameter of this object");
     }
     throw py::value_error(name + " has entries that are not parameters of this object");
   }
@@ -521,7 +524,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 void register_recurrent(py::module_& module) {
   py::class_<PyTape>(module, "Tape",
                      "What backpropagation needs of one forward call; it refers to x, y and the parameters.")
-      .def_property_readonly("nbytes", &PyTape::bytes, "Bytes it holds beyond the arrays it refers to.");
+      .def_property_readonly("nbytes", &PyTape::bytes, "Bytes it holds beyond the arrays it refers to.")
+      .def_static("__new__", &only_from_forward);
   py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
       .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,
                     bool>(),
