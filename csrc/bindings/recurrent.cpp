@@ -12,6 +12,7 @@
 #include "bindings/arrays.h"
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
+#include "bindings/stepper.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -109,6 +110,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
     return single_ ? differentiate<float>(tape, dy, dstate, gradients)
                    : differentiate<double>(tape, dy, dstate, gradients);
+  }
+  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch) const {
+    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    if (single_) return std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch);
+    return std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
   }
   void check_parameters(const py::dict& parameters) const {
     std::vector<py::array> arrays = parameter_arrays(parameters, "parameters");
@@ -495,6 +501,7 @@ void register_recurrent(py::module_& module) {
       .def("infer", &Recurrent::infer)
       .def("forward", &Recurrent::forward)
       .def("backward", &Recurrent::backward)
+      .def("stream", &Recurrent::stream)
       .def("check_parameters", &Recurrent::check_parameters);
   py::list cells;
   const Kernels<float>& table = kernels<float>();

@@ -173,4 +173,19 @@ struct BackwardArguments {
   Blocked<Real> carry;          // dc by position
 };
 
+// One step of one direction of one layer; the elements of a row lie next to each other.
+template <class Real>
+struct StepArguments {
+  Index input_size, hidden_size, rows;
+  const Real* packed;              // as the cell's pack_step leaves it
+  StateRows<const Real> x;         // (B, I)
+  StateRows<const Real> h, c;      // (B, H): before the step
+  StateRows<Real> h_next, c_next;  // (B, H): written; c_next may be c
+  StateRows<Real> y;               // (B, H): h_next once more, or null
+  bool reversed;                   // take the units from the last to the first
+  // Scratch of cells of two phases, shared by the threads.
+  Real* operand;  // (B, padded H): the second phase's left operand
+  Real* kept;     // (B, slots, padded H): what the first phase leaves of its slots
+};
+
 }  // namespace fusedrnn

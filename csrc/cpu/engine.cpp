@@ -5,6 +5,7 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/kernels.h"
+#include "cpu/step.h"
 #include "ops/linear_cross_entropy.h"
 
 #define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
@@ -23,6 +24,18 @@ void forward(const ForwardArguments<Real>& arguments, Worker& worker) {
 template <class Cell>
 void backward(const BackwardArguments<Real>& arguments, Worker& worker) {
   Backward<Cell, Real>(arguments, worker).run();
+}
+template <class Cell>
+Index packed_step_size(const StepArguments<Real>& arguments) {
+  return PackedStep<Cell, Real>(arguments).packed_size();
+}
+template <class Cell>
+void pack_step(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed) {
+  PackedStep<Cell, Real>(arguments).pack(weights, packed);
+}
+template <class Cell>
+void step(const StepArguments<Real>& arguments, Worker& worker) {
+  PackedStep<Cell, Real>(arguments).run(worker);
 }
 
 void cross_entropy_forward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
@@ -78,7 +91,9 @@ double read(const Real* from, Index count, Index rounds) {
   return static_cast<double>(sizeof(Real)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
 }
 
-#define FUSEDRNN_CELL_KERNELS(...) {__VA_ARGS__::traits, forward<__VA_ARGS__>, backward<__VA_ARGS__>},
+#define FUSEDRNN_CELL_KERNELS(...)                                               \
+  {__VA_ARGS__::traits,           forward<__VA_ARGS__>,   backward<__VA_ARGS__>, \
+   packed_step_size<__VA_ARGS__>, pack_step<__VA_ARGS__>, step<__VA_ARGS__>},
 const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
 const Kernels<Real> kernels = {cells,

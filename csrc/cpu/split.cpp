@@ -14,7 +14,6 @@ constexpr double kVectorsAtOnce = 2;  // fused multiply-adds a cycle
 constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however few its rows
 constexpr double kBarrier = 400;
 constexpr double kTeam = 30000;  // starting a team, spread over the steps
-constexpr double kSteps = 100;   // a sequence's usual length
 
 // A step's cycles for the thread with the largest share.
 double cycles(const StepCost& cost, const Split& split) {
@@ -25,7 +24,8 @@ double cycles(const StepCost& cost, const Split& split) {
   const double bytes = vectors * 16 * static_cast<double>(cost.real_bytes);
   const bool near = bytes <= 0.75 * static_cast<double>(caches().second_level);
   const double read = bytes / (near ? kBytesFromSecondLevel : kBytesFromBeyond);
-  const double meet = (split.unit_parts > 1 ? kBarrier : 0) + (split.threads() > 1 ? kTeam / kSteps : 0);
+  const double meet =
+      (split.unit_parts > 1 ? kBarrier : 0) + (split.threads() > 1 ? kTeam / static_cast<double>(cost.steps) : 0);
   return std::max(multiply, read) + meet;
 }
 

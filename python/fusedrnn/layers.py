@@ -102,6 +102,34 @@ class _Layer(Recurrent):
         """
         return self._engine.infer(self.parameters, x, state, lengths, reset, out)
 
+    def stream(self, batch: int = 1) -> _core.Stepper:
+        """Make a stepper, which runs the layer one step at a time and keeps the state: for serving.
+
+        ``stepper.step(x_t, out=None)`` takes (B, I) and gives h of the last layer, (B, H), with the bits of a call on
+        the whole sequence; where `batch` is 1, (I,) will do and gives (H,). ``stepper.state`` reads and sets the state,
+        at first zero; ``stepper.reset(rows=None)`` sets it to zero again.
+
+        The weights are packed once, here: a later edit of the parameters does not show in the stepper.
+
+        Parameters
+        ----------
+        batch : int
+            Rows that step together, B, at least 1.
+
+        Returns
+        -------
+        Stepper
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where `batch` is no integer or less than 1, or the layer is bidirectional.
+        """
+        batch = require_integer(batch, "batch", least=1)
+        if self.bidirectional:
+            raise ValueError("bidirectional must be False for a stream, whose reverse direction would begin at its end")
+        return self._engine.stream(self.parameters, batch)
+
     def forward(
         self,
         x: Array,

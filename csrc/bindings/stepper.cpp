@@ -1,0 +1,225 @@
+// Steppers: array -> view -> check -> call. A step takes about a microsecond, so its arguments are accepted by a few
+// comparisons; only what those do not accept goes through the general checks, which name what is wrong.
+#include "bindings/stepper.h"
+
+#include <algorithm>
+
+#include "bindings/register.h"
+
+namespace fusedrnn {
+namespace {
+
+using Proxy = py::detail::PyArray_Proxy;
+
+const Proxy& proxy(py::handle array) { return *py::detail::array_proxy(array.ptr()); }
+
+Index row_stride(const Proxy& array, Index itemsize) {
+  return array.nd == 2 && array.dimensions[0] > 1 ? array.strides[0] / itemsize : 0;
+}
+
+// Whether any byte lies within the extent of both arrays of rows.
+bool may_overlap(const Proxy& a, const Proxy& b, Index itemsize) {
+  const auto end_of = [itemsize](const Proxy& array, bool high) {
+    const Index reach = row_stride(array, itemsize) * itemsize * (array.nd == 2 ? array.dimensions[0] - 1 : 0);
+    const Index row_bytes = array.dimensions[array.nd - 1] * itemsize;
+    return array.data + (high ? std::max<Index>(reach, 0) + row_bytes : std::min<Index>(reach, 0));
+  };
+  return end_of(a, false) < end_of(b, true) && end_of(b, false) < end_of(a, true);
+}
+
+template <class Stepper>
+using RealOf = typename std::decay_t<Stepper>::element_type::real;
+
+}  // namespace
+
+template <class Work>
+void PyStepper::exclusively(const Work& work) const {
+  if (!long_) {
+    std::visit(work, stepper_);
+    return;
+  }
+  const py::gil_scoped_release released;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::visit(work, stepper_);
+}
+
+bool PyStepper::is_plain(py::handle object, Index width) const {
+  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+  const Proxy& array = proxy(object);
+  if (array.descr != dtype_.ptr() || !(array.flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) return false;
+  if (array.nd == 2 ? array.dimensions[0] != rows_ : array.nd != 1 || rows_ != 1) return false;
+  const Index last = array.nd - 1;
+  return array.dimensions[last] == width && (width == 1 || array.strides[last] == itemsize_) &&
+         (last == 0 || rows_ == 1 || array.strides[0] % itemsize_ == 0);
+}
+
+Shape PyStepper::rows_shape(bool batched, Index width) const { return batched ? Shape{rows_, width} : Shape{width}; }
+
+void PyStepper::require_rows(py::handle object, const std::string& name, bool batched, Index width) const {
+  const py::array array = require_array(object, name, dtype_);
+  require_shape(array, name, rows_shape(batched, width));
+  require_unit_stride(array, name);
+}
+
+py::object PyStepper::output_of(py::handle out, py::handle x, bool batched) const {
+  if (out.is_none()) {
+    py::detail::npy_api& api = py::detail::npy_api::get();
+    Py_intptr_t shape[2] = {rows_, hidden_};
+    PyObject* fresh = api.PyArray_NewFromDescr_(api.PyArray_Type_, py::object(dtype_).release().ptr(), batched ? 2 : 1,
+                                                batched ? shape : shape + 1, nullptr, nullptr, 0, nullptr);
+    if (!fresh) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(fresh);
+  }
+  if (!is_plain(out, hidden_) || (proxy(out).nd == 2) != batched) require_rows(out, "out", batched, hidden_);
+  constexpr int ready = py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::array::c_style;
+  const bool apart = !may_overlap(proxy(out), proxy(x), itemsize_);
+  if ((proxy(out).flags & ready) != ready || !apart) {
+    const auto array = py::reinterpret_borrow<py::array>(out);
+    require_writable(array, "out");
+    require_disjoint(array, "out", py::reinterpret_borrow<py::array>(x), "x_t");
+  }
+  return py::reinterpret_borrow<py::object>(out);
+}
+
+py::object PyStepper::step(py::handle x, py::handle out) {
+  if (!is_plain(x, inputs_)) {
+    const bool vector = rows_ == 1 && py::isinstance<py::array>(x) && proxy(x).nd == 1;
+    require_rows(x, "x_t", !vector, inputs_);
+  }
+  py::object y = output_of(out, x, proxy(x).nd == 2);
+  const Proxy &from = proxy(x), &to = proxy(y);
+  const Index from_row = row_stride(from, itemsize_), to_row = row_stride(to, itemsize_);
+  exclusively([&](const auto& stepper) {
+    using Real = RealOf<decltype(stepper)>;
+    stepper->step({reinterpret_cast<const Real*>(from.data), from_row}, {reinterpret_cast<Real*>(to.data), to_row},
+                  num_threads());
+  });
+  return y;
+}
+
+py::object PyStepper::state() const {
+  std::vector<py::array> halves;
+  for (int half = 0; half < states_; ++half) halves.push_back(new_array(dtype_, {layers_, rows_, hidden_}));
+  const Index layer = rows_ * hidden_;
+  void *const h = halves.front().mutable_data(), *const c = halves.back().mutable_data();
+  exclusively([&](const auto& stepper) {
+    using Real = RealOf<decltype(stepper)>;
+    stepper->read_state({static_cast<Real*>(h), layer, hidden_}, {static_cast<Real*>(c), layer, hidden_});
+  });
+  if (states_ == 1) return std::move(halves[0]);
+  return py::make_tuple(halves[0], halves[1]);
+}
+
+py::array PyStepper::state_array(py::handle object, const std::string& name) const {
+  py::array array = require_array(object, name, dtype_);
+  require_shape(array, name, {Index(layers_), rows_, hidden_});
+  require_unit_stride(array, name);
+  return array;
+}
+
+std::vector<py::array> PyStepper::state_arrays(py::handle state) const {
+  if (states_ == 1) return {state_array(state, "state")};
+  if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
+    throw py::type_error("state must be a pair (h, c) of arrays, not " + type_name(state));
+  const auto pair = py::reinterpret_borrow<py::sequence>(state);
+  if (pair.size() != 2)
+    throw py::value_error("state must be a pair (h, c), not of length " + std::to_string(pair.size()));
+  return {state_array(pair[0], "state[0]"), state_array(pair[1], "state[1]")};
+}
+
+void PyStepper::set_state(py::handle state) {
+  const std::vector<py::array> halves = state_arrays(state);
+  const py::array &h = halves.front(), &c = halves.back();
+  const void *const h_data = h.data(), *const c_data = c.data();
+  exclusively([&](const auto& stepper) {
+    using Real = RealOf<decltype(stepper)>;
+    stepper->write_state({static_cast<const Real*>(h_data), stride_of(h, 0), stride_of(h, 1)},
+                         {static_cast<const Real*>(c_data), stride_of(c, 0), stride_of(c, 1)});
+  });
+}
+
+Index PyStepper::row_index(py::handle item) const {
+  if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr()))
+    throw py::type_error("rows must be an array of bool, an integer or several integers, not " + type_name(item));
+  const auto index = py::reinterpret_steal<py::int_>(PyNumber_Index(item.ptr()));
+  if (!index) throw py::error_already_set();
+  if (index < py::int_(0) || index >= py::int_(rows_))
+    throw py::value_error("rows must lie in [0, " + std::to_string(rows_) + "), not " +
+                          py::str(index).cast<std::string>());
+  return index.cast<Index>();
+}
+
+std::vector<Index> PyStepper::row_indices(py::handle rows) const {
+  std::vector<Index> indices;
+  if (rows.is_none()) {
+    for (Index row = 0; row < rows_; ++row) indices.push_back(row);
+    return indices;
+  }
+  const bool array = py::isinstance<py::array>(rows);
+  if (array) {
+    const auto given = py::reinterpret_borrow<py::array>(rows);
+    const char kind = given.dtype().kind();
+    if (kind != 'b' && kind != 'i' && kind != 'u')
+      throw py::type_error("rows must be an array of bool or integers, not of " +
+                           py::str(given.dtype()).cast<std::string>());
+    require_shape(given, "rows", kind == 'b' ? Shape{rows_} : Shape{"N"});
+    if (kind == 'b') {
+      for (Index row = 0; row < rows_; ++row)
+        if (*static_cast<const bool*>(given.data(row))) indices.push_back(row);
+      return indices;
+    }
+  }
+  if (array || py::isinstance<py::list>(rows) || py::isinstance<py::tuple>(rows)) {
+    for (const py::handle item : py::reinterpret_borrow<py::sequence>(rows)) indices.push_back(row_index(item));
+  } else {
+    indices.push_back(row_index(rows));
+  }
+  return indices;
+}
+
+void PyStepper::reset(py::handle rows) {
+  const std::vector<Index> indices = row_indices(rows);
+  exclusively([&](const auto& stepper) {
+    for (const Index row : indices) stepper->reset(row);
+  });
+}
+
+void register_stepper(py::module_& module) {
+  py::class_<PyStepper>(module, "Stepper",
+                        "A layer run step by step, from the parameters as they were when `stream` made it.")
+      .def("step", &PyStepper::step, py::arg("x_t"), py::arg("out") = py::none(), R"(Run one step.
+
+Parameters
+----------
+x_t : ndarray
+    (B, I), or (I,) for a stepper of one row; of the layer's dtype, unit stride in the last axis.
+out : ndarray, optional
+    Array for the result, (B, H), or (H,) where x_t is (I,). It must not share memory with x_t. Nothing is allocated then.
+
+Returns
+-------
+ndarray
+    h of the last layer: `out`, or a fresh array.
+
+Raises
+------
+TypeError, ValueError
+    Where an argument is of another kind, dtype or shape; the message names it. The state stays as it was.)")
+      .def_property(
+          "state", &PyStepper::state, &PyStepper::set_state,
+          "The state between two steps, h or (h, c) for an LSTM, each (L, B, H): reading gives a copy, writing "
+          "copies.")
+      .def("reset", &PyStepper::reset, py::arg("rows") = py::none(), R"(Set the state to zero.
+
+Parameters
+----------
+rows : ndarray of bool (B,), or one or several integers in [0, B), optional
+    The rows of the batch whose state to set. All if None.
+
+Raises
+------
+TypeError, ValueError
+    Where `rows` is none of these. The state stays as it was.)");
+}
+
+}  // namespace fusedrnn

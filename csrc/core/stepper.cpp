@@ -1,0 +1,132 @@
+#include "core/stepper.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "cpu/isa.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class Real>
+Buffer zeros_of(Index a, Index b, Index c) {
+  std::size_t bytes = sizeof(Real);
+  for (const Index size : {a, b, c})
+    if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes)) throw std::bad_alloc();
+  Buffer buffer(bytes);
+  std::fill_n(buffer.as<Real>(), bytes / sizeof(Real), Real(0));
+  return buffer;
+}
+
+template <class From, class To>
+void copy_rows(const StateRows<From>& from, const StateRows<To>& to, Index rows, Index width) {
+  for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), width, to.at(b));
+}
+
+template <class Real>
+StateRows<const Real> read_only(const StateRows<Real>& rows) {
+  return {rows.data, rows.row};
+}
+
+}  // namespace
+
+template <class Real>
+Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows)
+    : rows_(rows), hidden_(config.hidden_size) {
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  traits_ = kernels.traits;
+  step_ = kernels.step;
+  h_ = zeros_of<Real>(config.layers, rows, hidden_);
+  h_next_ = zeros_of<Real>(config.layers, rows, hidden_);
+  if (traits_.states == 2) c_ = zeros_of<Real>(config.layers, rows, hidden_);
+  if (traits_.phases == 2) {
+    operand_ = zeros_of<Real>(1, rows, padded(hidden_));
+    kept_ = zeros_of<Real>(traits_.slots, rows, padded(hidden_));
+  }
+  for (int layer = 0; layer < config.layers; ++layer) {
+    StepArguments<Real> a = {};
+    a.input_size = config.input_of(layer);
+    a.hidden_size = hidden_;
+    a.rows = rows;
+    packed_.push_back(zeros_of<Real>(1, 1, kernels.packed_step_size(a)));
+    kernels.pack_step(a, weights[layer], packed_.back().template as<Real>());
+    a.packed = packed_.back().template as<Real>();
+    if (traits_.states == 2) {
+      a.c_next = rows_of(c_, layer);
+      a.c = read_only(a.c_next);
+    }
+    a.operand = operand_.as<Real>();
+    a.kept = kept_.as<Real>();
+    layers_.push_back(a);
+    work_ += static_cast<double>(rows) * static_cast<double>((a.input_size + hidden_) * traits_.gates * hidden_);
+  }
+  const Index inner = std::max(layers_.front().input_size, hidden_) + hidden_;
+  cost_ = {rows, blocks_of(hidden_), traits_.gates, inner, sizeof(Real), 1};
+}
+
+template <class Real>
+void Stepper<Real>::plan(int threads) {
+  if (threads == allowed_) return;
+  split_ = split_step(cost_, threads);
+  row_barriers_.reset(new Barrier[static_cast<std::size_t>(split_.threads())]);
+  allowed_ = threads;
+}
+
+template <class Real>
+void Stepper<Real>::run(int thread, int given) {
+  const Split split = given == split_.threads() ? split_ : split_step(cost_, given);
+  if (thread >= split.threads()) return;
+  Worker worker = {thread, split, nullptr, nullptr, nullptr, nullptr};
+  worker.row_barrier = &row_barriers_[worker.row_part()];
+  for (const StepArguments<Real>& layer : layers_) step_(layer, worker);
+}
+
+template <class Real>
+void Stepper<Real>::step(StateRows<const Real> x, StateRows<Real> y, int threads) {
+  plan(threads);
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    StepArguments<Real>& a = layers_[layer];
+    a.x = x;
+    a.h_next = rows_of(h_next_, layer);
+    a.h = read_only(rows_of(h_, layer));
+    a.reversed = !a.reversed;
+    x = read_only(a.h_next);
+  }
+  layers_.back().y = y;
+  parallel(
+      split_.threads(), [](void* self, int thread, int given) { static_cast<Stepper*>(self)->run(thread, given); },
+      this);
+  std::swap(h_, h_next_);
+}
+
+template <class Real>
+void Stepper<Real>::read_state(const StateArray<Real>& h, const StateArray<Real>& c) const {
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    const int index = static_cast<int>(layer);
+    copy_rows(rows_of(h_, layer), h.at(index), rows_, hidden_);
+    if (traits_.states == 2) copy_rows(rows_of(c_, layer), c.at(index), rows_, hidden_);
+  }
+}
+
+template <class Real>
+void Stepper<Real>::write_state(const StateArray<const Real>& h, const StateArray<const Real>& c) {
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    const int index = static_cast<int>(layer);
+    copy_rows(h.at(index), rows_of(h_, layer), rows_, hidden_);
+    if (traits_.states == 2) copy_rows(c.at(index), rows_of(c_, layer), rows_, hidden_);
+  }
+}
+
+template <class Real>
+void Stepper<Real>::reset(Index row) {
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    std::fill_n(rows_of(h_, layer).at(row), hidden_, Real(0));
+    if (traits_.states == 2) std::fill_n(rows_of(c_, layer).at(row), hidden_, Real(0));
+  }
+}
+
+template class Stepper<float>;
+template class Stepper<double>;
+
+}  // namespace fusedrnn

@@ -1,0 +1,54 @@
+// A net that is run step by step: packed weights, the state between steps, and how a step is divided over threads.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/arguments.h"
+#include "core/pool.h"
+#include "core/recurrent.h"
+#include "cpu/split.h"
+
+namespace fusedrnn {
+
+// For one thread at a time.
+template <class Real>
+class Stepper {
+ public:
+  using real = Real;
+
+  // Packs the weights, one for each layer of one direction; the state is zero. Throws std::bad_alloc.
+  Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows);
+
+  // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.
+  void step(StateRows<const Real> x, StateRows<Real> y, int threads);
+
+  // State arrays are (L, B, H); that of c is ignored by cells without one.
+  void read_state(const StateArray<Real>& h, const StateArray<Real>& c) const;
+  void write_state(const StateArray<const Real>& h, const StateArray<const Real>& c);
+  void reset(Index row);
+
+  // Multiply-adds of a step.
+  double work() const { return work_; }
+
+ private:
+  CellTraits traits_;
+  void (*step_)(const StepArguments<Real>&, Worker&);
+  Index rows_, hidden_;
+  double work_ = 0;
+  StepCost cost_;
+  int allowed_ = 0;  // for so many threads the two below were made
+  Split split_;
+  std::unique_ptr<Barrier[]> row_barriers_;
+  std::vector<Buffer> packed_;
+  Buffer h_, h_next_, c_;  // (L, B, H)
+  Buffer operand_, kept_;
+  std::vector<StepArguments<Real>> layers_;
+
+  StateRows<Real> rows_of(const Buffer& state, std::size_t layer) const {
+    return {state.as<Real>() + static_cast<Index>(layer) * rows_ * hidden_, hidden_};
+  }
+  void plan(int threads);
+  void run(int thread, int given);
+};
+
+}  // namespace fusedrnn
