@@ -3,6 +3,8 @@
 #include "bindings/stepper.h"
 
 #include <algorithm>
+#include <new>
+#include <utility>
 
 #include "bindings/register.h"
 
@@ -184,10 +186,51 @@ void PyStepper::reset(py::handle rows) {
   });
 }
 
-void register_stepper(py::module_& module) {
-  py::class_<PyStepper>(module, "Stepper",
-                        "A layer run step by step, from the parameters as they were when `stream` made it.")
-      .def("step", &PyStepper::step, py::arg("x_t"), py::arg("out") = py::none(), R"(Run one step.
+namespace {
+
+PyStepper& stepper_of(PyObject* self) {
+  const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+  if (!value.holder_constructed()) throw py::type_error("self must be what a layer's stream() returned");
+  return *value.value_ptr<PyStepper>();
+}
+
+// x_t and out among the arguments of a call.
+std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  if (count > 2) throw py::type_error("step takes x_t and out, not " + std::to_string(count) + " arguments");
+  py::handle given[2];
+  std::copy_n(arguments, count, given);
+  for (Py_ssize_t i = 0; i < (names ? PyTuple_GET_SIZE(names) : 0); ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(names, i);
+    const int place = PyUnicode_CompareWithASCIIString(name, "out") == 0 ? 1 : 0;
+    if (place == 0 && PyUnicode_CompareWithASCIIString(name, "x_t") != 0)
+      throw py::type_error("step takes x_t and out, not " + py::str(name).cast<std::string>());
+    if (given[place]) throw py::type_error(py::str(name).cast<std::string>() + " must be given once, not twice");
+    given[place] = arguments[count + i];
+  }
+  if (!given[0]) throw py::type_error("x_t must be given");
+  return {given[0], given[1] ? given[1] : py::handle(Py_None)};
+}
+
+// CPython's own calling convention: pybind11's allocates where an argument is named, and takes as long as a small step.
+PyObject* call_step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  try {
+    const auto [x, out] = step_arguments(arguments, count, names);
+    return stepper_of(self).step(x, out).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  }
+  return nullptr;
+}
+
+PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_step)),
+                           METH_FASTCALL | METH_KEYWORDS, R"(step($self, x_t, out=None)
+--
+
+Run one step.
 
 Parameters
 ----------
@@ -204,7 +247,14 @@ ndarray
 Raises
 ------
 TypeError, ValueError
-    Where an argument is of another kind, dtype or shape; the message names it. The state stays as it was.)")
+    Where an argument is of another kind, dtype or shape; the message names it. The state stays as it was.)"};
+
+}  // namespace
+
+void register_stepper(py::module_& module) {
+  py::class_<PyStepper> stepper(module, "Stepper",
+                                "A layer run step by step, from the parameters as they were when `stream` made it.");
+  stepper
       .def_property(
           "state", &PyStepper::state, &PyStepper::set_state,
           "The state between two steps, h or (h, c) for an LSTM, each (L, B, H): reading gives a copy, writing "
@@ -220,6 +270,8 @@ Raises
 ------
 TypeError, ValueError
     Where `rows` is none of these. The state stays as it was.)");
+  stepper.attr("step") = py::reinterpret_steal<py::object>(
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(stepper.ptr()), &step_method));
 }
 
 }  // namespace fusedrnn
