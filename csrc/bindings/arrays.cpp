@@ -105,12 +105,23 @@ void require_disjoint(const py::array& a, const std::string& a_name, const py::a
   if (shared) throw py::value_error(a_name + " must not share memory with " + b_name);
 }
 
+py::array new_small_array(const py::dtype& dtype, const Index* shape, int axes) {
+  // py::array's constructors would compute strides and allocate for them: as long as a small step takes.
+  const py::detail::npy_api& api = py::detail::npy_api::get();
+  PyObject* const array =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, py::dtype(dtype).release().ptr(), axes,
+                                reinterpret_cast<const Py_intptr_t*>(shape), nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
 py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape) {
   std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
   bool overflow = false;
   for (Index size : shape) overflow |= __builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes);
   // NumPy's own error where the size cannot be represented.
-  if (overflow || bytes < kPooledBytes || bytes > static_cast<std::size_t>(PTRDIFF_MAX)) return py::array(dtype, shape);
+  if (overflow || bytes < kPooledBytes || bytes > static_cast<std::size_t>(PTRDIFF_MAX))
+    return new_small_array(dtype, shape.data(), static_cast<int>(shape.size()));
   auto buffer = std::make_unique<Buffer>(bytes);
   void* const data = buffer->data();
   const py::capsule owner(buffer.get(), [](void* kept) { delete static_cast<Buffer*>(kept); });

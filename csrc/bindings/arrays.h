@@ -38,6 +38,8 @@ void require_disjoint(const py::array& a, const std::string& a_name, const py::a
 // Stride of an axis in elements; 0 for an axis of one element or none, whose stride means nothing.
 Index stride_of(const py::array& array, int axis);
 
+// A new C-contiguous array on NumPy's own memory. Contents are undefined.
+py::array new_small_array(const py::dtype& dtype, const Index* shape, int axes);
 // A new C-contiguous array, its memory from the pool when it is large. Contents are undefined.
 py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape);
 py::array new_zeros(const py::dtype& dtype, const std::vector<Index>& shape);

@@ -8,6 +8,10 @@
 
 namespace fusedrnn {
 
+// Multiply-adds that one thread does in some ten microseconds: a step of fewer keeps the GIL, as letting other threads
+// have it would take longer than it gives them.
+constexpr double kShortStep = 1 << 20;
+
 // Runs work(interrupt) -> bool without the GIL; where it returns false, raises what the signal handler raised.
 template <class Work>
 void run_without_gil(const Work& work) {

@@ -13,6 +13,8 @@
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
 #include "bindings/stepper.h"
+#include "core/single_step.h"
+#include "core/step_team.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -69,6 +71,7 @@ struct PyTape {
 struct Parameter {
   std::string name;
   std::vector<Index> shape;
+  py::str key = py::str(name);
 };
 
 class Recurrent : public std::enable_shared_from_this<Recurrent> {
@@ -89,7 +92,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   py::list parameter_shapes() const {
     py::list shapes;
     for (const Parameter& parameter : parameters_)
-      shapes.append(py::make_tuple(parameter.name, py::tuple(py::cast(parameter.shape))));
+      shapes.append(py::make_tuple(parameter.key, py::tuple(py::cast(parameter.shape))));
     return shapes;
   }
   std::uint64_t calls() const { return calls_.load(); }
@@ -158,12 +161,28 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return mapping + "['" + parameter.name + "']";
   }
 
+  // Whether an array is aligned, contiguous, and of this dtype and shape: what the checks after it would find, without
+  // a text for them. What is not may still be all right.
+  bool is_plain(py::handle object, const std::vector<Index>& shape) const {
+    if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+    const auto& array = *py::detail::array_proxy(object.ptr());
+    constexpr int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::c_style;
+    return array.descr == dtype_.ptr() && (array.flags & wanted) == wanted &&
+           array.nd == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.dimensions);
+  }
+
   // The mapping's arrays in the order of parameters_, checked.
   std::vector<py::array> parameter_arrays(const py::dict& mapping, const std::string& name) const {
     std::vector<py::array> arrays;
+    arrays.reserve(parameters_.size());
     for (const Parameter& parameter : parameters_) {
+      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), parameter.key.ptr());
+      if (found && is_plain(found, parameter.shape)) {
+        arrays.push_back(py::reinterpret_borrow<py::array>(found));
+        continue;
+      }
       const std::string shown = entry(name, parameter);
-      PyObject* found = PyDict_GetItemString(mapping.ptr(), parameter.name.c_str());
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
       if (!found) throw py::value_error(shown + " is missing");
       py::array array = require_array(found, shown, dtype_);
       require_shape(array, shown, as_wanted(parameter.shape));
@@ -283,8 +302,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return arrays;
   }
   py::array state_array(py::handle state, const std::string& name, const Layout& layout) const {
+    const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
+    if (is_plain(state, shape)) return py::reinterpret_borrow<py::array>(state);
     py::array array = require_array(state, name, dtype_);
-    require_shape(array, name, as_wanted(layout.state_shape(state_layers(), config_.hidden_size)));
+    require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
   }
@@ -378,8 +399,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const Layout layout = layout_of(x);
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
+    const bool whole = lengths.is_none() && reset.is_none();
+    const bool single_step = !training && whole && layout.steps == 1 && single_step_pays(layout.rows);
     ForwardCall<Real> call;
-    call.lists = row_lists(layout, lengths, reset);
+    if (!single_step) call.lists = row_lists(layout, lengths, reset);
     std::vector<py::array> final_state = new_state(layout);
     // A cell's output is its new h.
     py::array y = single_step_ ? final_state[0] : output_of(out, layout);
@@ -394,6 +417,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.hn = mutable_state_of<Real>(final_state[0], layout);
     if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
     call.threads = num_threads();
+    if (single_step) {
+      std::optional<py::gil_scoped_release> released;
+      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
+      run_single_step(config_, call);
+      released.reset();
+      return py::make_tuple(y, state_result(final_state));
+    }
     call.recompute = recompute;
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;

@@ -65,12 +65,8 @@ void PyStepper::require_rows(py::handle object, const std::string& name, bool ba
 
 py::object PyStepper::output_of(py::handle out, py::handle x, bool batched) const {
   if (out.is_none()) {
-    py::detail::npy_api& api = py::detail::npy_api::get();
-    Py_intptr_t shape[2] = {rows_, hidden_};
-    PyObject* fresh = api.PyArray_NewFromDescr_(api.PyArray_Type_, py::object(dtype_).release().ptr(), batched ? 2 : 1,
-                                                batched ? shape : shape + 1, nullptr, nullptr, 0, nullptr);
-    if (!fresh) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(fresh);
+    const Index shape[] = {rows_, hidden_};
+    return batched ? new_small_array(dtype_, shape, 2) : new_small_array(dtype_, shape + 1, 1);
   }
   if (!is_plain(out, hidden_) || (proxy(out).nd == 2) != batched) require_rows(out, "out", batched, hidden_);
   constexpr int ready = py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::array::c_style;

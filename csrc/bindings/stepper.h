@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/interrupt.h"
 #include "core/stepper.h"
 
 namespace fusedrnn {
@@ -23,7 +24,7 @@ class PyStepper {
         layers_(config.layers),
         states_(traits.states),
         stepper_(std::make_unique<Stepper<Real>>(config, weights, rows)) {
-    long_ = std::get<std::unique_ptr<Stepper<Real>>>(stepper_)->work() > kShortWork;
+    long_ = std::get<std::unique_ptr<Stepper<Real>>>(stepper_)->work() > kShortStep;
   }
 
   py::object step(py::handle x, py::handle out);
@@ -32,9 +33,6 @@ class PyStepper {
   void reset(py::handle rows);
 
  private:
-  // Multiply-adds of some ten microseconds: below this, letting other threads run would cost more than it gives.
-  static constexpr double kShortWork = 1 << 20;
-
   py::dtype dtype_;
   Index itemsize_, inputs_, hidden_, rows_;
   int layers_, states_;

@@ -177,7 +177,8 @@ struct BackwardArguments {
 template <class Real>
 struct StepArguments {
   Index input_size, hidden_size, rows;
-  const Real* packed;              // as the cell's pack_step leaves it
+  const Real* packed;              // as the cell's pack_step leaves it: for `step`
+  Weights<Real> weights;           // for `direct_step`
   StateRows<const Real> x;         // (B, I)
   StateRows<const Real> h, c;      // (B, H): before the step
   StateRows<Real> h_next, c_next;  // (B, H): written; c_next may be c

@@ -33,9 +33,12 @@ StateRows<const Real> read_only(const StateRows<Real>& rows) {
 
 template <class Real>
 Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows)
-    : rows_(rows), hidden_(config.hidden_size) {
+    : traits_(fusedrnn::kernels<Real>().cells[config.cell].traits),
+      rows_(rows),
+      hidden_(config.hidden_size),
+      work_(step_work(traits_, config, rows)),
+      team_(step_cost(traits_, config, rows, sizeof(Real))) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  traits_ = kernels.traits;
   step_ = kernels.step;
   h_ = zeros_of<Real>(config.layers, rows, hidden_);
   h_next_ = zeros_of<Real>(config.layers, rows, hidden_);
@@ -59,32 +62,11 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
     a.operand = operand_.as<Real>();
     a.kept = kept_.as<Real>();
     layers_.push_back(a);
-    work_ += static_cast<double>(rows) * static_cast<double>((a.input_size + hidden_) * traits_.gates * hidden_);
   }
-  const Index inner = std::max(layers_.front().input_size, hidden_) + hidden_;
-  cost_ = {rows, blocks_of(hidden_), traits_.gates, inner, sizeof(Real), 1};
-}
-
-template <class Real>
-void Stepper<Real>::plan(int threads) {
-  if (threads == allowed_) return;
-  split_ = split_step(cost_, threads);
-  row_barriers_.reset(new Barrier[static_cast<std::size_t>(split_.threads())]);
-  allowed_ = threads;
-}
-
-template <class Real>
-void Stepper<Real>::run(int thread, int given) {
-  const Split split = given == split_.threads() ? split_ : split_step(cost_, given);
-  if (thread >= split.threads()) return;
-  Worker worker = {thread, split, nullptr, nullptr, nullptr, nullptr};
-  worker.row_barrier = &row_barriers_[worker.row_part()];
-  for (const StepArguments<Real>& layer : layers_) step_(layer, worker);
 }
 
 template <class Real>
 void Stepper<Real>::step(StateRows<const Real> x, StateRows<Real> y, int threads) {
-  plan(threads);
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     StepArguments<Real>& a = layers_[layer];
     a.x = x;
@@ -94,9 +76,7 @@ void Stepper<Real>::step(StateRows<const Real> x, StateRows<Real> y, int threads
     x = read_only(a.h_next);
   }
   layers_.back().y = y;
-  parallel(
-      split_.threads(), [](void* self, int thread, int given) { static_cast<Stepper*>(self)->run(thread, given); },
-      this);
+  team_.run(step_, layers_.data(), layers_.size(), threads);
   std::swap(h_, h_next_);
 }
 

@@ -1,12 +1,11 @@
 // A net that is run step by step: packed weights, the state between steps, and how a step is divided over threads.
 #pragma once
-#include <memory>
 #include <vector>
 
 #include "core/arguments.h"
 #include "core/pool.h"
 #include "core/recurrent.h"
-#include "cpu/split.h"
+#include "core/step_team.h"
 
 namespace fusedrnn {
 
@@ -32,13 +31,10 @@ class Stepper {
 
  private:
   CellTraits traits_;
-  void (*step_)(const StepArguments<Real>&, Worker&);
+  typename StepTeam<Real>::Kernel step_;
   Index rows_, hidden_;
-  double work_ = 0;
-  StepCost cost_;
-  int allowed_ = 0;  // for so many threads the two below were made
-  Split split_;
-  std::unique_ptr<Barrier[]> row_barriers_;
+  double work_;
+  StepTeam<Real> team_;
   std::vector<Buffer> packed_;
   Buffer h_, h_next_, c_;  // (L, B, H)
   Buffer operand_, kept_;
@@ -47,8 +43,6 @@ class Stepper {
   StateRows<Real> rows_of(const Buffer& state, std::size_t layer) const {
     return {state.as<Real>() + static_cast<Index>(layer) * rows_ * hidden_, hidden_};
   }
-  void plan(int threads);
-  void run(int thread, int given);
 };
 
 }  // namespace fusedrnn

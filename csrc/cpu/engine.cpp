@@ -3,6 +3,7 @@
 // exports is its table of kernels.
 #include "cells/registry.h"
 #include "cpu/backward.h"
+#include "cpu/direct_step.h"
 #include "cpu/forward.h"
 #include "cpu/kernels.h"
 #include "cpu/step.h"
@@ -36,6 +37,10 @@ void pack_step(const StepArguments<Real>& arguments, const Weights<Real>& weight
 template <class Cell>
 void step(const StepArguments<Real>& arguments, Worker& worker) {
   PackedStep<Cell, Real>(arguments).run(worker);
+}
+template <class Cell>
+void direct_step(const StepArguments<Real>& arguments, Worker& worker) {
+  DirectStep<Cell, Real>(arguments).run(worker);
 }
 
 void cross_entropy_forward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
@@ -91,9 +96,9 @@ double read(const Real* from, Index count, Index rounds) {
   return static_cast<double>(sizeof(Real)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
 }
 
-#define FUSEDRNN_CELL_KERNELS(...)                                               \
-  {__VA_ARGS__::traits,           forward<__VA_ARGS__>,   backward<__VA_ARGS__>, \
-   packed_step_size<__VA_ARGS__>, pack_step<__VA_ARGS__>, step<__VA_ARGS__>},
+#define FUSEDRNN_CELL_KERNELS(...)                                                                       \
+  {__VA_ARGS__::traits,    forward<__VA_ARGS__>, backward<__VA_ARGS__>,   packed_step_size<__VA_ARGS__>, \
+   pack_step<__VA_ARGS__>, step<__VA_ARGS__>,    direct_step<__VA_ARGS__>},
 const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
 const Kernels<Real> kernels = {cells,

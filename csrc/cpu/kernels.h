@@ -15,6 +15,8 @@ struct CellKernels {
   Index (*packed_step_size)(const StepArguments<Real>& arguments);
   void (*pack_step)(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed);
   void (*step)(const StepArguments<Real>& arguments, Worker& worker);
+  // One step from the caller's weights.
+  void (*direct_step)(const StepArguments<Real>& arguments, Worker& worker);
 };
 
 template <class Real>

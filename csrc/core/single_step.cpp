@@ -1,0 +1,79 @@
+#include "core/single_step.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/step_team.h"
+#include "cpu/isa.h"
+
+namespace fusedrnn {
+namespace {
+
+// Up to here reading the weights in the caller's order, which every few rows do anew, beats packing them.
+constexpr Index kMostRows = 8;
+
+// The parts of one buffer.
+template <class Real>
+struct Scratch {
+  Buffer buffer;
+  Real *zeros, *operand, *kept, *outputs[2];
+
+  Scratch(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
+    const Index hidden = config.hidden_size, wide = traits.phases == 2 ? rows * padded(hidden) : 0;
+    const Index output = config.layers > 1 ? rows * config.width() : 0;
+    buffer = Buffer(static_cast<std::size_t>(hidden + (1 + traits.slots) * wide + 2 * output) * sizeof(Real));
+    zeros = buffer.as<Real>();
+    std::fill_n(zeros, hidden, Real(0));
+    operand = zeros + hidden;
+    kept = operand + wide;
+    outputs[0] = kept + traits.slots * wide;
+    outputs[1] = outputs[0] + output;
+  }
+};
+
+template <class Real>
+StateRows<const Real> or_zeros(const StateRows<const Real>& rows, const Real* zeros) {
+  return rows.data ? rows : StateRows<const Real>{zeros, 0};
+}
+
+}  // namespace
+
+bool single_step_pays(Index rows) { return rows > 0 && rows <= kMostRows; }
+
+template <class Real>
+void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call) {
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  const Scratch<Real> scratch(kernels.traits, config, call.rows);
+  std::vector<StepArguments<Real>> steps;
+  steps.reserve(call.weights.size());
+  StateRows<const Real> x = {call.x.data, call.x.row};
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const bool last = layer + 1 == config.layers;
+    const StateRows<Real> y = {last ? call.y.data : scratch.outputs[layer % 2], last ? call.y.row : config.width()};
+    for (int direction = 0; direction < config.directions; ++direction) {
+      const int index = layer * config.directions + direction;
+      StepArguments<Real> a = {};
+      a.input_size = config.input_of(layer);
+      a.hidden_size = config.hidden_size;
+      a.rows = call.rows;
+      a.weights = call.weights[index];
+      a.x = x;
+      a.h = or_zeros(call.h0.at(index), scratch.zeros);
+      a.c = or_zeros(call.c0.at(index), scratch.zeros);
+      a.h_next = call.hn.at(index);
+      a.c_next = call.cn.at(index);
+      a.y = {y.data + direction * config.hidden_size, y.row};
+      a.operand = scratch.operand;
+      a.kept = scratch.kept;
+      steps.push_back(a);
+    }
+    x = {y.data, y.row};
+  }
+  StepTeam<Real> team(step_cost(kernels.traits, config, call.rows, sizeof(Real)));
+  team.run(kernels.direct_step, steps.data(), steps.size(), call.threads);
+}
+
+template void run_single_step(const RecurrentConfig&, const ForwardCall<float>&);
+template void run_single_step(const RecurrentConfig&, const ForwardCall<double>&);
+
+}  // namespace fusedrnn

@@ -1,0 +1,14 @@
+// A sequence of one step, without packing: cells, and layers called with T = 1.
+#pragma once
+#include "core/recurrent.h"
+
+namespace fusedrnn {
+
+// Whether a step of so many rows is done sooner that way.
+bool single_step_pays(Index rows);
+
+// Like run_forward without a tape, for a call of one step of every row: lists and interrupt are not asked.
+template <class Real>
+void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call);
+
+}  // namespace fusedrnn

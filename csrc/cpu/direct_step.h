@@ -1,0 +1,135 @@
+// One step from the caller's own weights. Packing them would take as long as several steps: here each weight is read
+// once, where it lies, and turned into the engine's order in registers.
+#pragma once
+#include "cpu/step.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class Cell, class Real>
+class DirectStep : StepTile<Cell, Real> {
+  using Base = StepTile<Cell, Real>;
+  using Base::a;
+  using Base::blocks;
+  using Base::hidden;
+  using Base::traits;
+  using typename Base::V;
+  static constexpr int lanes = V::lanes;
+
+ public:
+  explicit DirectStep(const StepArguments<Real>& arguments) : Base(arguments) {}
+
+  void run(Worker& worker) const {
+    phase<0>(worker);
+    if constexpr (traits.phases == 2) phase<1>(worker);
+  }
+
+ private:
+  template <int kPhase>
+  void phase(Worker& worker) const {
+    const Range rows = part_of(a.rows, worker.row_part(), worker.split.row_parts);
+    const Range own = part_of(blocks, worker.unit_part(), worker.split.unit_parts);
+    for (Index unit = own.first * kBlock; unit < smaller(own.last * kBlock, hidden); unit += lanes)
+      for (Index row = rows.first; row < rows.last;) row += tile_rows<kPhase, kStepRows>(row, rows.last - row, unit);
+    worker.meet_row();
+  }
+
+  template <int kPhase, int kRows>
+  int tile_rows(Index row, Index count, Index unit) const {
+    if constexpr (kRows > 1)
+      if (count < kRows) return tile_rows<kPhase, kRows / 2>(row, count, unit);
+    tile<kPhase, kRows>(row, unit);
+    return kRows;
+  }
+
+  // A vector of units from `unit` on, in every slot of the phase.
+  template <int kPhase, int kRows>
+  FUSEDRNN_NOINLINE void tile(Index row, Index unit) const {
+    constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
+    constexpr Window window = traits.recurrent[kPhase];
+    V sum[kRows][summed.count];
+#pragma GCC unroll 4
+    for (int slot = 0; slot < summed.count; ++slot) {
+      const V bias = bias_of(summed.first + slot, unit);
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) sum[m][slot] = bias;
+    }
+    const Real *x[kRows], *h[kRows];
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) {
+      x[m] = a.x.at(row + m);
+      h[m] = this->template left<kPhase>(row + m);
+    }
+    const int input_gate = fed.first - traits.input.first;
+    accumulate<kRows, fed.first - summed.first, fed.count>(sum, x, a.weights.weight_ih, a.input_size,
+                                                           traits.input.gate + input_gate, unit);
+    accumulate<kRows, window.first - summed.first, window.count>(sum, h, a.weights.weight_hh, hidden, window.gate,
+                                                                 unit);
+    V peephole[traits.peepholes + 1];
+    for (int k = 0; k < traits.peepholes; ++k)
+      peephole[k] = V::load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
+    alignas(64) Real sums[kRows][summed.count * lanes];
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int slot = 0; slot < summed.count; ++slot) sum[m][slot].store(sums[m] + slot * lanes);
+    for (int m = 0; m < kRows; ++m) this->template finish<kPhase>(row + m, unit, sums[m], lanes, peephole);
+  }
+
+  V bias_of(int slot, Index unit) const {
+    V bias(Real(0));
+    add_bias(a.weights.bias_ih, traits.input, slot, unit, bias);
+    for (int phase = 0; phase < traits.phases; ++phase)
+      add_bias(a.weights.bias_hh, traits.recurrent[phase], slot, unit, bias);
+    return bias;
+  }
+  void add_bias(const Real* from, const Window& window, int slot, Index unit, V& bias) const {
+    if (from && slot >= window.first && slot < window.first + window.count)
+      bias += V::load_partial(from + window.gate[slot - window.first] * hidden + unit, this->units_from(unit));
+  }
+
+  // Adds left . weight to the slots [kFirst, kFirst + kCount), fed by the gates at `gate`: columns in ascending order.
+  template <int kRows, int kFirst, int kCount, int kSlots>
+  FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kSlots], const Real* const (&left)[kRows], const Real* weight,
+                                  Index inner, const int* gate, Index unit) const {
+    const int units = this->units_from(unit);
+    Index k = 0;
+    for (; units == lanes && k + lanes <= inner; k += lanes) {
+#pragma GCC unroll 4
+      for (int slot = 0; slot < kCount; ++slot)
+        accumulate_square<true, kRows, kFirst>(sum, slot, left, weight + (gate[slot] * hidden + unit) * inner, inner, k,
+                                               lanes, lanes);
+    }
+    for (; k < inner; k += lanes) {
+      const int columns = static_cast<int>(smaller(lanes, inner - k));
+#pragma GCC unroll 4
+      for (int slot = 0; slot < kCount; ++slot)
+        accumulate_square<false, kRows, kFirst>(sum, slot, left, weight + (gate[slot] * hidden + unit) * inner, inner,
+                                                k, units, columns);
+    }
+  }
+
+  // The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
+  template <bool kWhole, int kRows, int kFirst, int kSlots>
+  static FUSEDRNN_INLINE void accumulate_square(V (&sum)[kRows][kSlots], int slot, const Real* const (&left)[kRows],
+                                                const Real* weight, Index inner, Index k, int units, int columns) {
+    V line[lanes];
+#pragma GCC unroll 16
+    for (int u = 0; u < lanes; ++u) {
+      if constexpr (kWhole)
+        line[u] = V::load(weight + u * inner + k);
+      else
+        line[u] = u < units ? V::load_partial(weight + u * inner + k, columns) : V(Real(0));
+    }
+    transpose<Real>(line);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if (!kWhole && i == columns) break;
+#pragma GCC unroll 4
+      for (int m = 0; m < kRows; ++m) sum[m][kFirst + slot] = fma(V(left[m][k + i]), line[i], sum[m][kFirst + slot]);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fusedrnn
