@@ -206,6 +206,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   template <class Item, class Make>
   auto by_direction(const std::vector<Item*>& data, const Make& make) const {
     std::vector<decltype(make(nullptr, nullptr, nullptr, nullptr, nullptr))> result;
+    result.reserve(static_cast<std::size_t>(config_.layers * config_.directions));
     std::size_t next = 0;
     for (int i = 0; i < config_.layers * config_.directions; ++i) {
       Item* weight_ih = data[next++];
@@ -221,6 +222,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   template <class Real>
   std::vector<Weights<Real>> weights_of(const std::vector<py::array>& arrays) const {
     std::vector<const Real*> data;
+    data.reserve(arrays.size());
     for (const py::array& array : arrays) data.push_back(data_of<Real>(array));
     return by_direction(data, [](const Real* ih, const Real* hh, const Real* bias_ih, const Real* bias_hh,
                                  const Real* peephole) { return Weights<Real>{ih, hh, bias_ih, bias_hh, peephole}; });

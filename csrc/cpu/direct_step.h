@@ -6,6 +6,14 @@
 namespace fusedrnn {
 namespace {
 
+// Rows that a square of weights, once turned, is used for: their sums in one slot fill what registers the square
+// leaves.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kDirectRows = 8;
+#else
+constexpr int kDirectRows = 4;
+#endif
+
 template <class Cell, class Real>
 class DirectStep : StepTile<Cell, Real> {
   using Base = StepTile<Cell, Real>;
@@ -30,35 +38,37 @@ class DirectStep : StepTile<Cell, Real> {
     const Range rows = part_of(a.rows, worker.row_part(), worker.split.row_parts);
     const Range own = part_of(blocks, worker.unit_part(), worker.split.unit_parts);
     for (Index unit = own.first * kBlock; unit < smaller(own.last * kBlock, hidden); unit += lanes)
-      for (Index row = rows.first; row < rows.last;) row += tile_rows<kPhase, kStepRows>(row, rows.last - row, unit);
+      for (Index row = rows.first; row < rows.last; row += kDirectRows)
+        tile_rows<kPhase, kDirectRows>(row, smaller(kDirectRows, rows.last - row), unit);
     worker.meet_row();
   }
 
   template <int kPhase, int kRows>
-  int tile_rows(Index row, Index count, Index unit) const {
+  void tile_rows(Index row, Index count, Index unit) const {
     if constexpr (kRows > 1)
-      if (count < kRows) return tile_rows<kPhase, kRows / 2>(row, count, unit);
-    tile<kPhase, kRows>(row, unit);
-    return kRows;
+      if (count <= kRows / 2) return tile_rows<kPhase, kRows / 2>(row, count, unit);
+    tile<kPhase, kRows>(row, count, unit);
   }
 
-  // A vector of units from `unit` on, in every slot of the phase.
+  // A vector of units from `unit` on, in every slot of the phase. Of the kRows rows `count` are there; the last one
+  // stands in for the others.
   template <int kPhase, int kRows>
-  FUSEDRNN_NOINLINE void tile(Index row, Index unit) const {
+  FUSEDRNN_NOINLINE void tile(Index row, Index count, Index unit) const {
     constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
     constexpr Window window = traits.recurrent[kPhase];
     V sum[kRows][summed.count];
 #pragma GCC unroll 4
     for (int slot = 0; slot < summed.count; ++slot) {
       const V bias = bias_of(summed.first + slot, unit);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) sum[m][slot] = bias;
     }
     const Real *x[kRows], *h[kRows];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      x[m] = a.x.at(row + m);
-      h[m] = this->template left<kPhase>(row + m);
+      const Index there = row + smaller(m, count - 1);
+      x[m] = a.x.at(there);
+      h[m] = this->template left<kPhase>(there);
     }
     const int input_gate = fed.first - traits.input.first;
     accumulate<kRows, fed.first - summed.first, fed.count>(sum, x, a.weights.weight_ih, a.input_size,
@@ -69,11 +79,11 @@ class DirectStep : StepTile<Cell, Real> {
     for (int k = 0; k < traits.peepholes; ++k)
       peephole[k] = V::load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
     alignas(64) Real sums[kRows][summed.count * lanes];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
       for (int slot = 0; slot < summed.count; ++slot) sum[m][slot].store(sums[m] + slot * lanes);
-    for (int m = 0; m < kRows; ++m) this->template finish<kPhase>(row + m, unit, sums[m], lanes, peephole);
+    for (int m = 0; m < count; ++m) this->template finish<kPhase>(row + m, unit, sums[m], lanes, peephole);
   }
 
   V bias_of(int slot, Index unit) const {
@@ -88,24 +98,21 @@ class DirectStep : StepTile<Cell, Real> {
       bias += V::load_partial(from + window.gate[slot - window.first] * hidden + unit, this->units_from(unit));
   }
 
-  // Adds left . weight to the slots [kFirst, kFirst + kCount), fed by the gates at `gate`: columns in ascending order.
+  // Adds left . weight to the slots [kFirst, kFirst + kCount), fed by the gates at `gate`: columns in ascending order,
+  // and one slot after the other, so that few sums are in registers beside the weights.
   template <int kRows, int kFirst, int kCount, int kSlots>
   FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kSlots], const Real* const (&left)[kRows], const Real* weight,
                                   Index inner, const int* gate, Index unit) const {
     const int units = this->units_from(unit);
-    Index k = 0;
-    for (; units == lanes && k + lanes <= inner; k += lanes) {
 #pragma GCC unroll 4
-      for (int slot = 0; slot < kCount; ++slot)
-        accumulate_square<true, kRows, kFirst>(sum, slot, left, weight + (gate[slot] * hidden + unit) * inner, inner, k,
-                                               lanes, lanes);
-    }
-    for (; k < inner; k += lanes) {
-      const int columns = static_cast<int>(smaller(lanes, inner - k));
-#pragma GCC unroll 4
-      for (int slot = 0; slot < kCount; ++slot)
-        accumulate_square<false, kRows, kFirst>(sum, slot, left, weight + (gate[slot] * hidden + unit) * inner, inner,
-                                                k, units, columns);
+    for (int slot = 0; slot < kCount; ++slot) {
+      const Real* rows = weight + (gate[slot] * hidden + unit) * inner;
+      Index k = 0;
+      for (; units == lanes && k + lanes <= inner; k += lanes)
+        accumulate_square<true, kRows, kFirst>(sum, slot, left, rows, inner, k, lanes, lanes);
+      for (; k < inner; k += lanes)
+        accumulate_square<false, kRows, kFirst>(sum, slot, left, rows, inner, k, units,
+                                                static_cast<int>(smaller(lanes, inner - k)));
     }
   }
 
@@ -125,7 +132,7 @@ class DirectStep : StepTile<Cell, Real> {
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) {
       if (!kWhole && i == columns) break;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) sum[m][kFirst + slot] = fma(V(left[m][k + i]), line[i], sum[m][kFirst + slot]);
     }
   }

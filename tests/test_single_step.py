@@ -1,0 +1,119 @@
+"""Calls of one step, which read the weights unpacked: the bits of the step within a longer sequence."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from bitwise import assert_same, threads
+from cases import LAYERS, SIZES, Case, make_inputs, make_layer, small_cases
+from oracles import as_tuple
+from test_guard_bands import assert_guards_untouched, guarded
+from test_invariance import make_cell
+
+from fusedrnn import _core
+
+
+def shaped_cases() -> list[Case]:
+    """Every cell and dtype at every H and numbers of rows on both sides of where packing begins to pay."""
+    cases = []
+    for cell, dtype in itertools.product(LAYERS, ("float32", "float64")):
+        for turn, (batch, hidden) in enumerate(itertools.product((1, 2, 3, 5, 8, 13, 33), SIZES)):
+            shift = turn + len(cases) // 35
+            inputs, layers, directions = SIZES[(shift + turn // 5) % 5], 1 + shift % 3, 1 + shift % 2
+            cases.append(Case(cell, layers, directions, dtype, 3, batch, inputs, hidden))
+        cases += [Case(cell, 1, 1, dtype, 2, 1, 31, 520), Case(cell, 2, 2, dtype, 2, 6, 65, 150)]
+    return cases
+
+
+CASES = shaped_cases()
+
+
+def assert_single_steps_equal_the_sequence(case: Case) -> None:
+    """One direction: call after call against the whole sequence. Both: a sequence of one against its training pass."""
+    layer, inputs = make_layer(case), make_inputs(case, np.random.default_rng(case.seed))
+    for count in (1, 2, 3):
+        with threads(count):
+            if case.directions == 2:
+                expected = layer.forward(inputs.x[:1], inputs.state)[:2]
+                assert_same(layer(inputs.x[:1], inputs.state), expected, f"{case.id}, {count} threads")
+                continue
+            state, outputs = inputs.state, []
+            for t in range(case.time):
+                y, state = layer(inputs.x[t : t + 1], state)
+                outputs.append(y)
+            result = np.concatenate(outputs), state
+        assert_same(result, layer(inputs.x, inputs.state), f"{case.id}, {count} threads")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_single_steps_equal_the_sequence(case: Case) -> None:
+    assert_single_steps_equal_the_sequence(case)
+
+
+RUN_CASES = "import test_single_step as t; [t.assert_single_steps_equal_the_sequence(case) for case in t.CASES]"
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+def test_single_steps_equal_the_sequence_on_every_instruction_set(isa: str) -> None:
+    here = str(pathlib.Path(__file__).parent)
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "FUSEDRNN_ISA": isa, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", RUN_CASES], env=environment, check=True, timeout=250)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.num_layers == case.directions == 1])
+def test_cells(case: Case, rng: np.random.Generator) -> None:
+    layer, inputs = make_layer(case), make_inputs(case, rng)
+    cell, state = make_cell(case, layer), None
+    expected, final = layer(inputs.x)
+    for x, y in zip(inputs.x, expected, strict=True):
+        state = cell(x, state)
+        assert_same(as_tuple(state)[0], y)
+    assert_same(as_tuple(state), tuple(half[0] for half in as_tuple(final)))
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"batch_first": True}])
+@pytest.mark.parametrize("case", small_cases(dtype="float32", num_layers=2, directions=2, time=1))
+def test_strided_arrays_and_their_surroundings(case: Case, options: dict[str, Any], rng: np.random.Generator) -> None:
+    layer, inputs = make_layer(case, **options), make_inputs(case, rng)
+    x = inputs.x.swapaxes(0, 1) if layer.batch_first else inputs.x
+    expected = layer.forward(x, inputs.state)[:2]
+    x_buffer, x_view = guarded(x.shape, case.dtype)
+    x_view[...] = x
+    views = [guarded(half.shape, case.dtype)[1] for half in as_tuple(inputs.state)]
+    for view, half in zip(views, as_tuple(inputs.state), strict=True):
+        view[...] = half
+    out_buffer, out = guarded(expected[0].shape, case.dtype)
+    y, state = layer(x_view, tuple(views) if case.two_states else views[0], out=out)
+    assert y is out
+    assert_same((y, state), expected)
+    assert_guards_untouched(out_buffer, out)
+    assert_guards_untouched(x_buffer, x_view)
+
+
+@pytest.mark.parametrize("case", small_cases(dtype="float32", num_layers=2, time=1))
+def test_the_zero_state_meets_the_weights(case: Case, rng: np.random.Generator) -> None:
+    # Zero times infinity is nan, in a call that packs and in one that does not.
+    layer, inputs = make_layer(case), make_inputs(case, rng)
+    layer.parameters["weight_hh_l0"][0, 0] = np.inf
+    y = layer(inputs.x)[0]
+    assert np.isnan(y).any()
+    assert_same(np.isnan(y), np.isnan(layer.forward(inputs.x)[0]))
+
+
+@pytest.mark.parametrize("case", small_cases(dtype="float32", time=1))
+def test_lengths_and_resets_of_one_step(case: Case, rng: np.random.Generator) -> None:
+    layer, inputs = make_layer(case), make_inputs(case, rng)
+    plain, state = layer(inputs.x, inputs.state)
+    assert_same(layer(inputs.x, inputs.state, lengths=[1] * case.batch), (plain, state))
+    assert_same(layer(inputs.x, inputs.state, reset=np.ones((1, case.batch), bool))[0], layer(inputs.x)[0])
+    y = layer(inputs.x, inputs.state, lengths=[0, 1, 1, 1])[0]
+    assert not y[:, 0].any()
+    assert_same(y[:, 1:], plain[:, 1:])
