@@ -422,6 +422,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.hn = mutable_state_of<Real>(final_state[0], layout);
     if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
     call.threads = num_threads();
+    if (single_step) {
+      std::optional<py::gil_scoped_release> released;
+      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
+      run_single_step(config_, call);
+      released.reset();
+      return py::make_tuple(y, state_result(final_state));
+    }
     call.recompute = recompute;
     if (single_step) {
       std::optional<py::gil_scoped_release> released;
