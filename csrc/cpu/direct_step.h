@@ -14,6 +14,45 @@ constexpr int kDirectRows = 8;
 constexpr int kDirectRows = 4;
 #endif
 
+// The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
+template <bool kWhole, class Real, int kRows>
+FUSEDRNN_INLINE void add_square(Vec<Real> (&sum)[kRows], const Real* const* left, const Real* weight, Index inner,
+                                Index k, int units, int columns) {
+  using V = Vec<Real>;
+  V line[V::lanes];
+#pragma GCC unroll 16
+  for (int u = 0; u < V::lanes; ++u) {
+    if constexpr (kWhole)
+      line[u] = V::load(weight + u * inner + k);
+    else
+      line[u] = u < units ? V::load_partial(weight + u * inner + k, columns) : V(Real(0));
+  }
+  transpose<Real>(line);
+#pragma GCC unroll 16
+  for (int i = 0; i < V::lanes; ++i) {
+    if (!kWhole && i == columns) break;
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) sum[m] = fma(V(left[m][k + i]), line[i], sum[m]);
+  }
+}
+
+// sums(m, :) += left(m, :) . transposed weight, for `units` rows of the weights, columns in ascending order.
+template <class Real, int kRows>
+FUSEDRNN_NOINLINE void add_rows(const Real* weight, Index inner, int units, const Real* const* left, Real* sums,
+                                Index stride) {
+  using V = Vec<Real>;
+  V sum[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) sum[m] = V::load(sums + m * stride);
+  Index k = 0;
+  for (; units == V::lanes && k + V::lanes <= inner; k += V::lanes)
+    add_square<true, Real, kRows>(sum, left, weight, inner, k, V::lanes, V::lanes);
+  for (; k < inner; k += V::lanes)
+    add_square<false, Real, kRows>(sum, left, weight, inner, k, units, static_cast<int>(smaller(V::lanes, inner - k)));
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) sum[m].store(sums + m * stride);
+}
+
 template <class Cell, class Real>
 class DirectStep : StepTile<Cell, Real> {
   using Base = StepTile<Cell, Real>;
@@ -56,33 +95,25 @@ class DirectStep : StepTile<Cell, Real> {
   FUSEDRNN_NOINLINE void tile(Index row, Index count, Index unit) const {
     constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
     constexpr Window window = traits.recurrent[kPhase];
-    V sum[kRows][summed.count];
-#pragma GCC unroll 4
+    alignas(64) Real sums[kRows][summed.count * lanes];
     for (int slot = 0; slot < summed.count; ++slot) {
       const V bias = bias_of(summed.first + slot, unit);
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) sum[m][slot] = bias;
+      for (int m = 0; m < kRows; ++m) bias.store(sums[m] + slot * lanes);
     }
     const Real *x[kRows], *h[kRows];
-#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
       const Index there = row + smaller(m, count - 1);
       x[m] = a.x.at(there);
       h[m] = this->template left<kPhase>(there);
     }
     const int input_gate = fed.first - traits.input.first;
-    accumulate<kRows, fed.first - summed.first, fed.count>(sum, x, a.weights.weight_ih, a.input_size,
-                                                           traits.input.gate + input_gate, unit);
-    accumulate<kRows, window.first - summed.first, window.count>(sum, h, a.weights.weight_hh, hidden, window.gate,
-                                                                 unit);
+    accumulate<kRows, summed.count>(sums, fed.first - summed.first, fed.count, x, a.weights.weight_ih, a.input_size,
+                                    traits.input.gate + input_gate, unit);
+    accumulate<kRows, summed.count>(sums, window.first - summed.first, window.count, h, a.weights.weight_hh, hidden,
+                                    window.gate, unit);
     V peephole[traits.peepholes + 1];
     for (int k = 0; k < traits.peepholes; ++k)
       peephole[k] = V::load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
-    alignas(64) Real sums[kRows][summed.count * lanes];
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-      for (int slot = 0; slot < summed.count; ++slot) sum[m][slot].store(sums[m] + slot * lanes);
     for (int m = 0; m < count; ++m) this->template finish<kPhase>(row + m, unit, sums[m], lanes, peephole);
   }
 
@@ -98,43 +129,13 @@ class DirectStep : StepTile<Cell, Real> {
       bias += V::load_partial(from + window.gate[slot - window.first] * hidden + unit, this->units_from(unit));
   }
 
-  // Adds left . weight to the slots [kFirst, kFirst + kCount), fed by the gates at `gate`: columns in ascending order,
-  // and one slot after the other, so that few sums are in registers beside the weights.
-  template <int kRows, int kFirst, int kCount, int kSlots>
-  FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kSlots], const Real* const (&left)[kRows], const Real* weight,
-                                  Index inner, const int* gate, Index unit) const {
-    const int units = this->units_from(unit);
-#pragma GCC unroll 4
-    for (int slot = 0; slot < kCount; ++slot) {
-      const Real* rows = weight + (gate[slot] * hidden + unit) * inner;
-      Index k = 0;
-      for (; units == lanes && k + lanes <= inner; k += lanes)
-        accumulate_square<true, kRows, kFirst>(sum, slot, left, rows, inner, k, lanes, lanes);
-      for (; k < inner; k += lanes)
-        accumulate_square<false, kRows, kFirst>(sum, slot, left, rows, inner, k, units,
-                                                static_cast<int>(smaller(lanes, inner - k)));
-    }
-  }
-
-  // The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
-  template <bool kWhole, int kRows, int kFirst, int kSlots>
-  static FUSEDRNN_INLINE void accumulate_square(V (&sum)[kRows][kSlots], int slot, const Real* const (&left)[kRows],
-                                                const Real* weight, Index inner, Index k, int units, int columns) {
-    V line[lanes];
-#pragma GCC unroll 16
-    for (int u = 0; u < lanes; ++u) {
-      if constexpr (kWhole)
-        line[u] = V::load(weight + u * inner + k);
-      else
-        line[u] = u < units ? V::load_partial(weight + u * inner + k, columns) : V(Real(0));
-    }
-    transpose<Real>(line);
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if (!kWhole && i == columns) break;
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) sum[m][kFirst + slot] = fma(V(left[m][k + i]), line[i], sum[m][kFirst + slot]);
-    }
+  // Adds left . weight to the slots from `first` on, fed by the gates at `gate`, one slot after the other.
+  template <int kRows, int kSlots>
+  void accumulate(Real (&sums)[kRows][kSlots * lanes], int first, int count, const Real* const* left,
+                  const Real* weight, Index inner, const int* gate, Index unit) const {
+    for (int slot = 0; slot < count; ++slot)
+      add_rows<Real, kRows>(weight + (gate[slot] * hidden + unit) * inner, inner, this->units_from(unit), left,
+                            sums[0] + (first + slot) * lanes, kSlots * lanes);
   }
 };
 

@@ -51,8 +51,8 @@ class Forward {
     }
   }
 
-  // Recomputing: pack() once, then the gates and cells of the steps [first, last), a segment, as run() made them. Counts
-  // on in `chunk`; false if the call was interrupted.
+  // Recomputing: pack() once, then the gates and cells of the steps [first, last), a segment, as run() made them.
+  // Counts on in `chunk`; false if the call was interrupted.
   bool replay(Index first, Index last, Index& chunk) {
     chunk_row = cells_row = schedule.offset[first];
     stage_segment(first);
