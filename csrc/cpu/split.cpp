@@ -8,12 +8,12 @@ namespace fusedrnn {
 namespace {
 
 // Cycles, measured on AVX-512 cores; only their ratios matter.
-constexpr double kBytesFromSecondLevel = 40;  // a cycle
-constexpr double kBytesFromBeyond = 8;
+constexpr double kBytesFromSecondLevel = 32;  // a cycle
+constexpr double kBytesFromBeyond = 20;
 constexpr double kVectorsAtOnce = 2;  // fused multiply-adds a cycle
 constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however few its rows
-constexpr double kBarrier = 400;
-constexpr double kTeam = 30000;  // starting a team, spread over the steps
+constexpr double kBarrier = 1200;     // with the wait for the slower thread, and for h from the other core's cache
+constexpr double kTeam = 30000;       // starting a team, spread over the steps
 
 // A step's cycles for the thread with the largest share.
 double cycles(const StepCost& cost, const Split& split) {

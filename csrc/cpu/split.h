@@ -10,7 +10,7 @@ struct StepCost {
   Index columns;  // vectors of 16 that a unit block has in a step's product
   Index inner;    // inner dimension of the product
   Index real_bytes;
-  Index steps = 100;  // for which a team is started: a sequence's usual length
+  Index steps;  // for which a team is started
 };
 
 // The grid of at most `threads` threads that finishes a step soonest.
