@@ -18,7 +18,7 @@ Errors = dict[str, dict[str, tuple[float, float]]]
 """By contestant and quantity: root mean square and largest value of the error, each over the reference's own."""
 
 
-def expected(problem: Problem) -> Outputs:
+def from_reference(problem: Problem) -> Outputs:
     """The reference's results, in float64 from the same float32 arrays."""
     from fusedrnn import reference
 
@@ -39,7 +39,7 @@ def quantities(y: object, state: object, dx: object, grads: Mapping[str, object]
     }
 
 
-def ours(problem: Problem) -> Outputs:
+def from_fusedrnn(problem: Problem) -> Outputs:
     """fusedrnn's results."""
     layer = FUSEDRNN.layer(problem)
     y, state, tape = layer.forward(problem.x)
@@ -47,7 +47,7 @@ def ours(problem: Problem) -> Outputs:
     return quantities(y, state, grads.x, grads.parameters)
 
 
-def torchs(problem: Problem) -> Outputs:
+def from_torch(problem: Problem) -> Outputs:
     """torch's results."""
     import torch
 
@@ -74,10 +74,10 @@ def errors(cell: str, sizes: tuple[int, int, int, int], dtype: str, with_torch: 
     """All quantities at once, for the cases of the same shape that follow each other."""
     batch, steps, inputs, hidden = sizes
     problem = make_problem(Case("accuracy", cell, batch, steps, inputs, hidden, True, dtype))
-    wanted = expected(problem)
-    found = {FUSEDRNN.name: relative(ours(problem), wanted)}
+    wanted = from_reference(problem)
+    found = {FUSEDRNN.name: relative(from_fusedrnn(problem), wanted)}
     if with_torch:
-        found[TORCH.name] = relative(torchs(problem), wanted)
+        found[TORCH.name] = relative(from_torch(problem), wanted)
     return found
 
 

@@ -69,7 +69,7 @@ def figures(row: Row, limits: Limits, threads: int) -> Figures:
         "k": Figure(interval(row.case), ".0f"),
         "tape bytes a step and row": Figure(None if tape is None else tape / rows, ".0f"),
         "the same, recompute": Figure(None if less is None else less / rows, ".0f"),
-        "recompute / kept tape": Figure(None if tape is None or less is None else less / tape, ".3f"),
+        "recompute / kept tape": Figure(None if tape is None or less is None else less / tape, ".1%"),
         "recompute / kept time": Figure(row.ratio("recompute", "kept")),
         "growth MiB": Figure(None if grown is None else grown / MIB, ".1f"),
     }

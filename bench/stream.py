@@ -63,8 +63,8 @@ def torch_cell(problem: Problem) -> Work:
         {name.removesuffix("_l0"): torch.from_numpy(value.copy()) for name, value in problem.parameters.items()}
     )
     x = torch.from_numpy(problem.x[0].copy())
-    read = lambda state: {"h": hidden_state(state).numpy()}  # noqa: E731
-    return Work(fed_back(lambda state: cell(x, state)), read, torch.inference_mode)
+    step = fed_back(lambda state: cell(x, state))
+    return Work(step, lambda state: {"h": hidden_state(state).numpy()}, torch.inference_mode)
 
 
 def torch_layer(problem: Problem) -> Work:
@@ -72,8 +72,8 @@ def torch_layer(problem: Problem) -> Work:
     import torch
 
     module, x = TORCH.module_of(problem), torch.from_numpy(problem.x[:1].copy())
-    read = lambda state: {"h": hidden_state(state)[0].numpy()}  # noqa: E731
-    return Work(fed_back(lambda state: module(x, state)[1]), read, torch.inference_mode)
+    step = fed_back(lambda state: module(x, state)[1])
+    return Work(step, lambda state: {"h": hidden_state(state)[0].numpy()}, torch.inference_mode)
 
 
 def onnxruntime_step(problem: Problem) -> Work:

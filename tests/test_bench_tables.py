@@ -16,6 +16,7 @@ from bench import report, session, tables
 from bench.cases import CASES, TABLES, Case, aligned
 from bench.limits import Limits
 from bench.runner import Measurement, Row
+from fusedrnn import _core
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,6 +97,15 @@ def test_bound_at_batch_one(training: bool, passes: int) -> None:
     other_flops = case.flops - passes * 2 * 10 * 400 * 100
     assert limits.bound(case, 2) == pytest.approx(reading + other_flops / 200e9, rel=1e-12)
     assert limits.bound(case, 1) is None
+
+
+def test_read_bandwidth() -> None:
+    assert _core.read_bandwidth(1, 1) > 0
+    assert _core.read_bandwidth(2**16, 2) > 0
+    with pytest.raises(ValueError, match="bytes must be at least 1, not 0"):
+        _core.read_bandwidth(0, 1)
+    with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
+        _core.read_bandwidth(2**16, 0)
 
 
 def test_processes_are_combined_by_their_medians() -> None:
