@@ -11,9 +11,9 @@
 namespace fusedrnn {
 namespace {
 
-// Bytes of gates that a chunk of time may take, and the fewest and most rows a chunk is worth. Forward, so that they are
-// still in the second-level cache when the recurrence reads them. Backward, as many as the third-level cache holds: each
-// chunk reads and writes the weights' gradients once.
+// Bytes of gates that a chunk of time may take, and the fewest and most rows a chunk is worth. Forward, so that they
+// are still in the second-level cache when the recurrence reads them. Backward, as many as the third-level cache holds:
+// each chunk reads and writes the weights' gradients once.
 constexpr Index kForwardChunkBytes = 768 << 10;
 constexpr Index kBackwardChunkBytes = 8 << 20;
 constexpr Index kLeastChunkRows = 96;
@@ -25,13 +25,18 @@ struct Plan {
   Split split;  // of a group
 };
 
-Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index steps, Index real_bytes,
+Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, Index real_bytes,
               int threads) {
   Plan plan;
   plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
-  const StepCost cost = {
-      std::max<Index>(rows, 1), blocks_of(config.hidden_size), traits.gates, config.hidden_size, real_bytes,
-      std::max<Index>(steps, 1)};
+  StepCost cost;
+  cost.steps = std::max<Index>(lists.steps(), 1);
+  cost.rows = std::max<Index>((lists.packed_rows() + cost.steps - 1) / cost.steps, 1);
+  cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
+  cost.blocks = blocks_of(config.hidden_size);
+  cost.columns = traits.gates;
+  cost.inner = config.hidden_size;
+  cost.real_bytes = real_bytes;
   plan.split = split_step(cost, threads / plan.groups);
   return plan;
 }
@@ -50,23 +55,23 @@ struct Team {
 // Runs work(direction, worker) for every direction of a layer, then rest(thread, threads) once all are done, on the
 // whole team. Returns false when interrupted.
 template <class Real, class Work, class Rest>
-bool run_layer(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index steps, int threads_allowed,
+bool run_layer(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, int threads_allowed,
                const Interrupt& interrupt, const Work& work, const Rest& rest) {
   struct Context {
     const CellTraits& traits;
     const RecurrentConfig& config;
-    Index rows, steps;
+    const RowLists& lists;
     Interrupt interrupt;
     const Work& work;
     const Rest& rest;
     Team team;
   };
-  const Plan wanted = plan_for(traits, config, rows, steps, sizeof(Real), threads_allowed);
+  const Plan wanted = plan_for(traits, config, lists, sizeof(Real), threads_allowed);
   const int threads = wanted.groups * wanted.split.threads();
-  Context context = {traits, config, rows, steps, interrupt, work, rest, Team(threads)};
+  Context context = {traits, config, lists, interrupt, work, rest, Team(threads)};
   const auto body = [](void* pointer, int thread, int given) {
     Context& c = *static_cast<Context*>(pointer);
-    const Plan plan = plan_for(c.traits, c.config, c.rows, c.steps, sizeof(Real), given);
+    const Plan plan = plan_for(c.traits, c.config, c.lists, sizeof(Real), given);
     const int in_group = plan.split.threads(), busy = plan.groups * in_group;
     if (thread >= busy) return;
     const int group = thread / in_group;
@@ -245,7 +250,7 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
   }
   return run_layer<Real>(
-      kernels.traits, config, call.rows, call.steps, call.threads, call.interrupt,
+      kernels.traits, config, *call.lists, call.threads, call.interrupt,
       [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_padding(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
@@ -379,7 +384,7 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
     }
   }
   return run_layer<Real>(
-      kernels.traits, config, rows, steps, call.threads, call.interrupt,
+      kernels.traits, config, *tape.call.lists, call.threads, call.interrupt,
       [&](int direction, Worker& worker) {
         clear_padding(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
                       worker.threads());

@@ -14,6 +14,8 @@ class RowLists {
   RowLists(Index steps, Index rows, const std::int64_t* lengths, const bool* reset, Index reset_time, Index reset_row);
 
   Schedule schedule(bool reverse) const;
+  Index steps() const { return steps_; }
+  Index rows() const { return rows_; }
   Index packed_rows() const { return offset_.back(); }
   std::size_t bytes() const;
 

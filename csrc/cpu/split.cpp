@@ -37,6 +37,8 @@ Split split_step(const StepCost& cost, int threads) {
   for (int units = 1; units <= threads; ++units) {
     const Split candidate = {threads / units, units};
     if (candidate.row_parts > cost.rows || units > cost.blocks) continue;
+    // Few rows of a ragged batch are left in the later steps: only where units cannot be divided any more are rows.
+    if (cost.ragged && candidate.row_parts > 1 && units < std::min<Index>(threads, cost.blocks)) continue;
     const double estimate = cycles(cost, candidate);
     if (estimate < least) {
       least = estimate;

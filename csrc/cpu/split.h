@@ -5,12 +5,13 @@
 namespace fusedrnn {
 
 struct StepCost {
-  Index rows;     // of the batch
+  Index rows;     // that run at a step, on average
   Index blocks;   // of 16 units
   Index columns;  // vectors of 16 that a unit block has in a step's product
   Index inner;    // inner dimension of the product
   Index real_bytes;
   Index steps;  // for which a team is started
+  bool ragged = false;
 };
 
 // The grid of at most `threads` threads that finishes a step soonest.
