@@ -430,13 +430,6 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       return py::make_tuple(y, state_result(final_state));
     }
     call.recompute = recompute;
-    if (single_step) {
-      std::optional<py::gil_scoped_release> released;
-      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
-      run_single_step(config_, call);
-      released.reset();
-      return py::make_tuple(y, state_result(final_state));
-    }
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;
     Tape<Real>* tape = nullptr;
