@@ -448,6 +448,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     });
     if (!training) return py::make_tuple(y, state_result(final_state));
     call.interrupt = {};
+    call.h0 = call.c0 = {};  // the tape has copies of its own
+    call.hn = call.cn = {};
     tape->call = std::move(call);
     return py::make_tuple(y, state_result(final_state), std::move(kept));
   }
