@@ -416,10 +416,13 @@ def test_arguments_of_a_step_by_name() -> None:
 
 
 def test_steppers_come_from_layers() -> None:
-    with pytest.raises(TypeError):
-        _core.Stepper()
-    with pytest.raises(TypeError):
-        _core.Stepper.__new__(_core.Stepper).step(zeros(B, F))
+    class Derived(_core.Stepper):
+        pass
+
+    for kind in (_core.Stepper, Derived):
+        for make in (kind, lambda kind=kind: kind.__new__(kind), lambda kind=kind: object.__new__(kind)):
+            with pytest.raises(TypeError):
+                make()
 
 
 @pytest.mark.parametrize(("batch", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (1.0, TypeError)])

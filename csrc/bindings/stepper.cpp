@@ -184,10 +184,13 @@ void PyStepper::reset(py::handle rows) {
 
 namespace {
 
+// __new__ of a stepper: pybind11 would make an object around uninitialised memory.
+[[noreturn]] void only_from_stream(const py::args&, const py::kwargs&) {
+  throw py::type_error("steppers are made by a layer's stream() only");
+}
+
 PyStepper& stepper_of(PyObject* self) {
-  const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
-  if (!value.holder_constructed()) throw py::type_error("self must be what a layer's stream() returned");
-  return *value.value_ptr<PyStepper>();
+  return *reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr<PyStepper>();
 }
 
 // x_t and out among the arguments of a call.
@@ -250,7 +253,7 @@ TypeError, ValueError
 void register_stepper(py::module_& module) {
   py::class_<PyStepper> stepper(module, "Stepper",
                                 "A layer run step by step, from the parameters as they were when `stream` made it.");
-  stepper
+  stepper.def_static("__new__", &only_from_stream)
       .def_property(
           "state", &PyStepper::state, &PyStepper::set_state,
           "The state between two steps, h or (h, c) for an LSTM, each (L, B, H): reading gives a copy, writing "
