@@ -401,6 +401,7 @@ def test_only_one_row_goes_without_a_batch_axis() -> None:
         ((), {"out": None}),
         ((zeros(B, F),), {"x_t": zeros(B, F)}),
         ((zeros(B, F),), {"y": 1}),
+        ((zeros(B, F),), {"\ud800": 1}),
     ],
 )
 def test_arguments_of_a_step(arguments: Any, options: Any) -> None:

@@ -40,6 +40,10 @@ std::string type_name(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
 }
 
+std::string ascii(py::handle string) {
+  return py::reinterpret_steal<py::str>(PyObject_ASCII(string.ptr())).cast<std::string>();
+}
+
 void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array) {
   throw py::value_error(name + " must have shape " + wanted + ", not " + shape_text(array));
 }

@@ -26,6 +26,8 @@ using Shape = std::vector<Extent>;
 
 std::string describe(const Shape& shape);
 std::string type_name(py::handle object);
+// A string in ASCII and quoted: it may hold what UTF-8 cannot.
+std::string ascii(py::handle string);
 [[noreturn]] void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array);
 
 // The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.

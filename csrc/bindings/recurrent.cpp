@@ -196,8 +196,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     for (const auto& item : mapping) {
       if (!py::isinstance<py::str>(item.first))
         throw py::type_error(name + " must have strings as keys, not " + type_name(item.first));
-      // In ASCII and quoted: a string may hold what UTF-8 cannot.
-      const std::string key = py::reinterpret_steal<py::str>(PyObject_ASCII(item.first.ptr())).cast<std::string>();
+      const std::string key = ascii(item.first);
       const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
       if (std::none_of(parameters_.begin(), parameters_.end(), known))
         throw py::value_error(name + "[" + key + "] is not a parameter of this object");

@@ -202,7 +202,7 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
     PyObject* const name = PyTuple_GET_ITEM(names, i);
     const int place = PyUnicode_CompareWithASCIIString(name, "out") == 0 ? 1 : 0;
     if (place == 0 && PyUnicode_CompareWithASCIIString(name, "x_t") != 0)
-      throw py::type_error("step takes x_t and out, not " + py::str(name).cast<std::string>());
+      throw py::type_error("step takes x_t and out, not " + ascii(name));
     if (given[place]) throw py::type_error(py::str(name).cast<std::string>() + " must be given once, not twice");
     given[place] = arguments[count + i];
   }

@@ -62,7 +62,7 @@ def require_dtype(value: Any) -> str:
     if isinstance(value, (str, type, np.dtype)):
         try:
             dtype = np.dtype(value)
-        except TypeError:
+        except (TypeError, ValueError):  # the latter for a string beyond UTF-8
             dtype = None
         if dtype is not None and dtype.name in DTYPES and dtype.isnative:
             return str(dtype.name)
