@@ -419,7 +419,7 @@ CONSTRUCTORS = [fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell]
 BAD_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     *[(name, bad, TypeError) for name in ("input_size", "hidden_size") for bad in (1.0, "1", None, True, [1], 1j)],
     *[(name, bad, ValueError) for name in ("input_size", "hidden_size") for bad in (0, -1, 2**40, 2**63, 2**70)],
-    *[("dtype", bad, (TypeError, ValueError)) for bad in (None, "float16", "int32", ">f4", int, 4, object, zeros(2))],
+    *[("dtype", bad, (TypeError, ValueError)) for bad in (None, "float16", "\ud800", "int32", ">f4", int, 4, object, zeros(2))],
     *[("device", bad, ValueError) for bad in ("cuda", "cuda:1", "gpu", "")],
     ("device", 0, TypeError),
     *[("seed", bad, TypeError) for bad in (1.5, "1", True, [1])],
