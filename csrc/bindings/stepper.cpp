@@ -46,7 +46,7 @@ void PyStepper::exclusively(const Work& work) const {
 }
 
 bool PyStepper::is_plain(py::handle object, Index width) const {
-  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+  if (!is_base_array(object)) return false;
   const Proxy& array = proxy(object);
   if (array.descr != dtype_.ptr() || !(array.flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) return false;
   if (array.nd == 2 ? array.dimensions[0] != rows_ : array.nd != 1 || rows_ != 1) return false;
@@ -137,10 +137,7 @@ void PyStepper::set_state(py::handle state) {
 }
 
 Index PyStepper::row_index(py::handle item) const {
-  if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr()))
-    throw py::type_error("rows must be an array of bool, an integer or several integers, not " + type_name(item));
-  const auto index = py::reinterpret_steal<py::int_>(PyNumber_Index(item.ptr()));
-  if (!index) throw py::error_already_set();
+  const py::int_ index = require_integer(item, "rows must be an array of bool, an integer or several integers");
   if (index < py::int_(0) || index >= py::int_(rows_))
     throw py::value_error("rows must lie in [0, " + std::to_string(rows_) + "), not " +
                           py::str(index).cast<std::string>());
@@ -156,6 +153,7 @@ std::vector<Index> PyStepper::row_indices(py::handle rows) const {
   const bool array = py::isinstance<py::array>(rows);
   if (array) {
     const auto given = py::reinterpret_borrow<py::array>(rows);
+    require_unmasked(given, "rows");
     const char kind = given.dtype().kind();
     if (kind != 'b' && kind != 'i' && kind != 'u')
       throw py::type_error("rows must be an array of bool or integers, not of " +

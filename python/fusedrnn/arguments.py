@@ -48,6 +48,12 @@ def require_number(value: SupportsFloat, name: str, *, least: float, most: float
     return number
 
 
+def require_unmasked(array: Any, name: str) -> None:
+    """Refuse a masked array, whose mask would be ignored, by a TypeError that names it."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, not {type(array).__name__}")
+
+
 def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`; TypeError or ValueError names it."""
     if not isinstance(value, str):
