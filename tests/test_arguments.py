@@ -474,6 +474,9 @@ def test_integers_of_numpy_are_integers() -> None:
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (F, H, 2, 0.5)
 
 
+ENDLESS: list[Any] = []
+ENDLESS.append({"inner": ENDLESS})
+
 FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.set_num_threads(0), "n", ValueError),
     (lambda: fr.set_num_threads(-3), "n", ValueError),
@@ -484,6 +487,7 @@ FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.clip_grad_norm(1, 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm("abc", 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm([zeros(2), 3.0], 1.0), "grads", TypeError),
+    (lambda: fr.clip_grad_norm(ENDLESS, 1.0), "grads", ValueError),
     (lambda: fr.clip_grad_norm([np.zeros(2, int)], 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm([np.ma.masked_array(zeros(2))], 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm([zeros(2)], -1.0), "max_norm", ValueError),

@@ -49,10 +49,13 @@ def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
     Raises
     ------
     TypeError, ValueError
-        Where an argument is of another kind, or max_norm is negative or nan.
+        Where an argument is of another kind, `grads` contains itself, or max_norm is negative or nan.
     """
     limit = require_number(max_norm, "max_norm", least=0.0, most=math.inf)
-    arrays = list({id(array): array for array in _gradient_arrays(grads)}.values())
+    try:
+        arrays = list({id(array): array for array in _gradient_arrays(grads)}.values())
+    except RecursionError:
+        raise ValueError("grads must not contain itself") from None
     norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
     if not norm <= limit:
         for array in arrays:
