@@ -426,7 +426,10 @@ CONSTRUCTORS = [fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell]
 BAD_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     *[(name, bad, TypeError) for name in ("input_size", "hidden_size") for bad in (1.0, "1", None, True, [1], 1j)],
     *[(name, bad, ValueError) for name in ("input_size", "hidden_size") for bad in (0, -1, 2**40, 2**63, 2**70)],
-    *[("dtype", bad, (TypeError, ValueError)) for bad in (None, "float16", "\ud800", "int32", ">f4", int, 4, object, zeros(2))],
+    *[
+        ("dtype", bad, (TypeError, ValueError))
+        for bad in (None, "float16", "\ud800", "int32", ">f4", int, 4, object, zeros(2))
+    ],
     *[("device", bad, ValueError) for bad in ("cuda", "cuda:1", "gpu", "")],
     ("device", 0, TypeError),
     *[("seed", bad, TypeError) for bad in (1.5, "1", True, [1])],
@@ -533,7 +536,19 @@ def test_dtypes_that_mean_float(dtype: Any) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(
     "dloss",
-    [None, "1", 1j, np.complex64(1), np.array(None), np.array("a"), 10**400, [1.0] * B, zeros(B + 1), {}, np.ma.masked_array(1.0)],
+    [
+        None,
+        "1",
+        1j,
+        np.complex64(1),
+        np.array(None),
+        np.array("a"),
+        10**400,
+        [1.0] * B,
+        zeros(B + 1),
+        {},
+        np.ma.zeros(()),
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_dloss(dloss: Any, reduction: str) -> None:

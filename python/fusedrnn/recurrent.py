@@ -8,7 +8,14 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from fusedrnn import _core, init
-from fusedrnn.arguments import require_device, require_dtype, require_flag, require_integer, require_seed, require_unmasked
+from fusedrnn.arguments import (
+    require_device,
+    require_dtype,
+    require_flag,
+    require_integer,
+    require_seed,
+    require_unmasked,
+)
 from fusedrnn.gradients import Array, Gradients
 
 
