@@ -50,6 +50,7 @@ SPOILED: dict[str, tuple[Callable[[np.ndarray], Any], type[Exception]]] = {
     "text": (lambda a: "zeros", TypeError),
     "number": (lambda a: 1.5, TypeError),
     "object": (lambda a: object(), TypeError),
+    "masked": (np.ma.masked_array, TypeError),
     "0-d": (lambda a: a.reshape(-1)[:1].reshape(()), ValueError),
     "one axis more": (lambda a: a[None, None], ValueError),
     "one axis less": (lambda a: a.reshape(-1), ValueError),
@@ -196,6 +197,10 @@ LENGTHS: list[tuple[Any, type[Exception]]] = [
     ([True, False, True], TypeError),
     (np.array(["1", "2", "3"]), TypeError),
     (np.array([1, 2, 3], object), TypeError),
+    (np.ma.masked_array([1, 2, 3], [False, True, False]), TypeError),
+    (np.ma.masked_array([1, 2, 3]), TypeError),
+    ([1, 2, np.ma.masked], TypeError),
+    ([1, 2, np.array([3])], TypeError),
     ([1, None, 2], TypeError),
     (3, TypeError),
     ("123", TypeError),
@@ -241,6 +246,7 @@ RESETS: list[tuple[Any, type[Exception]]] = [
     (zeros(T, dtype=bool), ValueError),
     (zeros(T, B, 1, dtype=bool), ValueError),
     (np.array(True), ValueError),
+    (np.ma.masked_array(zeros(T, B, dtype=bool)), TypeError),
 ]
 
 
@@ -297,6 +303,7 @@ TARGETS: list[tuple[Any, type[Exception]]] = [
     (zeros(B), TypeError),
     (zeros(B, dtype=bool), TypeError),
     (zeros(B, dtype=object), TypeError),
+    (np.ma.masked_array([0, 1, 0]), TypeError),
     (None, TypeError),
     (np.array([0, 7, 0]), ValueError),
     (np.array([0, -1, 0]), ValueError),
@@ -419,7 +426,10 @@ CONSTRUCTORS = [fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell]
 BAD_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     *[(name, bad, TypeError) for name in ("input_size", "hidden_size") for bad in (1.0, "1", None, True, [1], 1j)],
     *[(name, bad, ValueError) for name in ("input_size", "hidden_size") for bad in (0, -1, 2**40, 2**63, 2**70)],
-    *[("dtype", bad, (TypeError, ValueError)) for bad in (None, "float16", "int32", ">f4", int, 4, object, zeros(2))],
+    *[
+        ("dtype", bad, (TypeError, ValueError))
+        for bad in (None, "float16", "\ud800", "int32", ">f4", int, 4, object, zeros(2))
+    ],
     *[("device", bad, ValueError) for bad in ("cuda", "cuda:1", "gpu", "")],
     ("device", 0, TypeError),
     *[("seed", bad, TypeError) for bad in (1.5, "1", True, [1])],
@@ -467,6 +477,9 @@ def test_integers_of_numpy_are_integers() -> None:
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.dropout) == (F, H, 2, 0.5)
 
 
+ENDLESS: list[Any] = []
+ENDLESS.append({"inner": ENDLESS})
+
 FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.set_num_threads(0), "n", ValueError),
     (lambda: fr.set_num_threads(-3), "n", ValueError),
@@ -477,7 +490,9 @@ FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.clip_grad_norm(1, 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm("abc", 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm([zeros(2), 3.0], 1.0), "grads", TypeError),
+    (lambda: fr.clip_grad_norm(ENDLESS, 1.0), "grads", ValueError),
     (lambda: fr.clip_grad_norm([np.zeros(2, int)], 1.0), "grads", TypeError),
+    (lambda: fr.clip_grad_norm([np.ma.masked_array(zeros(2))], 1.0), "grads", TypeError),
     (lambda: fr.clip_grad_norm([zeros(2)], -1.0), "max_norm", ValueError),
     (lambda: fr.clip_grad_norm([zeros(2)], np.nan), "max_norm", ValueError),
     (lambda: fr.clip_grad_norm([zeros(2)], "1"), "max_norm", TypeError),
@@ -487,6 +502,7 @@ FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.tbptt_windows(zeros(4), window=1.5), "window", TypeError),
     (lambda: fr.tbptt_windows(window=1), "arrays", ValueError),
     (lambda: fr.tbptt_windows([1, 2], window=1), "arrays", TypeError),
+    (lambda: fr.tbptt_windows(zeros(4), np.ma.masked_array(zeros(4)), window=1), "arrays", TypeError),
     (lambda: fr.tbptt_windows(zeros(4), zeros(5), window=1), "arrays", ValueError),
     (lambda: fr.tbptt_windows(zeros(), window=1), "arrays", ValueError),
     (lambda: fr.init.uniform_(3), "layer", TypeError),
@@ -520,7 +536,19 @@ def test_dtypes_that_mean_float(dtype: Any) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(
     "dloss",
-    [None, "1", 1j, np.complex64(1), np.array(None), np.array("a"), 10**400, [1.0] * B, zeros(B + 1), {}],
+    [
+        None,
+        "1",
+        1j,
+        np.complex64(1),
+        np.array(None),
+        np.array("a"),
+        10**400,
+        [1.0] * B,
+        zeros(B + 1),
+        {},
+        np.ma.zeros(()),
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_dloss(dloss: Any, reduction: str) -> None:

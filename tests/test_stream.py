@@ -312,8 +312,11 @@ ROWS: list[tuple[Any, type[Exception]]] = [
     ([True, False, True], TypeError),
     (1.0, TypeError),
     ([1.0], TypeError),
+    ([np.array([1])], TypeError),
     (np.array([1.0]), TypeError),
     (np.array([0], object), TypeError),
+    (np.ma.masked_array([0]), TypeError),
+    (np.ma.masked_array(zeros(B, dtype=bool)), TypeError),
     ("0", TypeError),
     ({0}, TypeError),
     ([None], TypeError),
@@ -401,6 +404,7 @@ def test_only_one_row_goes_without_a_batch_axis() -> None:
         ((), {"out": None}),
         ((zeros(B, F),), {"x_t": zeros(B, F)}),
         ((zeros(B, F),), {"y": 1}),
+        ((zeros(B, F),), {"\ud800": 1}),
     ],
 )
 def test_arguments_of_a_step(arguments: Any, options: Any) -> None:
@@ -416,10 +420,14 @@ def test_arguments_of_a_step_by_name() -> None:
 
 
 def test_steppers_come_from_layers() -> None:
-    with pytest.raises(TypeError):
-        _core.Stepper()
-    with pytest.raises(TypeError):
-        _core.Stepper.__new__(_core.Stepper).step(zeros(B, F))
+    class Derived(_core.Stepper):
+        pass
+
+    for kind in (_core.Stepper, Derived):
+        with pytest.raises(TypeError, match="stream"):
+            kind()
+        with pytest.raises(TypeError, match="stream"):
+            kind.__new__(kind)
 
 
 @pytest.mark.parametrize(("batch", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (1.0, TypeError)])

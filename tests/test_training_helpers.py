@@ -264,6 +264,7 @@ FAILURES: dict[str, tuple[Any, type[Exception]]] = {
     "dtype": (lambda entries: entries.update(bias_hh_l0=np.zeros(12, np.int64)), TypeError),
     "list": (lambda entries: entries.update(bias_hh_l0=[0.0] * 12), TypeError),
     "none": (lambda entries: entries.update(bias_hh_l0=None), TypeError),
+    "mask": (lambda entries: entries.update(bias_hh_l0=np.ma.masked_array(np.zeros(12, np.float32))), TypeError),
 }
 
 

@@ -40,14 +40,39 @@ std::string type_name(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
 }
 
+std::string ascii(py::handle string) {
+  return py::reinterpret_steal<py::str>(PyObject_ASCII(string.ptr())).cast<std::string>();
+}
+
 void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array) {
   throw py::value_error(name + " must have shape " + wanted + ", not " + shape_text(array));
+}
+
+py::int_ require_integer(py::handle object, const std::string& wanted) {
+  if (PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr())) {
+    if (PyObject* const index = PyNumber_Index(object.ptr())) return py::reinterpret_steal<py::int_>(index);
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    PyErr_Clear();  // an array of more than one integer, say
+  }
+  throw py::type_error(wanted + ", not " + type_name(object));
+}
+
+bool is_base_array(py::handle object) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) ==
+         reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+}
+
+void require_unmasked(const py::array& array, const std::string& name) {
+  if (is_base_array(array)) return;
+  if (py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray")))
+    throw py::type_error(name + " must be an array without a mask, not " + type_name(array));
 }
 
 py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error(name + " must be a numpy.ndarray of " + dtype_text(dtype) + ", not " + type_name(object));
   py::array array = py::reinterpret_borrow<py::array>(object);
+  require_unmasked(array, name);
   if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr()))
     throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()));
   if (!has_flag(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_))

@@ -26,8 +26,16 @@ using Shape = std::vector<Extent>;
 
 std::string describe(const Shape& shape);
 std::string type_name(py::handle object);
+// A string in ASCII and quoted: it may hold what UTF-8 cannot.
+std::string ascii(py::handle string);
 [[noreturn]] void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array);
 
+// The object as an integer, or a TypeError that begins with what was wanted.
+py::int_ require_integer(py::handle object, const std::string& wanted);
+// Whether the object is an array and of no class derived from numpy.ndarray.
+bool is_base_array(py::handle object);
+// The array is no numpy.ma.MaskedArray, whose mask would be ignored.
+void require_unmasked(const py::array& array, const std::string& name);
 // The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.
 py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype);
 void require_shape(const py::array& array, const std::string& name, const Shape& shape);

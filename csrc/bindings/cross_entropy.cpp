@@ -47,6 +47,7 @@ py::array_t<std::int64_t> targets_of(py::handle object, const CrossEntropyTape& 
   if (!py::isinstance<py::array>(object))
     throw py::type_error("targets must be an array of integers, not " + type_name(object));
   const py::array given = py::reinterpret_borrow<py::array>(object);
+  require_unmasked(given, "targets");
   if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u')
     throw py::type_error("targets must be an array of integers, not of " + py::str(given.dtype()).cast<std::string>());
   require_shape(given, "targets", Shape(tape.outer.begin(), tape.outer.end()));
@@ -134,6 +135,7 @@ py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle t
 // A real number: a Python one, or a 0-d array or scalar of NumPy's.
 double number_of(py::handle object, const std::string& name, const std::string& wanted) {
   py::object value = py::reinterpret_borrow<py::object>(object);
+  if (py::isinstance<py::array>(object)) require_unmasked(py::reinterpret_borrow<py::array>(object), name);
   if (py::hasattr(object, "dtype") && py::hasattr(object, "ndim")) {
     const std::string kind = object.attr("dtype").attr("kind").cast<std::string>();
     if ((kind != "f" && kind != "i" && kind != "u") || object.attr("ndim").cast<int>() != 0)

@@ -164,7 +164,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   // Whether an array is aligned, contiguous, and of this dtype and shape: what the checks after it would find, without
   // a text for them. What is not may still be all right.
   bool is_plain(py::handle object, const std::vector<Index>& shape) const {
-    if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+    if (!is_base_array(object)) return false;
     const auto& array = *py::detail::array_proxy(object.ptr());
     constexpr int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::c_style;
     return array.descr == dtype_.ptr() && (array.flags & wanted) == wanted &&
@@ -196,8 +196,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     for (const auto& item : mapping) {
       if (!py::isinstance<py::str>(item.first))
         throw py::type_error(name + " must have strings as keys, not " + type_name(item.first));
-      // In ASCII and quoted: a string may hold what UTF-8 cannot.
-      const std::string key = py::reinterpret_steal<py::str>(PyObject_ASCII(item.first.ptr())).cast<std::string>();
+      const std::string key = ascii(item.first);
       const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
       if (std::none_of(parameters_.begin(), parameters_.end(), known))
         throw py::value_error(name + "[" + key + "] is not a parameter of this object");
@@ -318,36 +317,30 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::vector<std::int64_t> lengths_of(py::handle object, const Layout& layout) const {
     if (object.is_none()) return {};
     if (!layout.batched) throw py::value_error("lengths must be None for an unbatched x");
-    const py::module_ numpy = py::module_::import("numpy");
-    const bool listed = py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object);
-    if (!listed && !py::isinstance<py::array>(object))
+    if (py::isinstance<py::array>(object)) {
+      const auto array = py::reinterpret_borrow<py::array>(object);
+      require_unmasked(array, "lengths");
+      if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
+        throw py::type_error("lengths must be an array of integers, not of " +
+                             py::str(array.dtype()).cast<std::string>());
+      require_shape(array, "lengths", {layout.rows});
+    } else if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
       throw py::type_error("lengths must be an array of integers, not " + type_name(object));
-    const py::array array = listed ? list_of_integers(object) : py::reinterpret_borrow<py::array>(object);
-    if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
-      throw py::type_error("lengths must be an array of integers, not of " +
-                           py::str(array.dtype()).cast<std::string>());
-    require_shape(array, "lengths", {layout.rows});
-    std::vector<std::int64_t> lengths;
-    for (const py::handle item : array) {
-      const py::int_ length(py::reinterpret_borrow<py::object>(item));
-      if (length < py::int_(0) || length > py::int_(layout.steps))
-        throw py::value_error("lengths must lie in [0, " + std::to_string(layout.steps) + "], not " +
-                              py::str(length).cast<std::string>());
-      lengths.push_back(length.cast<std::int64_t>());
     }
+    std::vector<std::int64_t> lengths;
+    for (const py::handle item : py::reinterpret_borrow<py::sequence>(object))
+      lengths.push_back(length_of(item, layout.steps));
+    if (static_cast<Index>(lengths.size()) != layout.rows)
+      throw py::value_error("lengths must have shape " + describe({layout.rows}) + ", not " +
+                            describe({static_cast<Index>(lengths.size())}));
     return lengths;
   }
-  static py::array list_of_integers(py::handle object) {
-    for (const py::handle item : py::reinterpret_borrow<py::sequence>(object))
-      if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr()))
-        throw py::type_error("lengths must hold integers, not " + type_name(item));
-    const auto sequence = py::reinterpret_borrow<py::sequence>(object);
-    if (sequence.size() == 0) return py::array_t<std::int64_t>(0);
-    py::object array = py::module_::import("numpy").attr("asarray")(object);
-    // Numbers beyond 64 bits come out as an array of objects.
-    if (array.attr("dtype").attr("kind").cast<std::string>() == "O")
-      throw py::value_error("lengths must lie within the sequence, not beyond 64 bits");
-    return array;
+  static std::int64_t length_of(py::handle item, Index steps) {
+    const py::int_ length = require_integer(item, "lengths must hold integers");
+    if (length < py::int_(0) || length > py::int_(steps))
+      throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], not " +
+                            py::str(length).cast<std::string>());
+    return length.cast<std::int64_t>();
   }
 
   std::optional<py::array> reset_of(py::handle object, const Layout& layout) const {
@@ -430,13 +423,6 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       return py::make_tuple(y, state_result(final_state));
     }
     call.recompute = recompute;
-    if (single_step) {
-      std::optional<py::gil_scoped_release> released;
-      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
-      run_single_step(config_, call);
-      released.reset();
-      return py::make_tuple(y, state_result(final_state));
-    }
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;
     Tape<Real>* tape = nullptr;
@@ -455,6 +441,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     });
     if (!training) return py::make_tuple(y, state_result(final_state));
     call.interrupt = {};
+    call.h0 = call.c0 = {};  // the tape has copies of its own
+    call.hn = call.cn = {};
     tape->call = std::move(call);
     return py::make_tuple(y, state_result(final_state), std::move(kept));
   }

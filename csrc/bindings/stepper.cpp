@@ -46,7 +46,7 @@ void PyStepper::exclusively(const Work& work) const {
 }
 
 bool PyStepper::is_plain(py::handle object, Index width) const {
-  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return false;
+  if (!is_base_array(object)) return false;
   const Proxy& array = proxy(object);
   if (array.descr != dtype_.ptr() || !(array.flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) return false;
   if (array.nd == 2 ? array.dimensions[0] != rows_ : array.nd != 1 || rows_ != 1) return false;
@@ -137,10 +137,7 @@ void PyStepper::set_state(py::handle state) {
 }
 
 Index PyStepper::row_index(py::handle item) const {
-  if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr()))
-    throw py::type_error("rows must be an array of bool, an integer or several integers, not " + type_name(item));
-  const auto index = py::reinterpret_steal<py::int_>(PyNumber_Index(item.ptr()));
-  if (!index) throw py::error_already_set();
+  const py::int_ index = require_integer(item, "rows must be an array of bool, an integer or several integers");
   if (index < py::int_(0) || index >= py::int_(rows_))
     throw py::value_error("rows must lie in [0, " + std::to_string(rows_) + "), not " +
                           py::str(index).cast<std::string>());
@@ -156,6 +153,7 @@ std::vector<Index> PyStepper::row_indices(py::handle rows) const {
   const bool array = py::isinstance<py::array>(rows);
   if (array) {
     const auto given = py::reinterpret_borrow<py::array>(rows);
+    require_unmasked(given, "rows");
     const char kind = given.dtype().kind();
     if (kind != 'b' && kind != 'i' && kind != 'u')
       throw py::type_error("rows must be an array of bool or integers, not of " +
@@ -184,10 +182,13 @@ void PyStepper::reset(py::handle rows) {
 
 namespace {
 
+// __new__ of a stepper: pybind11 would make an object around uninitialised memory.
+[[noreturn]] void only_from_stream(const py::args&, const py::kwargs&) {
+  throw py::type_error("steppers are made by a layer's stream() only");
+}
+
 PyStepper& stepper_of(PyObject* self) {
-  const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
-  if (!value.holder_constructed()) throw py::type_error("self must be what a layer's stream() returned");
-  return *value.value_ptr<PyStepper>();
+  return *reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr<PyStepper>();
 }
 
 // x_t and out among the arguments of a call.
@@ -199,7 +200,7 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
     PyObject* const name = PyTuple_GET_ITEM(names, i);
     const int place = PyUnicode_CompareWithASCIIString(name, "out") == 0 ? 1 : 0;
     if (place == 0 && PyUnicode_CompareWithASCIIString(name, "x_t") != 0)
-      throw py::type_error("step takes x_t and out, not " + py::str(name).cast<std::string>());
+      throw py::type_error("step takes x_t and out, not " + ascii(name));
     if (given[place]) throw py::type_error(py::str(name).cast<std::string>() + " must be given once, not twice");
     given[place] = arguments[count + i];
   }
@@ -250,7 +251,7 @@ TypeError, ValueError
 void register_stepper(py::module_& module) {
   py::class_<PyStepper> stepper(module, "Stepper",
                                 "A layer run step by step, from the parameters as they were when `stream` made it.");
-  stepper
+  stepper.def_static("__new__", &only_from_stream)
       .def_property(
           "state", &PyStepper::state, &PyStepper::set_state,
           "The state between two steps, h or (h, c) for an LSTM, each (L, B, H): reading gives a copy, writing "

@@ -272,7 +272,6 @@ struct ReplayScratch {
     arguments.known_y = backward.y;
     arguments.h0 = backward.h0;
     arguments.c0 = backward.c0;
-    arguments.hn = arguments.cn = {};
     lay_out_segments(call.recompute, tape.directions[layer * tape.config.directions + direction].cells, arguments);
     forward.allocate(traits, threads, arguments);
     // No segment has more rows than the first: rows only ever end.

@@ -19,8 +19,9 @@ double step_work(const CellTraits& traits, const RecurrentConfig& config, Index 
 template <class Real>
 void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::size_t count, int threads) {
   if (threads != allowed_) {
-    split_ = split_step(cost_, threads);
-    if (split_.threads() > 1) row_barriers_.reset(new Barrier[static_cast<std::size_t>(split_.threads())]);
+    const Split split = split_step(cost_, threads);
+    if (split.threads() > 1) row_barriers_.reset(new Barrier[static_cast<std::size_t>(split.threads())]);
+    split_ = split;
     allowed_ = threads;
   }
   struct Context {

@@ -63,7 +63,7 @@ void after_fork() {
 
 void Barrier::wait(int threads) {
   if (threads == 1) return;
-  const int seen = round_.load(std::memory_order_relaxed);
+  const unsigned seen = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(seen + 1, std::memory_order_release);

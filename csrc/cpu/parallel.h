@@ -12,7 +12,7 @@ class Barrier {
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> round_{0};
+  alignas(64) std::atomic<unsigned> round_{0};  // may wrap: a stepper takes billions of steps
 };
 
 // Asked by the calling thread between chunks of time; true ends the call early.

@@ -48,6 +48,12 @@ def require_number(value: SupportsFloat, name: str, *, least: float, most: float
     return number
 
 
+def require_unmasked(array: Any, name: str) -> None:
+    """Refuse a masked array, whose mask would be ignored, by a TypeError that names it."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, not {type(array).__name__}")
+
+
 def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`; TypeError or ValueError names it."""
     if not isinstance(value, str):
@@ -62,7 +68,7 @@ def require_dtype(value: Any) -> str:
     if isinstance(value, (str, type, np.dtype)):
         try:
             dtype = np.dtype(value)
-        except TypeError:
+        except (TypeError, ValueError):  # the latter for a string beyond UTF-8
             dtype = None
         if dtype is not None and dtype.name in DTYPES and dtype.isnative:
             return str(dtype.name)

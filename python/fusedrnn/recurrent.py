@@ -8,13 +8,21 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from fusedrnn import _core, init
-from fusedrnn.arguments import require_device, require_dtype, require_flag, require_integer, require_seed
+from fusedrnn.arguments import (
+    require_device,
+    require_dtype,
+    require_flag,
+    require_integer,
+    require_seed,
+    require_unmasked,
+)
 from fusedrnn.gradients import Array, Gradients
 
 
 def _as_array(value: Any, name: str) -> Array:
     """`value` as an array, without a conversion: NumPy's own, or through ``__dlpack__`` or ``__array__``."""
     if isinstance(value, np.ndarray):
+        require_unmasked(value, f"mapping[{name!r}]")
         return value
     if not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
         raise TypeError(f"{name} must be an array, or have __dlpack__ or __array__; it is {type(value).__name__}")

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn.arguments import require_integer, require_number
+from fusedrnn.arguments import require_integer, require_number, require_unmasked
 from fusedrnn.gradients import Array, Gradients
 
 
@@ -19,6 +19,7 @@ def _gradient_arrays(grads: Any) -> list[Array]:
     if isinstance(grads, Mapping):
         return [array for value in grads.values() for array in _gradient_arrays(value)]
     if isinstance(grads, np.ndarray):
+        require_unmasked(grads, "grads")
         if grads.dtype.kind != "f":
             raise TypeError(f"grads must hold arrays of floating-point numbers, not of {grads.dtype}")
         if not grads.flags.writeable:
@@ -48,10 +49,13 @@ def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
     Raises
     ------
     TypeError, ValueError
-        Where an argument is of another kind, or max_norm is negative or nan.
+        Where an argument is of another kind, `grads` contains itself, or max_norm is negative or nan.
     """
     limit = require_number(max_norm, "max_norm", least=0.0, most=math.inf)
-    arrays = list({id(array): array for array in _gradient_arrays(grads)}.values())
+    try:
+        arrays = list({id(array): array for array in _gradient_arrays(grads)}.values())
+    except RecursionError:
+        raise ValueError("grads must not contain itself") from None
     norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
     if not norm <= limit:
         for array in arrays:
@@ -85,6 +89,7 @@ def tbptt_windows(*arrays: Array, window: int) -> Iterator[Any]:
     for number, array in enumerate(arrays):
         if not isinstance(array, np.ndarray):
             raise TypeError(f"arrays[{number}] must be a numpy.ndarray, not {type(array).__name__}")
+        require_unmasked(array, f"arrays[{number}]")
         if array.ndim == 0 or array.shape[0] != arrays[0].shape[0]:
             wanted = "(T, ...)" if arrays[0].ndim == 0 else f"({arrays[0].shape[0]}, ...)"
             raise ValueError(f"arrays[{number}] must have shape {wanted}, not {array.shape}")
