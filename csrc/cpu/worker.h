@@ -27,9 +27,12 @@ struct Worker {
   FUSEDRNN_INLINE void meet() { group->barrier.wait(threads()); }
   FUSEDRNN_INLINE void meet_row() { row_barrier->wait(split.unit_parts); }
 
+  // Asks no more once it stops: a second signal's handler would run with the first one's exception pending.
   FUSEDRNN_INLINE bool stopped() {
-    if (interrupt && interrupt->asked(interrupt->context)) stop->store(true, std::memory_order_relaxed);
-    return stop->load(std::memory_order_relaxed);
+    if (stop->load(std::memory_order_relaxed)) return true;
+    const bool asked = interrupt && interrupt->asked(interrupt->context);
+    if (asked) stop->store(true, std::memory_order_relaxed);
+    return asked;
   }
   // Within a chunk, after some `work` (multiply-adds of 16): whether to skip what is left of it. Looks at the interrupt
   // every few milliseconds only. All barriers are still to be met, and what is skipped is never used: the next go_on
