@@ -212,6 +212,13 @@ INTERRUPTED = """
     interrupt("readout", lambda: fr.linear_cross_entropy(features, weight, None, targets))
     # Of a size that ends soon, so that the tape is made soon; over and over.
     interrupt("readout backward", lambda: [fr.linear_cross_entropy_backward(readout) for _ in range(1000)])
+    # One step of these takes a second or more.
+    wide = fr.LSTM(512, 512, dtype="float64", seed=0)
+    step = np.broadcast_to(np.zeros(512), (1, 20000, 512))
+    held = wide.forward(step)[2]
+    for delay in (0.1, 0.5):
+        interrupt("large step", lambda: [wide(np.repeat(step, 2, axis=0)) for _ in range(100)], delay)
+        interrupt("large step backward", lambda: [wide.backward(held) for _ in range(100)], delay)
     # One row of these is tens of megabytes of logits and gradients: signals come while packing, and in mid-chunk.
     weight, targets = np.zeros((300000, 128), np.float32), np.zeros(1000, int)
     features = np.zeros((1000, 128), np.float32)
