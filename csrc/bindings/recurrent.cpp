@@ -328,7 +328,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       throw py::type_error("lengths must be an array of integers, not " + type_name(object));
     }
     std::vector<std::int64_t> lengths;
-    for (const py::handle item : py::reinterpret_borrow<py::sequence>(object))
+    for (const py::object item : py::reinterpret_borrow<py::sequence>(object))
       lengths.push_back(length_of(item, layout.steps));
     if (static_cast<Index>(lengths.size()) != layout.rows)
       throw py::value_error("lengths must have shape " + describe({layout.rows}) + ", not " +
