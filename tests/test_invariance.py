@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, threads
-from cases import LAYERS, Case, Inputs, make_inputs, make_layer
+from cases import CLIP, LAYERS, Case, Inputs, make_inputs, make_layer
 from oracles import Result, run_library
 
 import fusedrnn as fr
@@ -42,6 +42,7 @@ def shaped_cases() -> list[Case]:
             flags = (turn // 2 % 2 == 1, turn // 4 % 2 == 1)
             dtype = ("float32", "float64")[turn % 2]
             cases.append(Case(cell, layers, directions, dtype, time, batch, inputs, hidden, *flags))
+        cases.append(dataclasses.replace(cases[-1], clip=CLIP))
     return cases
 
 
