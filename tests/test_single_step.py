@@ -29,7 +29,7 @@ def shaped_cases() -> list[Case]:
             inputs, layers, directions = SIZES[(shift + turn // 5) % 5], 1 + shift % 3, 1 + shift % 2
             cases.append(Case(cell, layers, directions, dtype, 3, batch, inputs, hidden))
         cases += [Case(cell, 1, 1, dtype, 2, 1, 31, 520), Case(cell, 2, 2, dtype, 2, 6, 65, 150)]
-        cases += [Case(cell, 2, 2, dtype, 3, 3, 7, 17, clip=CLIP), Case(cell, 2, 1, dtype, 3, 3, 7, 17, reverse=True)]
+        cases += [Case(cell, 2, 2, dtype, 3, 3, 7, 17, clip=CLIP)]
     return cases
 
 
