@@ -24,9 +24,9 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     Parameters
     ----------
     weights : sequence of arrays
-        What Keras's ``layer.get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with `use_bias`, bias
-        (G*H,), or (2, 3*H) for a GRU with `reset_after`. Of a ``Bidirectional`` layer the forward direction's, then the
-        backward one's.
+        What Keras's ``layer.get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with `use_bias`,
+        bias (G*H,), or (2, 3*H) for a GRU with `reset_after`. Of a ``Bidirectional`` layer the forward direction's,
+        then the backward one's.
     cell : {'LSTM', 'GRU', 'SimpleRNN'}
         Name of Keras's layer, in any case.
     reset_after : bool
@@ -45,13 +45,13 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     ValueError
         Where the number of arrays or a shape is wrong, or `cell` is none of these.
     """
-    cell, two_biases = _cell(cell), require_flag(reset_after, "reset_after")
+    cell = _cell(cell)
+    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
     if isinstance(weights, (str, bytes)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of arrays, not {type(weights).__name__}")
     if len(weights) not in (2, 3, 4, 6):
         raise ValueError(
-            "weights must be 2 arrays, 3 with a bias, or twice as many of a bidirectional layer,"
-            f" not {len(weights)}"
+            f"weights must be 2 arrays, 3 with a bias, or twice as many of a bidirectional layer, not {len(weights)}"
         )
     directions = 2 if len(weights) > 3 else 1
     count, parameters = len(weights) // directions, {}
@@ -59,7 +59,7 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     hidden = arrays[1].shape[0] if arrays[1].ndim else 0
     width = len(_ORDERS[cell]) * hidden
     inputs = arrays[0].shape[0] if arrays[0].ndim else 0
-    bias_shape = (2, width) if cell == "GRU" and two_biases else (width,)
+    bias_shape = (2, width) if two_biases else (width,)
     for direction, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
         first = direction * count
         for place, shape in enumerate([(inputs, width), (hidden, width), bias_shape][:count]):
@@ -81,8 +81,8 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
     Parameters
     ----------
     parameters : mapping of str to array
-        Of a layer with num_layers=1: an LSTM without peepholes or coupled gates, a GRU or an RNN. The two biases of a gate
-        add where Keras has one.
+        Of a layer with num_layers=1: an LSTM without peepholes or coupled gates, a GRU or an RNN. The two biases of a
+        gate add where Keras has one.
     cell : {'LSTM', 'GRU', 'SimpleRNN'}
     reset_after : bool
         Of a GRU; without meaning for other cells.
@@ -99,7 +99,8 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
     ValueError
         Where a parameter is missing, unknown or of another shape.
     """
-    cell, two_biases = _cell(cell), require_flag(reset_after, "reset_after") and cell.lower() == "gru"
+    cell = _cell(cell)
+    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters must be a mapping of names to arrays, not {type(parameters).__name__}")
     suffixes = ["_l0", "_l0_reverse"][: 2 if "weight_ih_l0_reverse" in parameters else 1]

@@ -35,17 +35,15 @@ def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    TypeError
-        Where `module` is neither.
-    ValueError
-        Where a parameter was replaced by something else than its array.
+    TypeError, ValueError
+        Where `module` is neither, or a parameter was replaced by what is no such array.
     OSError
         Where the file cannot be written.
     """
     kind = type(module).__name__
     if not isinstance(module, Recurrent) or getattr(fusedrnn, kind, None) is not type(module):
         raise TypeError(f"module must be a layer or cell of fusedrnn, not {kind}")
-    module.check_parameters()
+    module._engine.check_parameters(module.parameters)
     options = {name: getattr(module, name) for name in _option_names(kind)}
     metadata = {_KEY: json.dumps({"class": kind, "options": options})}
     try:
@@ -104,13 +102,15 @@ def _option_names(kind: str) -> tuple[str, ...]:
 def _made(metadata: dict[str, str], arrays: dict[str, Array]) -> Any:
     """A new object of the kind that the metadata name, in the sizes of the arrays."""
     if _KEY not in metadata:
-        raise ValueError(f"the metadata must have {_KEY!r}, as fusedrnn.safetensors.save writes; give a module to load into")
+        raise ValueError(
+            f"the metadata must have {_KEY!r}, as fusedrnn.safetensors.save writes; give a module to load into"
+        )
     try:
         described = json.loads(metadata[_KEY])
         kind, options = described["class"], dict(described["options"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the metadata's {_KEY!r} must be what fusedrnn.safetensors.save writes: {error}") from error
-    if kind not in _OPTIONS and str(kind).removesuffix("Cell") not in _OPTIONS:
+    if not isinstance(kind, str) or kind.removesuffix("Cell") not in _OPTIONS:
         raise ValueError(f"the metadata's class must be a layer or cell of fusedrnn, not {kind!r}")
     unknown = sorted(set(options) - set(_option_names(kind)))
     if unknown:
@@ -120,8 +120,13 @@ def _made(metadata: dict[str, str], arrays: dict[str, Array]) -> Any:
         if name not in arrays or arrays[name].ndim != 2:
             raise ValueError(f"there must be a matrix {name!r}")
     sizes = [arrays[name + ending].shape[1] for name in ("weight_ih", "weight_hh")]
+    # Checked before memory is taken for them: a small file must not ask for much.
+    square = arrays["weight_hh" + ending].shape
+    recurrent = [array for name, array in arrays.items() if name.startswith("weight_hh")]
+    if square[0] not in (square[1], 3 * square[1], 4 * square[1]) or any(a.shape != square for a in recurrent):
+        raise ValueError(f"the arrays 'weight_hh...' must be (G*H, H), one as another, not {square}")
     options |= {"bias": "bias_ih" + ending in arrays, "dtype": arrays["weight_ih" + ending].dtype, "seed": 0}
     if ending:
         options["bidirectional"] = "weight_ih_l0_reverse" in arrays
-        options["num_layers"] = sum(name.startswith("weight_ih_l") for name in arrays) // (1 + options["bidirectional"])
+        options["num_layers"] = len(recurrent) // (2 if options["bidirectional"] else 1)
     return getattr(fusedrnn, kind)(*sizes, **options)
