@@ -6,7 +6,6 @@ import json
 import os
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -41,7 +40,7 @@ def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
         Where the file cannot be written.
     """
     kind = type(module).__name__
-    if not isinstance(module, Recurrent) or getattr(fusedrnn, kind, None) is not type(module):
+    if getattr(fusedrnn, kind, None) is not type(module) or kind.removesuffix("Cell") not in _OPTIONS:
         raise TypeError(f"module must be a layer or cell of fusedrnn, not {kind}")
     module._engine.check_parameters(module.parameters)
     options = {name: getattr(module, name) for name in _option_names(kind)}
