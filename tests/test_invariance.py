@@ -159,7 +159,7 @@ def test_inference_or_training(case: Case, rng: np.random.Generator) -> None:
 def make_cell(case: Case, layer: Any) -> Any:
     """The cell that computes what a layer of one layer and one direction does."""
     kind, options = LAYERS[case.cell]
-    cell = getattr(fr, kind + "Cell")(case.input_size, case.hidden_size, dtype=case.dtype, **options)
+    cell = getattr(fr, kind + "Cell")(case.input_size, case.hidden_size, dtype=case.dtype, clip=case.clip, **options)
     cell.load_parameters({name.removesuffix("_l0"): array for name, array in layer.parameters.items()})
     return cell
 

@@ -19,7 +19,8 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within Keras
 
-TIME, BATCH, INPUTS, HIDDEN = 6, 3, 5, 18
+TIME, BATCH = 6, 3
+INPUTS, HIDDEN = SIZES = 5, 18
 # Keras's name and options, ours and ours' options.
 CELLS: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("LSTM", {}, fr.LSTM, {}),
@@ -97,23 +98,23 @@ def lstm_weights() -> list[np.ndarray]:
         (lambda: from_keras("no", cell="LSTM"), TypeError, "weights must be a sequence"),
         (lambda: from_keras([1.0, 2.0], cell="LSTM"), ValueError, r"weights\[0\] must have shape"),
         (
-            lambda: from_keras([np.zeros((INPUTS, 4 * HIDDEN), int)] * 2, cell="LSTM"),
+            lambda: from_keras([np.zeros((4, 4), int)] * 2, cell="LSTM"),
             TypeError,
             r"weights\[0\] must be an array",
         ),
         (lambda: to_keras(3, cell="LSTM"), TypeError, "parameters must be a mapping"),
-        (lambda: to_keras(fr.LSTM(INPUTS, HIDDEN, 2).parameters, cell="LSTM"), ValueError, "parameters must be"),
+        (lambda: to_keras(fr.LSTM(*SIZES, 2).parameters, cell="LSTM"), ValueError, "parameters must be"),
         (
-            lambda: to_keras(fr.LSTM(INPUTS, HIDDEN, peephole=True).parameters, cell="LSTM"),
+            lambda: to_keras(fr.LSTM(*SIZES, peephole=True).parameters, cell="LSTM"),
             ValueError,
             "for Keras's LSTM",
         ),
         (
-            lambda: to_keras(fr.LSTM(INPUTS, HIDDEN, coupled=True).parameters, cell="LSTM"),
+            lambda: to_keras(fr.LSTM(*SIZES, coupled=True).parameters, cell="LSTM"),
             ValueError,
             r"shape \(72, 5\)",
         ),
-        (lambda: to_keras(fr.GRU(INPUTS, HIDDEN).parameters, cell="LSTM"), ValueError, "must have shape"),
+        (lambda: to_keras(fr.GRU(*SIZES).parameters, cell="LSTM"), ValueError, "must have shape"),
     ],
 )
 def test_arguments(call: Any, error: type[Exception], message: str) -> None:
