@@ -813,8 +813,18 @@ def test_a_good_call_with_wild_arguments(data: st.DataObject) -> None:
     sizes=st.tuples(mostly(F, ODD), mostly(H, ODD)),
     options=st.dictionaries(
         st.sampled_from(
-            ["num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse"]
-            + ["clip", "dtype", "device", "seed"]
+            [
+                "num_layers",
+                "bias",
+                "batch_first",
+                "dropout",
+                "bidirectional",
+                "reverse",
+                "clip",
+                "dtype",
+                "device",
+                "seed",
+            ]
         ),
         st.one_of(ODD, st.integers(0, 3), st.floats(0, 1), st.just("cpu"), st.just("float64"), st.just(zeros(2))),
         max_size=3,

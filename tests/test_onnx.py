@@ -329,6 +329,7 @@ def test_spellings_of_the_same_activations() -> None:
         (lambda: from_onnx(plain_node().model(), 3), TypeError, "node must be the name of a node"),
         (lambda: from_onnx(plain_node().model().graph.node[0], "it"), ValueError, "node must be None"),
         (lambda: from_onnx(onnx.helper.make_node("Add", ["a", "b"], ["c"])), ValueError, "not 'Add'"),
+        (lambda: from_onnx(plain_node().model(), weights=[1]), TypeError, "weights must be a mapping"),
         (lambda: from_onnx(onnx.ModelProto()), ValueError, "must have an RNN, LSTM or GRU node"),
         (lambda: to_onnx(fr.LSTMCell(2, 3)), TypeError, "layer must be an RNN, LSTM or GRU layer, not LSTMCell"),
         (lambda: to_onnx(fr.LSTM(2, 3), state=1), TypeError, "state must be True or False"),

@@ -529,7 +529,7 @@ void register_recurrent(py::module_& module) {
                     bool, bool, double>(),
            py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bias"), py::arg("bidirectional"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
-           py::arg("batch_first"), py::arg("single_step"), py::arg("reverse"), py::arg("clip"))
+           py::arg("batch_first"), py::arg("single_step"), py::arg("reverse") = false, py::arg("clip") = 0.0)
       .def_property_readonly("parameter_shapes", &Recurrent::parameter_shapes)
       .def_property("calls", &Recurrent::calls, &Recurrent::set_calls)
       .def("infer", &Recurrent::infer)

@@ -82,6 +82,8 @@ def from_onnx(
         attribute is wrong, or an activation is none that the layers have: tanh or relu for RNN, both directions alike,
         and the operator's own for GRU and LSTM.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a mapping of names to arrays or None, not {type(weights).__name__}")
     nodes, values = _nodes_and_values(model_or_node, node)
     layers = {name: _layer(name, proto, {**values, **(weights or {})}) for name, proto in nodes.items()}
     for name, proto in nodes.items():
