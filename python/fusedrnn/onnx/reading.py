@@ -262,19 +262,7 @@ def _layer(name: str, node: onnx.NodeProto, values: Values) -> Layer:
     op, directions = node.op_type, 2 if attributes["direction"] == "bidirectional" else 1
     activations = _activations(name, op, attributes["activations"], directions)
     coupled = bool(attributes["input_forget"])
-    table, weights = weight_table(op, coupled), _Weights(name, node, values)
-    hidden = attributes["hidden_size"] or weights.array("R", directions, "G*H", "H").shape[2]
-    rows = len(table) * hidden
-    arrays = {"W": weights.array("W", directions, rows, "I"), "R": weights.array("R", directions, rows, hidden)}
-    if weights.has("B"):
-        arrays["B"] = weights.array("B", directions, 2 * rows)
-    if weights.has("P"):
-        arrays["P"] = weights.array("P", directions, 3 * hidden)
-    for formal, array in arrays.items():
-        if array.dtype.name not in ("float32", "float64") or array.dtype != arrays["W"].dtype:
-            raise TypeError(
-                f"{formal} of node {name!r} must be of float32 or float64, as all its weights, not {array.dtype}"
-            )
+    arrays = _arrays(node, _Weights(name, node, values), directions, attributes["hidden_size"])
     options: dict[str, dict[str, Any]] = {
         "RNN": {"nonlinearity": activations[0].lower()},
         "GRU": {"reset_after": bool(attributes["linear_before_reset"])},
@@ -283,7 +271,7 @@ def _layer(name: str, node: onnx.NodeProto, values: Values) -> Layer:
     kind: Any = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}[op]
     layer: Layer = kind(
         arrays["W"].shape[2],
-        hidden,
+        arrays["R"].shape[2],
         bias="B" in arrays,
         batch_first=bool(attributes["layout"]),
         bidirectional=directions == 2,
@@ -293,18 +281,42 @@ def _layer(name: str, node: onnx.NodeProto, values: Values) -> Layer:
         seed=0,
         **options[op],
     )
-    parameters = {}
-    for direction, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
+    layer.load_parameters(_parameters(op, coupled, arrays))
+    return layer
+
+
+def _arrays(node: onnx.NodeProto, weights: _Weights, directions: int, hidden: int | None) -> dict[str, Array]:
+    """The weights of a node by the operator's names, of one dtype and the right shapes."""
+    hidden = hidden or weights.array("R", directions, "G*H", "H").shape[2]
+    rows = len(weight_table(node.op_type)) * hidden
+    shapes = {"W": (rows, "I"), "R": (rows, hidden), "B": (2 * rows,), "P": (3 * hidden,)}
+    arrays = {
+        formal: weights.array(formal, directions, *shape)
+        for formal, shape in shapes.items()
+        if formal in "WR" or weights.has(formal)
+    }
+    for formal, array in arrays.items():
+        if array.dtype.name not in ("float32", "float64") or array.dtype != arrays["W"].dtype:
+            raise TypeError(
+                f"{formal} of node {weights.node_name!r} must be of float32 or float64, as all its weights,"
+                f" not {array.dtype}"
+            )
+    return arrays
+
+
+def _parameters(op: str, coupled: bool, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Our parameters from ONNX's arrays, whose first axis is the direction."""
+    table, parameters = weight_table(op, coupled), {}
+    for direction, suffix in enumerate(("_l0", "_l0_reverse")[: len(arrays["W"])]):
         blocks = {formal: array[direction] for formal, array in arrays.items()}
         parameters["weight_ih" + suffix] = to_ours(blocks["W"], table)
         parameters["weight_hh" + suffix] = to_ours(blocks["R"], table)
         if "B" in blocks:
-            parameters["bias_ih" + suffix] = to_ours(blocks["B"][:rows], table)
-            parameters["bias_hh" + suffix] = to_ours(blocks["B"][rows:], table)
+            for kind, half in zip(("bias_ih", "bias_hh"), np.split(blocks["B"], 2), strict=True):
+                parameters[kind + suffix] = to_ours(half, table)
         if "P" in blocks:
-            parameters["peephole" + suffix] = to_ours(blocks["P"].reshape(3, hidden), peephole_table(coupled))
-    layer.load_parameters(parameters)
-    return layer
+            parameters["peephole" + suffix] = to_ours(blocks["P"].reshape(3, -1), peephole_table(coupled))
+    return parameters
 
 
 def state_of(layout: int, halves: list[Array]) -> State:
