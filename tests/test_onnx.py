@@ -301,6 +301,7 @@ def test_zero_states_are_no_cause_for_a_warning() -> None:
         (plain_node("LSTM", activations=["Sigmoid", "Tanh", "Relu"]), "activations of node 'the node' must be"),
         (plain_node(direction="sideways"), "direction of node 'the node' must be one of"),
         (plain_node(layout=2), "layout of node 'the node' must be one of"),
+        (plain_node(clip="1"), "clip of node 'the node' must be FLOAT, not STRING"),
         (plain_node(clip=0.0), "clip of node 'the node' must be positive"),
         (plain_node(clip=float("nan")), "clip of node 'the node' must be positive"),
         (plain_node(linear_before_reset=1), "attribute 'linear_before_reset', which is none of LSTM"),

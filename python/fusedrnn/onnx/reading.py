@@ -30,16 +30,17 @@ _ACTIVATIONS = {
     "LSTM": (("Sigmoid", "Tanh", "Tanh"),),
 }
 _DIRECTIONS = ("forward", "reverse", "bidirectional")
-_ATTRIBUTES: dict[str, Any] = {
-    "activations": None,
-    "activation_alpha": None,  # of no concern to tanh, sigmoid and relu, which have no parameters
-    "activation_beta": None,
-    "clip": None,
-    "direction": "forward",
-    "hidden_size": None,
-    "input_forget": 0,
-    "layout": 0,
-    "linear_before_reset": 0,
+# The kind and the default of each attribute.
+_ATTRIBUTES: dict[str, tuple[int, Any]] = {
+    "activations": (onnx.AttributeProto.STRINGS, None),
+    "activation_alpha": (onnx.AttributeProto.FLOATS, None),  # tanh, sigmoid and relu take none of these
+    "activation_beta": (onnx.AttributeProto.FLOATS, None),
+    "clip": (onnx.AttributeProto.FLOAT, None),
+    "direction": (onnx.AttributeProto.STRING, "forward"),
+    "hidden_size": (onnx.AttributeProto.INT, None),
+    "input_forget": (onnx.AttributeProto.INT, 0),
+    "layout": (onnx.AttributeProto.INT, 0),
+    "linear_before_reset": (onnx.AttributeProto.INT, 0),
 }
 _OWN_ATTRIBUTES = {"input_forget": "LSTM", "linear_before_reset": "GRU"}
 _OLDEST_OPSET = 7
@@ -220,10 +221,13 @@ def as_array(value: Any, name: str) -> Array:
 
 
 def _attributes(name: str, node: onnx.NodeProto) -> dict[str, Any]:
-    found = dict(_ATTRIBUTES)
+    found = {attribute: default for attribute, (_, default) in _ATTRIBUTES.items()}
     for item in node.attribute:
         if _OWN_ATTRIBUTES.get(item.name, node.op_type) != node.op_type or item.name not in found:
             raise ValueError(f"node {name!r} has an attribute {item.name!r}, which is none of {node.op_type}")
+        wanted, names = _ATTRIBUTES[item.name][0], onnx.AttributeProto.AttributeType
+        if item.type != wanted:
+            raise ValueError(f"{item.name} of node {name!r} must be {names.Name(wanted)}, not {names.Name(item.type)}")
         found[item.name] = helper.get_attribute_value(item)
     found["direction"] = _text(found["direction"])
     for attribute, choices in (
@@ -234,7 +238,7 @@ def _attributes(name: str, node: onnx.NodeProto) -> dict[str, Any]:
     ):
         if found[attribute] not in choices:
             raise ValueError(f"{attribute} of node {name!r} must be one of {choices}, not {found[attribute]!r}")
-    clip: Any = found["clip"]
+    clip = found["clip"]
     if clip is not None and not clip > 0:
         raise ValueError(f"clip of node {name!r} must be positive, not {clip}")
     return found
