@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag
@@ -12,10 +12,18 @@ from fusedrnn.recurrent import Recurrent, lstm_name
 
 class _Cell(Recurrent):
     def __init__(
-        self, cell: str, input_size: int, hidden_size: int, bias: bool, dtype: Any, device: str, seed: int | None
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        clip: SupportsFloat | None,
+        dtype: Any,
+        device: str,
+        seed: int | None,
     ) -> None:
         super().__init__(
-            cell, input_size, hidden_size, bias=bias, dtype=dtype, device=device, seed=seed, single_step=True
+            cell, input_size, hidden_size, bias=bias, clip=clip, dtype=dtype, device=device, seed=seed, single_step=True
         )
 
     def __call__(self, x: Array, state: State | None = None) -> State:
@@ -84,12 +92,13 @@ class RNNCell(_Cell):
         *,
         bias: bool = True,
         nonlinearity: str = "tanh",
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
     ) -> None:
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
-        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, dtype, device, seed)
+        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, clip, dtype, device, seed)
 
     def __repr__(self) -> str:
         return self._describe(nonlinearity=self.nonlinearity)
@@ -106,6 +115,7 @@ class LSTMCell(_Cell):
         bias: bool = True,
         peephole: bool = False,
         coupled: bool = False,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -113,7 +123,7 @@ class LSTMCell(_Cell):
         self.peephole = require_flag(peephole, "peephole")
         self.coupled = require_flag(coupled, "coupled")
         cell = lstm_name(self.peephole, self.coupled)
-        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed)
 
     def __repr__(self) -> str:
         return self._describe(peephole=self.peephole, coupled=self.coupled)
@@ -129,13 +139,14 @@ class GRUCell(_Cell):
         *,
         bias: bool = True,
         reset_after: bool = True,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
     ) -> None:
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
-        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed)
 
     def __repr__(self) -> str:
         return self._describe(reset_after=self.reset_after)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
 from fusedrnn import _core, init
 from fusedrnn.arguments import (
+    require_clip,
     require_device,
     require_dtype,
     require_flag,
@@ -66,6 +67,8 @@ class Recurrent:
         dropout: float = 0.0,
         bidirectional: bool = False,
         single_step: bool = False,
+        reverse: bool = False,
+        clip: SupportsFloat | None = None,
     ) -> None:
         self.device = require_device(device)
         self._settings: dict[str, Any] = {
@@ -80,6 +83,8 @@ class Recurrent:
             "dtype": require_dtype(dtype),
             "batch_first": batch_first,
             "single_step": single_step,
+            "reverse": reverse,
+            "clip": require_clip(clip) or 0.0,
         }
         self._engine = _core.Recurrent(**self._settings)
         #: Name -> live writable array. An edit shows at the next call.
@@ -108,6 +113,11 @@ class Recurrent:
         """Type of every array: float32 or float64."""
         dtype: np.dtype[Any] = np.dtype(self._settings["dtype"])
         return dtype
+
+    @property
+    def clip(self) -> float | None:
+        """Bound on the input of every gate's activation; None: there is none."""
+        return self._settings["clip"] or None
 
     @property
     def cell_name(self) -> str:
@@ -205,7 +215,7 @@ class Recurrent:
         self._engine.calls = calls
 
     def _describe(self, **options: object) -> str:
-        shown = {**options, "bias": self.bias, "dtype": str(self.dtype)}
-        defaults = {"bias": True, "dtype": "float32"}
+        shown = {**options, "clip": self.clip, "bias": self.bias, "dtype": str(self.dtype)}
+        defaults = {"clip": None, "bias": True, "dtype": "float32"}
         listed = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
         return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *listed])})"
