@@ -39,13 +39,17 @@ struct CellTraits {
   Window recurrent[kMaxPhases];
 };
 
-// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous.
+// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous. Where the
+// rows of a step follow those of the step before without padding, `starts` says how many came before.
 template <class Real>
 struct Sequence {
   Real* data = nullptr;
   Index time = 0;
   Index row = 0;
-  FUSEDRNN_INLINE Real* at(Index t, Index b) const { return data + t * time + b * row; }
+  const Index* starts = nullptr;  // (T,) or null
+  FUSEDRNN_INLINE Real* at(Index t, Index b) const {
+    return data + (starts ? (starts[t] + b) * row : t * time + b * row);
+  }
 };
 
 // Rows of a state array (B, H): address(b) = data + b * row. A null pointer reads as zeros.
@@ -134,7 +138,7 @@ struct ForwardArguments {
   }
 };
 
-// Gradients of one direction's parameters; accumulated into.
+// Gradients of one direction's parameters; accumulated into, unless null.
 template <class Real>
 struct WeightGradients {
   Real* weight_ih;
@@ -152,7 +156,7 @@ struct BackwardArguments {
   Weights<Real> weights;
   Sequence<const Real> x, y;
   Sequence<const Real> dy;  // data null: zeros
-  Sequence<Real> dx;        // written; zeros past a row's length are the caller's
+  Sequence<Real> dx;        // written, unless null; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
   StateRows<Real> dh0, dc0;  // written
