@@ -159,7 +159,7 @@ struct BackwardArguments {
   Sequence<Real> dx;        // written, unless null; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
-  StateRows<Real> dh0, dc0;  // written
+  StateRows<Real> dh0, dc0;  // written, unless null
   WeightGradients<Real> gradients;
   Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
   const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again

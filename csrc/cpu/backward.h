@@ -128,8 +128,9 @@ class Backward {
   void write_state_gradient() {
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
-        if constexpr (has_c) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+        if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c)
+          if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
       }
   }
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch.engine import Call, Layers, contiguous, forward, shapes_fit, unit_stride
+from fusedrnn.torch.engine import Call, apply_layers, contiguous, forward, shapes_fit, unit_stride
 from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
@@ -41,18 +41,21 @@ def mode_obstacle() -> str | None:
 def tensor_obstacle(tensors: Sequence[Any]) -> str | None:
     """Why the engine does not read these tensors."""
     dtype = tensors[0].dtype if isinstance(tensors[0], Tensor) else None
-    if dtype not in FLOATS:
-        return f"the engine computes in float32 and float64, not in {dtype}"
     for t in tensors:
-        if type(t) is not Tensor and type(t) is not Parameter:
-            return f"{type(t).__name__} is not torch.Tensor itself"
-        if not t.is_cpu:
-            return f"tensors on {t.device.type} run torch's own forward: the engine for torch is a CPU one"
-        if t.dtype is not dtype:
-            return "its tensors are of several dtypes"
-        if t.layout is not torch.strided:
-            return f"tensors of the layout {t.layout}"
-    return None
+        kind = type(t)
+        if not ((kind is Tensor or kind is Parameter) and t.is_cpu and t.dtype is dtype and t.layout is torch.strided):
+            return _obstacle_of(t, dtype)
+    return None if dtype in FLOATS else f"the engine computes in float32 and float64, not in {dtype}"
+
+
+def _obstacle_of(t: Any, dtype: torch.dtype | None) -> str:
+    if type(t) is not Tensor and type(t) is not Parameter:
+        return f"{type(t).__name__} is not torch.Tensor itself"
+    if not t.is_cpu:
+        return f"tensors on {t.device.type} are torch's: the engine for torch is a CPU one"
+    if t.dtype is not dtype:
+        return "its tensors are of several dtypes"
+    return f"tensors of the layout {t.layout}"
 
 
 _warned: set[str] = set()
@@ -110,7 +113,7 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     h0, c0 = (*map(contiguous, states), None, None)[:2]
     weights = [contiguous(w) for w in weights]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
-        found = Layers.apply(call, x, h0, c0, *weights)
+        found = apply_layers(call, x, h0, c0, *weights)
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)

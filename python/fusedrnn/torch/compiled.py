@@ -82,7 +82,7 @@ def _layers_backward(
 ) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
     call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
-    y, tape = engine.unit_stride(y) if y.numel() else h0, engine.contiguous(tape)
+    y, tape = engine.unit_stride(y), engine.contiguous(tape)
     found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
@@ -131,7 +131,10 @@ def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -
     plan = (call.cell, call.layers, call.bidirectional, call.bias, call.peephole, call.form)
     asked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights))
     y, hn, cn, _ = torch.ops.fusedrnn.layers(x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked)
-    return (hn if call.form == "step" else y), (hn, cn) if call.two_states else (hn,)
+    # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
+    # the copy with what comes next.
+    y = hn if call.form == "step" else y.clone() if asked else y
+    return y, (hn, cn) if call.two_states else (hn,)
 
 
 @torch.compiler.disable

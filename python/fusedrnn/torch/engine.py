@@ -16,17 +16,16 @@ from torch import Tensor
 from fusedrnn import _core
 from fusedrnn.torch.rerun import rerun
 
-BIASES = 2
-ADDRESSES = 5  # of a direction: weight_ih, weight_hh, bias_ih, bias_hh, peephole
+NO_SEQUENCE = (0, 0, 0)
 
 
 @functools.lru_cache(maxsize=1024)
 def engine_of(
-    cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, dtype: torch.dtype
+    cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, bias: bool, dtype: torch.dtype
 ) -> _core.RawRecurrent:
     """The compiled object of a configuration; it holds sizes only."""
     width = "float32" if dtype == torch.float32 else "float64"
-    return _core.RawRecurrent(cell, input_size, hidden_size, layers, bidirectional, width)
+    return _core.RawRecurrent(cell, input_size, hidden_size, layers, bidirectional, bias, width)
 
 
 @dataclass
@@ -65,7 +64,15 @@ class Call:
 
     def engine(self, dtype: torch.dtype) -> _core.RawRecurrent:
         """The compiled object."""
-        return engine_of(self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, dtype)
+        sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional)
+        return engine_of(*sizes, self.bias, dtype)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of h and of c."""
+        if self.form == "step":
+            return self.rows, self.hidden_size
+        return self.layers * self.directions, self.rows, self.hidden_size
 
     def make_lists(self) -> None:
         """Say which rows run when, unless that is all of them always. ValueError where the counts make no sense."""
@@ -86,24 +93,6 @@ class Call:
         if self.form == "time":
             return strides[0], strides[1]
         return (strides[1] if self.form == "batch" else 0), strides[0]
-
-    def sequence(self, tensor: Tensor | None) -> tuple[int, int, int]:
-        """The address of a sequence and its strides, as the engine takes them."""
-        return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *self.strides(tensor))
-
-    def addresses(self, tensors: Sequence[Tensor | None]) -> list[int]:
-        """Those of the parameters, or their gradients, in the engine's order; 0 for what there is not."""
-        found = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        if self.bias and self.peephole:
-            return found
-        each = 2 + BIASES * self.bias + self.peephole
-        addresses: list[int] = []
-        for first in range(0, len(found), each):
-            part = found[first : first + each]
-            if not self.bias:
-                part[2:2] = (0, 0)
-            addresses += part if self.peephole else [*part, 0]
-        return addresses
 
 
 def sum_of(counts: Tensor) -> int:
@@ -133,11 +122,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
     engine = call.engine(x.dtype)
-    state = (call.layers * call.directions, call.rows, call.hidden_size)
-    if call.form == "step":
-        state = state[1:]
-    hn = x.new_empty(state)
-    cn = x.new_empty(state) if call.two_states else None
+    shape = call.state_shape
+    hn = x.new_empty(shape)
+    cn = x.new_empty(shape) if call.two_states else None
     y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.directions * call.hidden_size))
     tape = x.new_empty(engine.tape_row * (x.numel() // call.input_size)) if training else None
     engine.forward(
@@ -145,11 +132,15 @@ def forward(
         call.steps,
         call.rows,
         call.lists,
-        call.sequence(x),
-        call.sequence(y),
-        (address(h0), address(c0)),
-        (hn.data_ptr(), address(cn)),
-        call.addresses(weights),
+        x.data_ptr(),
+        *call.strides(x),
+        y.data_ptr(),
+        *call.strides(y),
+        address(h0),
+        address(c0),
+        hn.data_ptr(),
+        address(cn),
+        [w.data_ptr() for w in weights],
         address(tape),
     )
     return y, hn, cn, tape
@@ -169,30 +160,32 @@ def backward(
     """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
     dy = None if gradients[0] is None else unit_stride(gradients[0])
     dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    shape = (call.layers * call.directions, call.rows, call.hidden_size)
-    if call.form == "step":
-        shape = shape[1:]
-    dx = x.new_empty(x.shape) if wanted[0] else None
-    dh0 = x.new_empty(shape)
-    dc0 = x.new_empty(shape) if call.two_states else None
-    dweights = [w.new_zeros(w.shape) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
+    dx = None if not wanted[0] else torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
+    dh0 = x.new_empty(call.state_shape) if wanted[1] else None
+    dc0 = x.new_empty(call.state_shape) if wanted[2] else None
+    dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
     call.engine(x.dtype).backward(
         torch.get_num_threads(),
         call.steps,
         call.rows,
         call.lists,
-        call.sequence(x),
-        call.sequence(y),
-        (address(h0), address(c0)),
-        call.addresses(weights),
+        x.data_ptr(),
+        *call.strides(x),
+        y.data_ptr(),
+        *call.strides(y),
+        address(h0),
+        address(c0),
+        [w.data_ptr() for w in weights],
         tape.data_ptr(),
-        call.sequence(dy),
-        (address(dhn), address(dcn)),
-        call.sequence(dx),
-        (dh0.data_ptr(), address(dc0)),
-        call.addresses(dweights),
+        *(NO_SEQUENCE if dy is None else (dy.data_ptr(), *call.strides(dy))),
+        address(dhn),
+        address(dcn),
+        *(NO_SEQUENCE if dx is None else (dx.data_ptr(), *call.strides(dx))),
+        address(dh0),
+        address(dc0),
+        [address(d) for d in dweights],
     )
-    return (dx, dh0 if wanted[1] else None, dc0 if wanted[2] else None, *dweights)
+    return dx, dh0, dc0, *dweights
 
 
 class Layers(torch.autograd.Function):
@@ -229,6 +222,10 @@ class Layers(torch.autograd.Function):
         if y._version != ctx.version:
             y = forward(call, x, h0, c0, weights, training=False)[0]
         return None, *backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+
+
+# torch.autograd.Function.apply less what it does for torch.func, which is not active where this is called.
+apply_layers = super(torch.autograd.Function, Layers).apply
 
 
 def check_saved(

@@ -35,10 +35,7 @@ class _Fused:
         return {name: vars(self)[name] for name in ("has_peephole", "coupled", "reset_after") if name in vars(self)}
 
     def _static_obstacle(self) -> str | None:
-        if getattr(self, "proj_size", 0) > 0:
-            return "proj_size: the engine has no projected LSTM"
-        if getattr(self, "nonlinearity", "tanh") not in ("tanh", "relu"):
-            return "its nonlinearity is neither tanh nor relu"
+        """Why the engine runs no call of the module; also asked of torch's own modules."""
         return None
 
     def extra_repr(self) -> str:
@@ -151,6 +148,9 @@ class LSTM(_Layers, nn.LSTM):
     _autocast_narrows = True
     _cell_name = property(lambda self: lstm_name(self.has_peephole, self.coupled))
 
+    def _static_obstacle(self) -> str | None:
+        return "proj_size: the engine has no projected LSTM" if self.proj_size > 0 else None
+
     def __init__(self, *args: Any, peephole: bool = False, coupled: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _set_lstm_options(self, peephole, coupled)
@@ -199,6 +199,9 @@ class RNNCell(_Cell, nn.RNNCell):
     _torch_class = nn.RNNCell
     _autocast_narrows = True
     _cell_name = property(lambda self: f"rnn_{self.nonlinearity}")
+
+    def _static_obstacle(self) -> str | None:
+        return None if self.nonlinearity in ("tanh", "relu") else "its nonlinearity is neither tanh nor relu"
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
