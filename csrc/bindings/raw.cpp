@@ -64,6 +64,19 @@ class RawRecurrent {
 
   Index tape_row() const { return tape_row_elements(config_); }
 
+  // In torch's order, without names.
+  std::vector<std::vector<Index>> parameter_shapes() const {
+    std::vector<std::vector<Index>> shapes;
+    const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;
+    for (int i = 0; i < config_.layers * config_.directions; ++i) {
+      shapes.push_back({gates, config_.input_of(i / config_.directions)});
+      shapes.push_back({gates, hidden});
+      if (bias_) shapes.insert(shapes.end(), 2, {gates});
+      if (traits_.peepholes) shapes.push_back({traits_.peepholes, hidden});
+    }
+    return shapes;
+  }
+
   // Addresses of sequences come with their strides of time and row. States are contiguous (layers * directions, B, H).
   void forward(int threads, Index steps, Index rows, const Lists& lists, Address x, Index x_time, Index x_row,
                Address y, Index y_time, Index y_row, Address h0, Address c0, Address hn, Address cn,
@@ -222,6 +235,7 @@ void register_raw(py::module_& module) {
   py::class_<RawRecurrent>(module, "RawRecurrent", "Layers on memory that the caller has allocated and checked.")
       .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&>())
       .def_property_readonly("tape_row", &RawRecurrent::tape_row)
+      .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
       .def("forward", &RawRecurrent::forward)
       .def("backward", &RawRecurrent::backward);
 }

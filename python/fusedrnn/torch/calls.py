@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch.engine import Call, apply_layers, contiguous, forward, shapes_fit, unit_stride
+from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, forward, unit_stride
 from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
@@ -135,19 +135,19 @@ def run_layers(
     how: Run, call: Call, x: Tensor, states: State, weights: Sequence[Tensor], dropout: float
 ) -> tuple[Tensor, State]:
     """`how` on the whole call, or layer by layer with torch's dropout between, whose masks are then torch's."""
-    if dropout == 0.0 or call.layers == 1:
+    config = call.config
+    if dropout == 0.0 or config.layers == 1:
         return how(call, x, states, weights)
     turned = call.form == "batch"  # torch draws its masks time-major
     if turned:
         x = x.transpose(0, 1)
-    directions, each = call.directions, len(weights) // call.layers
+    directions, each = config.directions, len(weights) // config.layers
     finals = []
-    for layer in range(call.layers):
-        own = replace(call, layers=1, form="time" if turned else call.form)
+    for layer in range(config.layers):
+        own = replace(call, config=config.at_layer(layer), form="time" if turned else call.form)
         if turned and call.reset is not None:
             own.reset = call.reset.T
         if layer > 0:
-            own.input_size = directions * call.hidden_size
             x = functional.dropout(x, dropout, True)
         part = slice(layer * directions, (layer + 1) * directions)
         x, final = how(own, x, tuple(s[part] for s in states), weights[layer * each : (layer + 1) * each])
@@ -240,15 +240,15 @@ def fit_cell(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | N
 
 def call_of(module: Any, form: str, steps: int, rows: int, batch_sizes: Tensor | None = None) -> Call:
     """A call with a module's sizes; a cell is a layer of one step."""
-    layers, bidirectional = getattr(module, "num_layers", 1), getattr(module, "bidirectional", False)
-    sizes = (module.input_size, module.hidden_size, layers, bidirectional, module.bias, module.has_peephole)
-    return Call(module._cell_name, *sizes, form, steps, rows, batch_sizes)
+    layers, bidirectional = (1, False) if module._is_cell else (module.num_layers, module.bidirectional)
+    sizes = (module._cell_name, module.input_size, module.hidden_size, layers, bidirectional, module.bias)
+    return Call(config_of(*sizes), form, steps, rows, batch_sizes)
 
 
 def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
     """Why the engine does not take a call that fits together; "" where torch has an error for it."""
     reason = module._static_obstacle() or mode_obstacle() or tensor_obstacle((x, *states, *weights))
-    if reason is None and not shapes_fit(call, weights):
+    if reason is None and not call.config.shapes_fit(weights):
         return ""
     if reason is None:
         try:
@@ -275,7 +275,7 @@ def module_forward(
     reason = reason if reason is not None else obstacle(module, call, x, states, weights)
     if reason is None:
         how = run
-    elif call.cell not in LAYERS:
+    elif call.config.cell not in LAYERS:
         detail = reason or "its parameters have other shapes"
         raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take this call: {detail}")
     elif lengths is None and reset is None:

@@ -10,22 +10,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import calls, engine
-from fusedrnn.torch.engine import Call
+from fusedrnn.torch.engine import Call, config_of
 from fusedrnn.torch.rerun import LAYERS
 
 # A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, peephole, form.
-Plan = tuple[str, int, bool, bool, bool, str]
-PLAN = "str cell, int layers, bool bidirectional, bool bias, bool peephole, str form"
+Plan = tuple[str, int, bool, bool, str]
+PLAN = "str cell, int layers, bool bidirectional, bool bias, str form"
 SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
 
 
 def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, reset: Tensor | None) -> Call:
     """The call that an operator's arguments describe."""
-    cell, layers, bidirectional, bias, peephole, form = plan
+    cell, layers, bidirectional, bias, form = plan
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
-    sizes = (weights[0].shape[1], weights[1].shape[1], layers, bidirectional, bias, peephole)
-    return Call(cell, *sizes, form, steps, rows, None, lengths, reset)
+    config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
+    return Call(config, form, steps, rows, None, lengths, reset)
 
 
 def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
@@ -33,10 +33,9 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     call = call_of(plan, x, weights, lengths, reset)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = calls.tensor_obstacle((x, *states, *weights))
-    shape = (call.layers * call.directions, call.rows, call.hidden_size)
-    shape = shape[1:] if call.form == "step" else shape
-    fits = x.shape[-1] == call.input_size and all(s.shape == shape for s in states)
-    if reason or not fits or not engine.shapes_fit(call, weights) or len(states) not in (0, 1 + call.two_states):
+    config = call.config
+    fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
+    if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.make_lists()
     h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
@@ -68,12 +67,9 @@ def _layers_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
     call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
-    state: tuple[Any, ...] = (call.layers * call.directions, call.rows, call.hidden_size)
-    y = x.new_empty((*x.shape[:-1], call.directions * call.hidden_size))
-    if call.form == "step":
-        y, state = x.new_empty(0), state[1:]
-    tape = x.new_empty(call.engine(x.dtype).tape_row * call.steps * call.rows if training else 0)
-    return y, x.new_empty(state), x.new_empty(state if call.two_states else 0), tape
+    y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
+    tape = x.new_empty(call.config.tape_row * call.steps * call.rows if training else 0)
+    return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
 
 
 @torch.library.impl("fusedrnn::layers_backward", "cpu")
@@ -93,9 +89,7 @@ def _layers_backward_fake(
 ) -> list[Tensor]:
     *plan, _y, _tape, _dy, _dhn, _dcn, wanted = rest
     call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
-    state: tuple[Any, ...] = (call.layers * call.directions, call.rows, call.hidden_size)
-    state = state[1:] if call.form == "step" else state
-    shapes = [x.shape, state, state, *(w.shape for w in weights)]
+    shapes = [x.shape, call.state_shape, call.state_shape, *(w.shape for w in weights)]
     return [x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)]
 
 
@@ -128,13 +122,14 @@ torch.library.register_autograd("fusedrnn::layers", _differentiate, setup_contex
 def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -> tuple[Tensor, calls.State]:
     """As `calls.run`, through the operator."""
     h0, c0 = (*states, None, None)[:2]
-    plan = (call.cell, call.layers, call.bidirectional, call.bias, call.peephole, call.form)
+    config = call.config
+    plan = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
     asked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights))
     y, hn, cn, _ = torch.ops.fusedrnn.layers(x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked)
     # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
     # the copy with what comes next.
     y = hn if call.form == "step" else y.clone() if asked else y
-    return y, (hn, cn) if call.two_states else (hn,)
+    return y, (hn, cn) if config.two_states else (hn,)
 
 
 @torch.compiler.disable

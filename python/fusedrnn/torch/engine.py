@@ -6,6 +6,7 @@ Everything here works on tensors that `calls.py` has checked: strided, on the CP
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,31 +20,69 @@ from fusedrnn.torch.rerun import rerun
 NO_SEQUENCE = (0, 0, 0)
 
 
-@functools.lru_cache(maxsize=1024)
-def engine_of(
-    cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, bias: bool, dtype: torch.dtype
-) -> _core.RawRecurrent:
-    """The compiled object of a configuration; it holds sizes only."""
-    width = "float32" if dtype == torch.float32 else "float64"
-    return _core.RawRecurrent(cell, input_size, hidden_size, layers, bidirectional, bias, width)
+class Config:
+    """The sizes of a module's layers, what follows from them, and the compiled objects for them."""
+
+    def __init__(
+        self, cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, bias: bool
+    ) -> None:
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.bidirectional = bidirectional
+        self.bias = bias
+        self.directions = 2 if bidirectional else 1
+        self.width = self.directions * hidden_size
+        self.two_states = cell.startswith("lstm")
+
+    @functools.cached_property
+    def engines(self) -> dict[torch.dtype, _core.RawRecurrent]:
+        """The compiled object for each dtype."""
+        sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, self.bias)
+        names = {torch.float32: "float32", torch.float64: "float64"}
+        return {dtype: _core.RawRecurrent(*sizes, name) for dtype, name in names.items()}
+
+    @functools.cached_property
+    def tape_row(self) -> int:
+        """Elements of the tape for each row of a sequence."""
+        return self.engines[torch.float32].tape_row
+
+    @functools.cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters of all directions of all layers, in torch's order."""
+        return [tuple(shape) for shape in self.engines[torch.float32].parameter_shapes]
+
+    def at_layer(self, layer: int) -> Config:
+        """The configuration of one layer alone."""
+        inputs = self.input_size if layer == 0 else self.width
+        return config_of(self.cell, inputs, self.hidden_size, 1, self.bidirectional, self.bias)
+
+    def shapes_fit(self, weights: Sequence[Tensor]) -> bool:
+        """Whether the parameters have the shapes that the sizes ask for."""
+        return [w.shape for w in weights] == self.shapes
 
 
-@dataclass
+_cached_config = functools.lru_cache(maxsize=1024)(Config)
+
+
+def config_of(
+    cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, bias: bool
+) -> Config:
+    """A configuration, made once; a compiler, which cannot look into the cache, makes its own."""
+    make = Config if torch.compiler.is_compiling() else _cached_config
+    return make(cell, input_size, hidden_size, layers, bidirectional, bias)
+
+
+@dataclass(slots=True)
 class Call:
     """What a call runs, beside its tensors.
 
-    `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `bias` and
-    `peephole` say which parameters each direction has. `batch_sizes` belongs to "packed"; `lengths` (B,) of int64 and
-    `reset` of bool and x's leading shape, are contiguous or None.
+    `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs to
+    "packed"; `lengths` (B,) of int64 and `reset` of bool and x's leading shape, are None where all rows run all steps.
     """
 
-    cell: str
-    input_size: int
-    hidden_size: int
-    layers: int
-    bidirectional: bool
-    bias: bool
-    peephole: bool
+    config: Config
     form: str
     steps: int
     rows: int
@@ -53,33 +92,16 @@ class Call:
     lists: _core.RowLists | None = None
 
     @property
-    def directions(self) -> int:
-        """1 or 2."""
-        return 2 if self.bidirectional else 1
-
-    @property
-    def two_states(self) -> bool:
-        """Whether the state is (h, c)."""
-        return self.cell.startswith("lstm")
-
-    def engine(self, dtype: torch.dtype) -> _core.RawRecurrent:
-        """The compiled object."""
-        sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional)
-        return engine_of(*sizes, self.bias, dtype)
-
-    @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of h and of c."""
         if self.form == "step":
-            return self.rows, self.hidden_size
-        return self.layers * self.directions, self.rows, self.hidden_size
+            return self.rows, self.config.hidden_size
+        return self.config.layers * self.config.directions, self.rows, self.config.hidden_size
 
     def make_lists(self) -> None:
         """Say which rows run when, unless that is all of them always. ValueError where the counts make no sense."""
-        if self.form == "packed":
-            assert self.batch_sizes is not None
-            rows = sum_of(self.batch_sizes)
-            self.lists = _core.RowLists.packed(self.steps, self.batch_sizes.data_ptr(), rows)
+        if self.batch_sizes is not None:
+            self.lists = _core.RowLists.packed(self.steps, self.batch_sizes.data_ptr(), sum_of(self.batch_sizes))
         elif self.lengths is not None or self.reset is not None:
             reset, strides = 0, (0, 0)
             if self.reset is not None:
@@ -121,13 +143,12 @@ def forward(
     call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
-    engine = call.engine(x.dtype)
-    shape = call.state_shape
+    config, shape = call.config, call.state_shape
     hn = x.new_empty(shape)
-    cn = x.new_empty(shape) if call.two_states else None
-    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.directions * call.hidden_size))
-    tape = x.new_empty(engine.tape_row * (x.numel() // call.input_size)) if training else None
-    engine.forward(
+    cn = x.new_empty(shape) if config.two_states else None
+    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], config.width))
+    tape = x.new_empty(config.tape_row * (x.numel() // config.input_size)) if training else None
+    config.engines[x.dtype].forward(
         torch.get_num_threads(),
         call.steps,
         call.rows,
@@ -164,7 +185,7 @@ def backward(
     dh0 = x.new_empty(call.state_shape) if wanted[1] else None
     dc0 = x.new_empty(call.state_shape) if wanted[2] else None
     dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-    call.engine(x.dtype).backward(
+    call.config.engines[x.dtype].backward(
         torch.get_num_threads(),
         call.steps,
         call.rows,
@@ -212,7 +233,7 @@ class Layers(torch.autograd.Function):
         x, h0, c0, tape, *weights = ctx.saved_tensors
         if call.form == "step":
             gradients = (None, *gradients)
-        dy, dhn, dcn = gradients if call.two_states else (*gradients, None)
+        dy, dhn, dcn = gradients if call.config.two_states else (*gradients, None)
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *rerun(call, (x, h0, c0, *weights), (dy, dhn, dcn), wanted)
@@ -232,43 +253,13 @@ def check_saved(
     call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tape: Tensor, weights: list[Tensor]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, list[Tensor]]:
     """What a saved-tensor hook gave back, laid out as the engine reads it; a RuntimeError where it does not fit."""
-    packed = call.lists is not None and call.form == "packed"
-    rows = sum_of(call.batch_sizes) if packed and call.batch_sizes is not None else call.steps * call.rows
-    state = call.layers * call.directions * call.rows * call.hidden_size
-    sizes = [rows * call.input_size, state, state, call.engine(x.dtype).tape_row * rows]
+    rows = call.steps * call.rows if call.batch_sizes is None else sum_of(call.batch_sizes)
+    state = math.prod(call.state_shape)
+    sizes = [rows * call.config.input_size, state, state, call.config.tape_row * rows]
     found = (x, h0, c0, tape)
     fits = all(t is None or t.numel() == size for t, size in zip(found, sizes, strict=True))
     alike = all(t is None or (t.dtype == x.dtype and t.is_cpu) for t in (*found, *weights))
-    if not (fits and alike and shapes_fit(call, weights)):
+    if not (fits and alike and call.config.shapes_fit(weights)):
         raise RuntimeError("a saved-tensor hook gave back a tensor of another shape, dtype or device than was saved")
     h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
     return contiguous(x), h0, c0, contiguous(tape), [contiguous(w) for w in weights]
-
-
-def shapes_fit(call: Call, weights: Sequence[Tensor]) -> bool:
-    """Whether the parameters have the shapes that the call's sizes ask for."""
-    shapes = shapes_of(
-        call.cell, call.input_size, call.hidden_size, call.layers, call.directions, call.bias, call.peephole
-    )
-    return len(weights) == len(shapes) and all(w.shape == s for w, s in zip(weights, shapes, strict=True))
-
-
-@functools.lru_cache(maxsize=1024)
-def shapes_of(
-    cell: str, input_size: int, hidden_size: int, layers: int, directions: int, bias: bool, peephole: bool
-) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the parameters of all directions of all layers, in torch's order."""
-    shapes = _core.Recurrent(
-        cell=cell,
-        input_size=input_size,
-        hidden_size=hidden_size,
-        num_layers=layers,
-        bias=bias,
-        bidirectional=directions == 2,
-        dropout=0.0,
-        seed=0,
-        dtype="float32",
-        batch_first=False,
-        single_step=False,
-    ).parameter_shapes
-    return tuple(shape for _, shape in shapes)

@@ -48,38 +48,37 @@ def torch_forward(
     call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
 ) -> Output:
     """Run a call. RuntimeError for the cells that torch has no operation for."""
-    if call.cell not in LAYERS:
+    if call.config.cell not in LAYERS:
         raise RuntimeError(
-            f"fusedrnn.torch: {call.cell} runs on float32 or float64 CPU tensors, outside of torch.func and other "
+            f"fusedrnn.torch: {call.config.cell} runs on float32 or float64 CPU tensors, outside of torch.func and other "
             "modes, and has no second derivative: torch has no operation for it"
         )
-    states = [s for s in (h0, c0)[: 1 + call.two_states] if s is not None]
+    states = [s for s in (h0, c0)[: 1 + call.config.two_states] if s is not None]
     if not states:
-        shape = (call.layers * call.directions, call.rows, call.hidden_size)
-        zeros = x.new_zeros(shape[1:] if call.form == "step" else shape)
-        states = [zeros] * (1 + call.two_states)
+        zeros = x.new_zeros(call.state_shape)
+        states = [zeros] * (1 + call.config.two_states)
     if call.form == "step":
         return _one_step(call, x, states, weights)
     if call.lengths is not None or call.reset is not None:
         return _step_by_step(call, x, states, weights)
-    hx: Any = tuple(states) if call.two_states else states[0]
+    hx: Any = tuple(states) if call.config.two_states else states[0]
     layout = (hx,) if call.batch_sizes is None else (call.batch_sizes, hx)
     first = [call.form == "batch"] if call.batch_sizes is None else []
-    found = LAYERS[call.cell](
-        x, *layout, list(weights), call.bias, call.layers, 0.0, False, call.bidirectional, *first
+    found = LAYERS[call.config.cell](
+        x, *layout, list(weights), call.config.bias, call.config.layers, 0.0, False, call.config.bidirectional, *first
     )
-    return found[0], found[1], found[2] if call.two_states else None
+    return found[0], found[1], found[2] if call.config.two_states else None
 
 
 def _one_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
     after = _cell(call, x, states, weights)
-    return None, after[0], after[1] if call.two_states else None
+    return None, after[0], after[1] if call.config.two_states else None
 
 
 def _cell(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    four = weights if call.bias else (*weights, None, None)
-    after = CELLS[call.cell](x, tuple(states) if call.two_states else states[0], *four)
-    return tuple(after) if call.two_states else (after,)
+    four = weights if call.config.bias else (*weights, None, None)
+    after = CELLS[call.config.cell](x, tuple(states) if call.config.two_states else states[0], *four)
+    return tuple(after) if call.config.two_states else (after,)
 
 
 def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
@@ -94,11 +93,11 @@ def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequ
         cut = (call.reset.T if call.form == "batch" else call.reset)[..., None] & alive
     y = x.masked_fill(~alive, 0.0)  # what stands past a row's length may be nan
     finals: list[tuple[Tensor, ...]] = []
-    each = 4 if call.bias else 2
-    for layer in range(call.layers):
+    each = 4 if call.config.bias else 2
+    for layer in range(call.config.layers):
         outputs = []
-        for direction in range(call.directions):
-            index = layer * call.directions + direction
+        for direction in range(call.config.directions):
+            index = layer * call.config.directions + direction
             own = weights[index * each : (index + 1) * each]
             output, final = _one_direction(call, y, [s[index] for s in states], own, alive, cut, direction == 1)
             outputs.append(output)
