@@ -70,7 +70,7 @@ class _Layers(_Fused):
         return self._flat_weights_names  # type: ignore[attr-defined,no-any-return]
 
     def forward(
-        self, input: Any, hx: Any = None, *, lengths: Any = None, reset: Tensor | None = None
+        self, input: Any, hx: Any = None, lengths: Any = None, reset: Tensor | None = None
     ) -> tuple[Any, Any]:
         """Run a sequence: torch's forward, and two arguments more.
 
