@@ -74,7 +74,9 @@ def main() -> None:
     losses = world.gather(loss)
     if world.rank == 0:
         print(f"{world.size} processes of {fr.get_num_threads()} threads: loss {np.mean(losses):.4f}")
-        print(f"{elapsed / options.updates * 1e3:.2f} ms a step, of it {waited / options.updates * 1e3:.2f} ms averaging")
+        print(
+            f"{elapsed / options.updates * 1e3:.2f} ms a step, of it {waited / options.updates * 1e3:.2f} ms averaging"
+        )
 
 
 if __name__ == "__main__":

@@ -338,7 +338,9 @@ def test_autocast_returns_torchs_dtypes(kind: Any, low: Any, narrow_input: bool)
         exact = tensors_in(own(x.float()))
     for a, b in zip(found, exact, strict=True):
         # Computed in float32 and rounded at most once; torch's own float16 rounds at every step.
-        assert float((a.detach().float() - b).abs().max()) <= (1 if low == torch.bfloat16 else 16) * torch.finfo(low).eps
+        assert (
+            float((a.detach().float() - b).abs().max()) <= (1 if low == torch.bfloat16 else 16) * torch.finfo(low).eps
+        )
     loss_of(found).backward()
     assert x.grad.dtype == x.dtype and all(p.grad.dtype == torch.float32 for p in ours.parameters())
 
@@ -446,7 +448,12 @@ def test_accelerate_reports_and_restores() -> None:
     swap = ft.accelerate(model)
     assert set(swap.swapped) == {"a", "b.0", "b.1"} and model["again"] is model["b"][0]
     assert set(swap.left) == {"mine", "projected", "narrow", "odd"}
-    for name, text in {"mine": "subclass", "projected": "proj_size", "narrow": "float16", "odd": "nonlinearity"}.items():
+    for name, text in {
+        "mine": "subclass",
+        "projected": "proj_size",
+        "narrow": "float16",
+        "odd": "nonlinearity",
+    }.items():
         assert text in swap.left[name] and swap.left[name] == ft.why_not(model[name]) and name in str(swap)
     assert [id(p) for p in model.parameters()] == ids and list(model.state_dict()) == keys
     assert ft.why_not(model["a"]) is None and "Linear" in str(ft.why_not(model["linear"]))

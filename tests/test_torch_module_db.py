@@ -82,9 +82,7 @@ def test_outputs_and_gradients(info: Any, dtype: Any, training: bool) -> None:
 
 
 # The database packs nothing for an LSTM: tests/test_torch_adapter.py does.
-@pytest.mark.parametrize(
-    "info", [i for i in ENTRIES if i.module_cls in (nn.RNN, nn.GRU)], ids=lambda info: info.name
-)
+@pytest.mark.parametrize("info", [i for i in ENTRIES if i.module_cls in (nn.RNN, nn.GRU)], ids=lambda info: info.name)
 def test_packed_sequences(info: Any) -> None:
     seen = 0
     for made, given in samples(info, packed=True):
@@ -107,7 +105,9 @@ def test_first_and_second_derivatives(info: Any) -> None:
             module, args, names, count = bound
             found = iter(inputs[:count])
             weights = dict(zip(names, inputs[count:], strict=True))
-            return tuple(tensors_in(torch.func.functional_call(module, weights, tuple(rebuild(a, found) for a in args))))
+            return tuple(
+                tensors_in(torch.func.functional_call(module, weights, tuple(rebuild(a, found) for a in args)))
+            )
 
         assert torch.autograd.gradcheck(run, (*leaves, *weights), fast_mode=True)
         assert torch.autograd.gradgradcheck(run, (*leaves, *weights), fast_mode=True)

@@ -73,9 +73,7 @@ def _layers_fake(
 
 
 @torch.library.impl("fusedrnn::layers_backward", "cpu")
-def _layers_backward(
-    x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
-) -> list[Tensor]:
+def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
     call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
     y, tape = engine.unit_stride(y), engine.contiguous(tape)

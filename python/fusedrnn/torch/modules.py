@@ -69,9 +69,7 @@ class _Layers(_Fused):
     def _weight_names(self) -> Sequence[str]:
         return self._flat_weights_names  # type: ignore[attr-defined,no-any-return]
 
-    def forward(
-        self, input: Any, hx: Any = None, lengths: Any = None, reset: Tensor | None = None
-    ) -> tuple[Any, Any]:
+    def forward(self, input: Any, hx: Any = None, lengths: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
         """Run a sequence: torch's forward, and two arguments more.
 
         Parameters

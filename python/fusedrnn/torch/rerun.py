@@ -44,9 +44,7 @@ def rerun(
     return tuple(next(found) if t is not None and want else None for t, want in zip(fresh, wanted, strict=True))
 
 
-def torch_forward(
-    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
-) -> Output:
+def torch_forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> Output:
     """Run a call. RuntimeError for the cells that torch has no operation for."""
     if call.config.cell not in LAYERS:
         raise RuntimeError(
