@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, LAYERS as NATIVE, Case, make_inputs, make_layer, small_cases
+from cases import CASES, Case, make_inputs, make_layer, small_cases
+from cases import LAYERS as NATIVE
 from oracles import Result, as_tuple, assert_results_close, run_library
 
 torch = pytest.importorskip("torch")
