@@ -43,7 +43,9 @@ def packed_work(problem: Problem, lengths: Lengths, change: Callable[[Any], Any]
 
 def packed_outputs(work: Work, lengths: Lengths) -> Work:
     """The native ragged work, its sequences read as a PackedSequence has them."""
-    order = np.argsort(-lengths, kind="stable")
+    import torch
+
+    order = torch.sort(torch.from_numpy(lengths), descending=True)[1].numpy()  # as torch packs; ties in no fixed order
     alive = np.arange(lengths.max())[:, None] < lengths[order]
 
     def read(result: Any) -> Outputs:
