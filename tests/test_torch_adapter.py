@@ -90,7 +90,8 @@ def run_module(case: Case, module: Any, inputs: Any) -> Result:
     )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.hidden_size < 100])
+# A module has neither clip nor reverse.
+@pytest.mark.parametrize("case", [c for c in CASES if c.hidden_size < 100 and not c.clip and not c.reverse])
 def test_is_the_native_layer_bit_by_bit(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case)
     inputs = make_inputs(case, rng)
