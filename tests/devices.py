@@ -157,7 +157,7 @@ def _mapped(function: Any, value: Any) -> Any:
 
 
 def build_host_module(directory: Path) -> Any:
-    """Compile the engine for the host, unless a build of the same sources is in the directory; skip where it can't be."""
+    """Compile the engine for the host, unless it was built from the same sources before; skip where it cannot be."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler to build the CUDA engine for the host with")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bitwise import assert_same
-from cases import CASES, EMPTY_CASES, LAYERS, Case, Inputs, assert_close, make_clear_inputs, make_inputs, make_layer
+from cases import CASES, EMPTY_CASES, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
 from cases import small_cases as small
 from devices import TestDevice
 from oracles import Result, as_tuple, assert_results_close, map_result, run_library, run_reference
@@ -293,9 +293,7 @@ def test_narrowing_rounds_to_nearest_even(device: TestDevice) -> None:
         kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
         # A relu cell with the identity as its weights and c absent passes what it is given: float32 -> 16 bits -> out.
         layer = fr.RNNCell(1, 1, nonlinearity="relu", bias=False, dtype=dtype, device="cuda", seed=0)
-        layer.load_parameters(
-            {"weight_ih": np.ones((1, 1), kind), "weight_hh": np.zeros((1, 1), kind)}
-        )
+        layer.load_parameters({"weight_ih": np.ones((1, 1), kind), "weight_hh": np.zeros((1, 1), kind)})
         with np.errstate(over="ignore"):
             expected = values.astype(kind)
         x = np.abs(expected[:, None])

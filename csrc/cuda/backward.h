@@ -91,6 +91,7 @@ class Backward : Net<T> {
     load_gradient<T>(backend, gradient.dhn, layer, dh);
     if (traits.states == 2) load_gradient<A>(backend, gradient.dcn, layer, dc);
     clear_sums(backend, layer);
+    if (directions == 2) clear_input_gradient(backend, config.input_of(layer), dx);
     BackwardArrays<T> a = backward_arrays(layer, weights, dy);
     for (Index last = call.steps, first; last > 0; last = first) {
       first = call.recompute > 0 ? (last - 1) / chunk * chunk : std::max<Index>(last - chunk, 0);
@@ -136,6 +137,15 @@ class Backward : Net<T> {
     clear(bias_parts, directions * kParts, traits.slots * hidden);
     clear(peephole_parts, directions * kParts, traits.peepholes * hidden);
   }
+
+  // Both directions add to dx: a chunk of steps is another part of the time to each.
+  void clear_input_gradient(Backend& backend, Index inputs, const SequenceOf<T>& dx) const {
+    if (kWide)
+      backend.for_each(call.steps, rows, inputs, CopyRows<A, A>{nullptr, 0, 0, dx_wide, rows * inputs, inputs});
+    else
+      backend.for_each(call.steps, rows, inputs, CopyRows<T, T>{nullptr, 0, 0, dx.data, dx.time, dx.row});
+  }
+  SequenceOf<A> wide(Index inputs) const { return {dx_wide, rows * inputs, inputs}; }
 
   BackwardArrays<T> backward_arrays(int layer, const Packed<T>& weights, const SequenceOf<const T>& dy) const {
     const typename Kept<T>::Layer& own = kept.layers[layer];
@@ -248,13 +258,12 @@ class Backward : Net<T> {
     product.b = weights.input + d * traits.input.count * hidden * inputs;
     product.c = dx_chunk;
     backend.gemm(product);
-    if constexpr (kWide)
-      if (directions == 2)
-        return backend.for_each(1, count, inputs,
-                                ScatterRows<A>{this->steps(), d == 1, first, dx_chunk,
-                                               SequenceOf<A>{dx_wide, rows * inputs, inputs}, inputs, d == 1});
-    backend.for_each(1, count, inputs,
-                     ScatterRows<T>{this->steps(), d == 1, first, dx_chunk, dx, inputs, d == 1});
+    const bool add = directions == 2;
+    if (kWide && add)
+      backend.for_each(1, count, inputs,
+                       ScatterRows<A>{this->steps(), d == 1, first, dx_chunk, wide(inputs), inputs, add});
+    else
+      backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d == 1, first, dx_chunk, dx, inputs, add});
   }
   // gradient (count * H, width) += gate gradients of a window, transposed, times `right`.
   void add_weight_gradient(Backend& backend, const T* gradients, const Window& window, Index count, const T* right,

@@ -24,7 +24,7 @@ constexpr int kThreads = 128;
 
 // A thread takes every so many-th element where the box outgrows the grid.
 template <class Function>
-__global__ void __launch_bounds__(kThreads) run_each(const Function f, Index outer, Index rows, Index columns) {
+__global__ void __launch_bounds__(kThreads, 4) run_each(const Function f, Index outer, Index rows, Index columns) {
   for (Index o = blockIdx.z; o < outer; o += gridDim.z)
     for (Index r = Index(blockIdx.y) * blockDim.y + threadIdx.y; r < rows; r += Index(gridDim.y) * blockDim.y)
       for (Index c = Index(blockIdx.x) * blockDim.x + threadIdx.x; c < columns; c += Index(gridDim.x) * blockDim.x)

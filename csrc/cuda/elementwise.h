@@ -123,7 +123,7 @@ struct GatherPrevious {
   }
 };
 
-// Gradients of x from step order back to time; the second direction adds to the first.
+// Gradients of x from step order back to time.
 template <class To>
 struct ScatterRows {
   using A = Accumulator<To>;

@@ -6,7 +6,7 @@
 #include "cuda/steps.h"
 #include "cuda/backend.h"
 
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #define FUSEDRNN_UNROLL _Pragma("unroll")
 #else
 #define FUSEDRNN_UNROLL
