@@ -220,6 +220,7 @@ def stand_in(module: Any) -> Iterator[TestDevice]:
         devices._arrays = before
         module.set_reversed(False)
         module.set_capturing(False)
+        module.set_chunk_bytes(0)
 
 
 def real_device() -> TestDevice:

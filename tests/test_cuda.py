@@ -13,7 +13,7 @@ import pytest
 from bitwise import assert_same
 from cases import CASES, EMPTY_CASES, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
 from cases import small_cases as small
-from devices import TestDevice
+from devices import TestDevice, stand_in
 from oracles import Result, as_tuple, assert_results_close, map_result, run_library, run_reference
 from rounding import error_bounds, run_rounded
 
@@ -40,6 +40,36 @@ def run(device: TestDevice, layer: Any, inputs: Inputs) -> Result:
     for array in (result.y, *as_tuple(result.state), result.dx, *as_tuple(result.dstate), *result.parameters.values()):
         assert isinstance(array, device.arrays.kind)
     return device.get(result)
+
+
+def widened(value: Any) -> Any:
+    """Every array of a nest in float64, in which all values of the 16-bit types are exact."""
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in "biu" else value.astype(np.float64)
+    if isinstance(value, dict):
+        return {key: widened(item) for key, item in value.items()}
+    return tuple(map(widened, value)) if isinstance(value, tuple) else value
+
+
+def shortened(inputs: Inputs, kind: np.dtype[Any]) -> Inputs:
+    """Inputs in a 16-bit type, but for c, which is float32."""
+
+    def rounded(state: Any) -> Any:
+        parts = [s.astype(kind if k == 0 else np.float32) for k, s in enumerate(as_tuple(state))]
+        return tuple(parts) if isinstance(state, tuple) else parts[0]
+
+    return dataclasses.replace(
+        inputs,
+        x=inputs.x.astype(kind),
+        dy=inputs.dy.astype(kind),
+        state=rounded(inputs.state),
+        dstate=rounded(inputs.dstate),
+    )
+
+
+def widened_inputs(inputs: Inputs) -> Inputs:
+    """Inputs in float64."""
+    return Inputs(*(widened(getattr(inputs, field.name)) for field in dataclasses.fields(inputs)))
 
 
 @pytest.mark.parametrize("case", CHOSEN + EMPTY_CASES)
@@ -133,13 +163,36 @@ def test_what_is_beyond_a_length_or_a_cut_link_influences_nothing(
 def test_no_kernel_depends_on_the_order_of_its_threads(
     cuda_host_module: Any, case: Case, rng: np.random.Generator
 ) -> None:
-    from devices import stand_in
-
     with stand_in(cuda_host_module) as device:
         layer, inputs = make_layer(case, device="cuda"), make_inputs(case, rng)
         expected = run(device, layer, inputs)
         cuda_host_module.set_reversed(True)
         assert_same(run(device, layer, inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", GATED)
+def test_chunks_of_time_add_up_to_the_whole(
+    cuda_host_module: Any, case: Case, dtype: str, rng: np.random.Generator
+) -> None:
+    with stand_in(cuda_host_module) as device:
+        layer = make_layer(case, device="cuda", dtype=dtype)
+        inputs = make_clear_inputs(case, widened(host(layer, device)), rng)
+        if dtype == "bfloat16":
+            inputs = shortened(inputs, layer.dtype)
+        bounds = error_bounds(case, widened(host(layer, device)), widened_inputs(inputs), other=case.dtype)
+        bounds = map_result(lambda a: a * float(ml_dtypes.finfo(layer.dtype).eps) / case.eps, bounds)
+        expected = run(device, layer, inputs)
+        y = device.get(
+            layer(device.put(inputs.x), device.put(inputs.state), inputs.lengths, device.put(inputs.reset))[0]
+        )
+        assert_same(y, expected.y)
+        for size in (1, 1500, 2500):  # a step at a time, and a few
+            cuda_host_module.set_chunk_bytes(size)
+            result = run(device, layer, inputs)
+            assert_results_close(Result(*map(widened, result)), Result(*map(widened, expected)), bounds)
+            again = layer(device.put(inputs.x), device.put(inputs.state), inputs.lengths, device.put(inputs.reset))[0]
+            assert_same(device.get(again), expected.y)
 
 
 @pytest.mark.parametrize("case", GATED)
@@ -231,15 +284,6 @@ def _flat(value: Any) -> list[np.ndarray]:
 # ---- sixteen bits and tf32 ----
 
 
-def widened(value: Any) -> Any:
-    """Every array of a nest in float64, in which all values of the 16-bit types are exact."""
-    if isinstance(value, np.ndarray):
-        return value if value.dtype.kind in "biu" else value.astype(np.float64)
-    if isinstance(value, dict):
-        return {key: widened(item) for key, item in value.items()}
-    return tuple(map(widened, value)) if isinstance(value, tuple) else value
-
-
 SHORT = [case for case in small(num_layers=2, directions=2, ragged=True, reset=True) if case.cell != "rnn_relu"]
 
 
@@ -253,17 +297,7 @@ def test_sixteen_bits(
     layer = make_layer(case, dtype=dtype, device="cuda")
     inputs = make_inputs(case, rng)
 
-    def rounded(state: Any) -> Any:  # c is float32
-        parts = [s.astype(kind if k == 0 else np.float32) for k, s in enumerate(as_tuple(state))]
-        return tuple(parts) if case.two_states else parts[0]
-
-    given = dataclasses.replace(
-        inputs,
-        x=inputs.x.astype(kind),
-        dy=inputs.dy.astype(kind),
-        state=rounded(inputs.state),
-        dstate=rounded(inputs.dstate),
-    )
+    given = shortened(inputs, kind)
     moved = device.put(given)
     y, state, tape = layer.forward(moved.x, moved.state, moved.lengths, moved.reset, recompute=recompute)
     grads = layer.backward(tape, moved.dy, moved.dstate)
@@ -272,7 +306,7 @@ def test_sixteen_bits(
         assert array.dtype == kind
     if case.two_states:
         assert result.state[1].dtype == result.dstate[1].dtype == np.float32
-    wide = Inputs(*(widened(getattr(given, field.name)) for field in dataclasses.fields(given)))
+    wide = widened_inputs(given)
     parameters = widened(host(layer, device))
     eps = float(ml_dtypes.finfo(kind).eps)
     # Every operation of the reference rounded to 16 bits: more than is. Below the normal range steps are 2^-24.
@@ -406,6 +440,8 @@ def test_linear_cross_entropy(
         pytest.skip("the mean of none is nan")
     sums = np.float32 if kind.itemsize == 2 else kind
     dloss = rng.standard_normal(shape).astype(sums) if reduction == "none" else 0.7
+    if not device.real:
+        device.arrays.native.set_chunk_bytes(classes * 8 * 5)  # a few rows
     loss, tape = fr.linear_cross_entropy_forward(*device.put((x, weight, bias, targets)), reduction=reduction)
     grads = fr.linear_cross_entropy_backward(tape, device.put(dloss))
     assert loss.dtype == sums and loss.shape == (shape if reduction == "none" else ())

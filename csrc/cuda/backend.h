@@ -5,30 +5,14 @@
 //   for_each(outer, rows, columns, f)   calls f(o, r, c) for every index, in no order that f may count on
 //   gemm(product)                       row-major C = A . B + beta C for a batch, one sum for each element
 //
-// A sum over many rows is two for_each: partial sums of fixed runs of rows, then the partials in order. That is the tree
-// of every reduction here; nothing is added up atomically.
+// A sum over many rows is two for_each: partial sums of fixed runs of rows, then the partials in order. That is the
+// tree of every reduction here; nothing is added up atomically.
 #pragma once
 #include "core/arguments.h"
-#include "cuda/number.h"
+#include "cuda/product.h"
 
 namespace fusedrnn {
 namespace {
-
-// C (m, n) = A (m, k) . B (k, n) + beta C, row-major; leading dimensions and batch strides in elements.
-template <class T>
-struct Gemm {
-  Index m, n, k;
-  const T* a;
-  Index a_row;  // stride between rows of A as it is stored
-  bool a_transposed;
-  const T* b;
-  Index b_row;
-  bool b_transposed;
-  Accumulator<T>* c;
-  Index c_row;
-  bool add = false;  // beta: 1 or 0
-  Index batch = 1, a_batch = 0, b_batch = 0, c_batch = 0;
-};
 
 // Partial sums of a reduction over rows.
 constexpr Index kParts = 32;

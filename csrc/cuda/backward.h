@@ -47,15 +47,16 @@ class Backward : Net<T> {
 
   void* gemm_space;
   Packed<T> packed;
-  Index chunk;                                               // steps
-  T *dropped, *below[2], *gathered, *h_previous, *operand;   // below: dx of a layer that is not the first
-  T* dgates;                                                 // (D, chunk * B, slots, H)
-  A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;     // dx_wide: (T, B, width) where it is needed
-  A *gates, *cells, *c, *replay_products;                    // recomputing: a segment
+  Index chunk;                                              // steps
+  T *dropped, *below[2], *gathered, *h_previous, *operand;  // below: dx of a layer that is not the first
+  T* dgates;                                                // (D, chunk * B, slots, H)
+  A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;    // dx_wide: (T, B, width) where it is needed
+  A *gates, *cells, *c, *replay_products;                   // recomputing: a segment
   A *input_gradient, *recurrent_gradient, *bias_parts, *peephole_parts;
 
   void lay_out(Arena& arena) {
-    const Index slots = traits.slots * hidden, widest = std::max(config.input_size, config.layers > 1 ? config.width() : 1);
+    const Index slots = traits.slots * hidden,
+                widest = std::max(config.input_size, config.layers > 1 ? config.width() : 1);
     const bool replays = call.recompute > 0, two_states = traits.states == 2, two_phases = traits.phases == 2;
     chunk = replays ? std::clamp<Index>(call.recompute, 1, std::max<Index>(call.steps, 1))
                     : chunk_steps(call.steps, directions * rows * slots * Index(sizeof(T)), kBackwardChunkBytes);
@@ -115,9 +116,9 @@ class Backward : Net<T> {
     // 5. The initial state's gradient, and what was added up, to the caller's arrays.
     store_state_gradients(backend, layer, a, gradient);
     if (kWide && directions == 2)
-      backend.for_each(call.steps, rows, config.input_of(layer),
-                       CopyRows<A, T>{dx_wide, rows * config.input_of(layer), config.input_of(layer), dx.data, dx.time,
-                                      dx.row});
+      backend.for_each(
+          call.steps, rows, config.input_of(layer),
+          CopyRows<A, T>{dx_wide, rows * config.input_of(layer), config.input_of(layer), dx.data, dx.time, dx.row});
     for (Index d = 0; d < directions; ++d) store_gradients(backend, layer, d, gradient);
   }
 
@@ -125,8 +126,8 @@ class Backward : Net<T> {
   void load_gradient(Backend& backend, const StateView& from, int layer, A* to) const {
     const Item* const data = static_cast<const Item*>(from.data);
     backend.for_each(directions, rows, hidden,
-                     CopyRows<Item, A>{data ? data + layer * directions * from.layer : nullptr, from.layer, from.row, to,
-                                       rows * hidden, hidden});
+                     CopyRows<Item, A>{data ? data + layer * directions * from.layer : nullptr, from.layer, from.row,
+                                       to, rows * hidden, hidden});
   }
   void clear_sums(Backend& backend, int layer) const {
     const auto clear = [&](A* data, Index count, Index width) {
@@ -281,15 +282,17 @@ class Backward : Net<T> {
     backend.gemm(product);
   }
 
-  void store_state_gradients(Backend& backend, int layer, const BackwardArrays<T>& a, const NetBackward& gradient) const {
+  void store_state_gradients(Backend& backend, int layer, const BackwardArrays<T>& a,
+                             const NetBackward& gradient) const {
     const auto place = [&](const StateView& view, auto* data) { return data + layer * directions * view.layer; };
     backend.for_each(directions, rows, hidden,
                      StoreInitialGradient<T>{a, place(gradient.dh0, static_cast<T*>(gradient.dh0.data)),
                                              gradient.dh0.layer, gradient.dh0.row});
     if (traits.states == 2)
-      backend.for_each(directions, rows, hidden,
-                       CopyRows<A, A>{dc, rows * hidden, hidden, place(gradient.dc0, static_cast<A*>(gradient.dc0.data)),
-                                      gradient.dc0.layer, gradient.dc0.row});
+      backend.for_each(
+          directions, rows, hidden,
+          CopyRows<A, A>{dc, rows * hidden, hidden, place(gradient.dc0, static_cast<A*>(gradient.dc0.data)),
+                         gradient.dc0.layer, gradient.dc0.row});
   }
 
   void store_gradients(Backend& backend, int layer, Index d, const NetBackward& gradient) const {

@@ -27,9 +27,7 @@ struct BackwardArrays {
   const A* doperand;  // (D, B, H)
   T* operand;         // (D, capacity, H)
 
-  FUSEDRNN_INLINE Index row(Index d, Index s, Index b) const {
-    return d * capacity + (s - first) * steps.rows + b;
-  }
+  FUSEDRNN_INLINE Index row(Index d, Index s, Index b) const { return d * capacity + (s - first) * steps.rows + b; }
   FUSEDRNN_INLINE Index kept_row(Index d, Index s, Index b) const {
     return d * gate_rows + (s - gates_first) * steps.rows + b;
   }

@@ -173,11 +173,12 @@ void clip(int device, Address stream, const std::vector<std::tuple<Address, Inde
 
 PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   using namespace fusedrnn;
-  py::class_<NetForward>(module, "ForwardCall")
+  // Local: a process may hold both builds of this file.
+  py::class_<NetForward>(module, "ForwardCall", py::module_local())
       .def(py::init(&make_forward), py::kw_only(), py::arg("steps"), py::arg("rows"), py::arg("training"),
            py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"),
            py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("calls"));
-  py::class_<NetConfig>(module, "Net")
+  py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("layers"), py::arg("directions"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
            py::arg("tf32"))
@@ -188,28 +189,27 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dhn"), py::arg("dcn"), py::arg("dh0"), py::arg("dc0"),
            py::arg("gradients"), py::arg("accumulate"), py::arg("workspace"));
-  py::class_<ReadoutCall>(module, "ReadoutCall")
+  py::class_<ReadoutCall>(module, "ReadoutCall", py::module_local())
       .def(py::init(&make_readout), py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("rows"),
            py::arg("hidden_size"), py::arg("classes"), py::arg("x"), py::arg("weight"), py::arg("bias"),
            py::arg("targets"), py::arg("ignore_index"), py::arg("reduction"), py::arg("loss"), py::arg("normalizers"))
       .def("differentiated", &differentiated)
       .def("bytes", &Engine::readout_bytes)
-      .def("forward", [](ReadoutCall& call, int device, Address stream, Address workspace) {
-        readout_forward(device, stream, call, workspace);
-      })
+      .def("forward", [](ReadoutCall& call, int device, Address stream,
+                         Address workspace) { readout_forward(device, stream, call, workspace); })
       .def("backward", [](ReadoutCall& call, int device, Address stream, Address workspace) {
         readout_backward(device, stream, call, workspace);
       });
   module.def("clip_bytes", &Engine::clip_bytes);
   module.def("clip", &clip);
-  module.def("capturing",
-             [](int device, Address stream) { return Engine::capturing({device, pointer(stream)}); });
+  module.def("capturing", [](int device, Address stream) { return Engine::capturing({device, pointer(stream)}); });
   module.attr("backend") = Engine::name();
   py::list cells;
   for (const CellTraits& traits : Engine::cells()) cells.append(traits.name);
   module.attr("cells") = py::tuple(cells);
 #ifdef FUSEDRNN_CUDA_HOST
   module.def("set_reversed", [](bool reversed) { host_reversed = reversed; });
+  module.def("set_chunk_bytes", [](Index bytes) { host_chunk_bytes = bytes; });
   module.def("set_capturing", [](bool capturing) { host_capturing = capturing; });
 #else
   module.def("open_blas", &open_blas);

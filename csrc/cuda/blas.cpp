@@ -14,11 +14,11 @@ namespace {
 using Handle = void*;
 using Status = int;
 constexpr Status kSuccess = 0;
-constexpr int kAsItIs = 0, kTransposed = 1;                                   // cublasOperation_t
-constexpr int kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14;       // cudaDataType
-constexpr int kCompute32 = 68, kCompute32FastTf32 = 77, kCompute64 = 70;      // cublasComputeType_t
-constexpr int kDefaultAlgorithm = -1;                                         // cublasGemmAlgo_t
-constexpr int kNoReducedPrecisionReduction = 16;                              // cublasMath_t: split sums stay in float
+constexpr int kAsItIs = 0, kTransposed = 1;                               // cublasOperation_t
+constexpr int kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14;   // cudaDataType
+constexpr int kCompute32 = 68, kCompute32FastTf32 = 77, kCompute64 = 70;  // cublasComputeType_t
+constexpr int kDefaultAlgorithm = -1;                                     // cublasGemmAlgo_t
+constexpr int kNoReducedPrecisionReduction = 16;                          // cublasMath_t: split sums stay in float
 
 struct Functions {
   Status (*create)(Handle*);
@@ -35,13 +35,15 @@ std::mutex mutex;                           // of what is above and below
 std::map<int, std::vector<Handle>> unused;  // by device
 
 void check(Status status, const char* what) {
-  if (status != kSuccess) throw std::runtime_error(std::string("cuBLAS error ") + std::to_string(status) + " in " + what);
+  if (status != kSuccess)
+    throw std::runtime_error(std::string("cuBLAS error ") + std::to_string(status) + " in " + what);
 }
 
 template <class Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (!function) throw std::runtime_error(std::string("this cuBLAS has no ") + name + ": version 12 or newer is needed");
+  if (!function)
+    throw std::runtime_error(std::string("this cuBLAS has no ") + name + ": version 12 or newer is needed");
 }
 
 }  // namespace
@@ -89,15 +91,15 @@ Blas::~Blas() {
   unused[device_].push_back(handle_);
 }
 
-void Blas::gemm(const BlasGemm& p) {
-  const bool twice = p.type == BlasType::float64;
+void Blas::gemm(const ColumnMajor& p, BlasType given, bool tf32) {
+  const bool twice = given == BlasType::float64;
   const float one = 1, beta = p.add ? 1 : 0;
   const double one64 = 1, beta64 = p.add ? 1 : 0;
-  const int type = twice                          ? kFloat64
-                   : p.type == BlasType::bfloat16 ? kBfloat16
-                   : p.type == BlasType::float16  ? kFloat16
-                                                  : kFloat32;
-  const int compute = twice ? kCompute64 : p.tf32 && type == kFloat32 ? kCompute32FastTf32 : kCompute32;
+  const int type = twice                         ? kFloat64
+                   : given == BlasType::bfloat16 ? kBfloat16
+                   : given == BlasType::float16  ? kFloat16
+                                                 : kFloat32;
+  const int compute = twice ? kCompute64 : tf32 && type == kFloat32 ? kCompute32FastTf32 : kCompute32;
   check(functions.gemm(handle_, p.a_transposed ? kTransposed : kAsItIs, p.b_transposed ? kTransposed : kAsItIs, p.m,
                        p.n, p.k, twice ? static_cast<const void*>(&one64) : &one, p.a, type, p.a_stride, p.a_batch, p.b,
                        type, p.b_stride, p.b_batch, twice ? static_cast<const void*>(&beta64) : &beta, p.c,

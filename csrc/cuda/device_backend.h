@@ -57,6 +57,8 @@ class Backend {
  public:
   static constexpr std::size_t kGemmBytes = kBlasWorkspace;
 
+  static Index chunk_bytes(Index wanted) { return wanted; }
+
   Backend(const Place& place, void* gemm_space, bool tf32)
       : place_(place),
         device_(place.device),
@@ -82,28 +84,8 @@ class Backend {
   template <class T>
   void gemm(const Gemm<T>& g) {
     if (g.m <= 0 || g.n <= 0 || g.batch <= 0) return;
-    BlasGemm product;
-    product.type = blas_type<T>();
-    product.tf32 = tf32_;
-    // cuBLAS stores columns: the transposed product, its factors exchanged.
-    product.m = g.n;
-    product.n = g.m;
-    product.k = g.k;
-    product.a_transposed = g.b_transposed;
-    product.a = g.b;
-    product.a_stride = g.b_row;
-    product.a_batch = g.b_batch;
-    product.b_transposed = g.a_transposed;
-    product.b = g.a;
-    product.b_stride = g.a_row;
-    product.b_batch = g.a_batch;
-    product.c = g.c;
-    product.c_stride = g.c_row;
-    product.c_batch = g.c_batch;
-    product.batch = g.batch;
-    product.add = g.add;
     if (!blas_) blas_.emplace(place_.device, place_.stream, gemm_space_);
-    blas_->gemm(product);
+    blas_->gemm(column_major(g), blas_type<T>(), tf32_);
   }
 
  private:

@@ -1,5 +1,5 @@
-// Element-wise functions around the steps: packing weights, gathering rows, scattering gradients, dropout, partial sums.
-// Each is handed to Backend::for_each; see backend.h.
+// Element-wise functions around the steps: packing weights, gathering rows, scattering gradients, dropout, partial
+// sums. Each is handed to Backend::for_each; see backend.h.
 #pragma once
 #include "core/dropout.h"
 #include "cuda/backend.h"
@@ -153,8 +153,7 @@ struct ApplyDropout {
   T* to;
   Index rows, width;
   FUSEDRNN_HOST_DEVICE void operator()(Index t, Index b, Index unit) const {
-    const std::uint64_t row =
-        DropoutHash::next(DropoutHash::next(DropoutHash::stream(seed, *call, layer), t), b);
+    const std::uint64_t row = DropoutHash::next(DropoutHash::next(DropoutHash::stream(seed, *call, layer), t), b);
     const Index i = (t * rows + b) * width + unit;
     to[i] = narrow<T>(DropoutHash::keeps(row, unit, threshold) ? widen(from[i]) * scale : Accumulator<T>(0));
   }

@@ -1,9 +1,8 @@
 // The engine's functions: which instance a type of numbers has, and what is of no type.
-#include "cuda/engine.h"
-
 #include "cells/registry.h"
 #include "cuda/backend.h"
 #include "cuda/clip.h"
+#include "cuda/engine.h"
 #include "cuda/instance.h"
 
 namespace fusedrnn {
@@ -77,6 +76,7 @@ void Engine::clip(const Place& place, const std::vector<ClippedArray>& arrays, d
 
 #ifdef FUSEDRNN_CUDA_HOST
 bool host_reversed = false, host_capturing = false;
+Index host_chunk_bytes = 0;
 const char* Engine::name() { return "host"; }
 bool Engine::capturing(const Place&) { return host_capturing; }
 #else

@@ -34,7 +34,8 @@ struct SequenceView {
   void* data = nullptr;
   Index time = 0, row = 0;
 };
-// A state array (layers * directions, B, H): h of the net's type, c of its accumulator's. Null data: zeros, or unwanted.
+// A state array (layers * directions, B, H): h of the net's type, c of its accumulator's. Null data: zeros, or
+// unwanted.
 struct StateView {
   void* data = nullptr;
   Index layer = 0, row = 0;
@@ -72,9 +73,10 @@ struct ReadoutCall {
   const void *x = nullptr, *weight = nullptr, *bias = nullptr;  // (rows, H), (classes, H), (classes,) or null
   const std::int64_t* targets = nullptr;                        // (rows,)
   std::int64_t ignore_index = 0;
-  int reduction = 0;  // 0: mean, 1: sum, 2: none
-  void* loss = nullptr;        // accumulator's type: one, or (rows,) for none
-  void* normalizers = nullptr;  // accumulator's type, (2 * rows + 1,): maxima, logs of sums, number of targets that count
+  int reduction = 0;     // 0: mean, 1: sum, 2: none
+  void* loss = nullptr;  // accumulator's type: one, or (rows,) for none
+  void* normalizers =
+      nullptr;  // accumulator's type, (2 * rows + 1,): maxima, logs of sums, number of targets that count
   // Backward.
   const void* dloss = nullptr;  // accumulator's type, one or (rows,), with its stride
   Index dloss_row = 0;

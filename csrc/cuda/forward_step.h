@@ -2,9 +2,9 @@
 // means row (step - first) * B + b of a chunk of steps.
 #pragma once
 #include "cells/registry.h"
+#include "cuda/backend.h"
 #include "cuda/scalar.h"
 #include "cuda/steps.h"
-#include "cuda/backend.h"
 
 #ifdef __CUDA_ARCH__
 #define FUSEDRNN_UNROLL _Pragma("unroll")
@@ -32,8 +32,8 @@ struct StepArrays {
   using A = Accumulator<T>;
   Steps steps;
   Index hidden;
-  Index first;     // step of the chunk's first row
-  Index capacity;  // rows of a chunk, by direction
+  Index first;        // step of the chunk's first row
+  Index capacity;     // rows of a chunk, by direction
   const A* bias;      // (D, slots, H)
   const A* peephole;  // (D, peepholes, H)
   A* gates;           // (D, capacity, slots, H) in step order: x's part of the slots, then the slots activated
@@ -41,9 +41,9 @@ struct StepArrays {
   Index product_rows, columns;
   const T* h_in;  // (D, h_rows, H): the state before: one step's rows, or the whole chunk's
   Index h_rows;
-  T* h_out;  // (D, B, H), or null
-  A* c;      // (D, B, H): before and after
-  T* operand;  // (D, h_rows, H): left operand of a second phase
+  T* h_out;         // (D, B, H), or null
+  A* c;             // (D, B, H): before and after
+  T* operand;       // (D, h_rows, H): left operand of a second phase
   SequenceOf<T> y;  // data null: not written
   A* cells;         // (D, cell_rows, H) in step order from `first` on, or null
   Index cell_rows;

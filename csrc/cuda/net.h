@@ -17,18 +17,18 @@ constexpr Index kForwardChunkBytes = Index(32) << 20;
 constexpr Index kBackwardChunkBytes = Index(256) << 20;
 
 inline Index chunk_steps(Index steps, Index step_bytes, Index bytes) {
-  return std::clamp<Index>(bytes / std::max<Index>(step_bytes, 1), 1, std::max<Index>(steps, 1));
+  return std::clamp<Index>(Backend::chunk_bytes(bytes) / std::max<Index>(step_bytes, 1), 1, std::max<Index>(steps, 1));
 }
 
 // What is kept of a forward call: in the tape when it trains, else in the workspace.
 template <class T>
 struct Kept {
   struct Layer {
-    Accumulator<T>* gates = nullptr;     // (D, T * B, slots, H), activated, in step order; without recompute
-    Accumulator<T>* cells = nullptr;     // the same rows of c; recomputing: c on entering each segment but the first
-    T* h0 = nullptr;                     // (D, B, H)
-    Accumulator<T>* c0 = nullptr;        // (D, B, H)
-    T* output = nullptr;                 // (T, B, width), before dropout; of all layers but the last
+    Accumulator<T>* gates = nullptr;  // (D, T * B, slots, H), activated, in step order; without recompute
+    Accumulator<T>* cells = nullptr;  // the same rows of c; recomputing: c on entering each segment but the first
+    T* h0 = nullptr;                  // (D, B, H)
+    Accumulator<T>* c0 = nullptr;     // (D, B, H)
+    T* output = nullptr;              // (T, B, width), before dropout; of all layers but the last
   };
   std::int64_t* lengths = nullptr;  // (B,), clamped
   bool* reset = nullptr;            // (T, B)
@@ -122,8 +122,10 @@ class Net {
   Packed<T> lay_out_packed(Arena& arena) const {
     Packed<T> packed;
     const Index inputs = std::max(config.input_size, config.layers > 1 ? config.width() : 1);
-    if (!plain(input_map, traits.input.count)) packed.input_copy = arena.take<T>(directions, traits.input.count * hidden, inputs);
-    if (!plain(recurrent_map, traits.gates)) packed.recurrent_copy = arena.take<T>(directions, traits.gates * hidden, hidden);
+    if (!plain(input_map, traits.input.count))
+      packed.input_copy = arena.take<T>(directions, traits.input.count * hidden, inputs);
+    if (!plain(recurrent_map, traits.gates))
+      packed.recurrent_copy = arena.take<T>(directions, traits.gates * hidden, hidden);
     packed.bias = arena.take<A>(directions, traits.slots, hidden);
     packed.peephole = arena.take<A>(directions, traits.peepholes, hidden);
     return packed;
@@ -141,9 +143,10 @@ class Net {
       const Weights<void>& given = call.weights[layer * directions + d];
       const auto array = [](const void* data) { return static_cast<const T*>(data); };
       if (packed.input_copy)
-        backend.for_each(1, traits.input.count * hidden, inputs,
-                         PackRows<T>{array(given.weight_ih), packed.input_copy + d * traits.input.count * hidden * inputs,
-                                     input_map, hidden, inputs});
+        backend.for_each(
+            1, traits.input.count * hidden, inputs,
+            PackRows<T>{array(given.weight_ih), packed.input_copy + d * traits.input.count * hidden * inputs, input_map,
+                        hidden, inputs});
       if (packed.recurrent_copy)
         backend.for_each(1, gate_rows, hidden,
                          PackRows<T>{array(given.weight_hh), packed.recurrent_copy + d * gate_rows * hidden,
@@ -153,8 +156,8 @@ class Net {
                                    input_slots, recurrent_slots, hidden});
       if (traits.peepholes)
         backend.for_each(1, traits.peepholes, hidden,
-                         CopyRows<T, A>{array(given.peephole), 0, hidden, packed.peephole + d * traits.peepholes * hidden,
-                                        0, hidden});
+                         CopyRows<T, A>{array(given.peephole), 0, hidden,
+                                        packed.peephole + d * traits.peepholes * hidden, 0, hidden});
     }
     packed.input = packed.input_copy ? packed.input_copy : static_cast<const T*>(call.weights[layer].weight_ih);
     packed.recurrent =
@@ -173,7 +176,8 @@ class Net {
   }
 
   // x's part of the slots of a chunk, into rows `gates` of slots * H.
-  void project(Backend& backend, const Packed<T>& packed, Index inputs, Index d, const T* x, Index count, A* gates) const {
+  void project(Backend& backend, const Packed<T>& packed, Index inputs, Index d, const T* x, Index count,
+               A* gates) const {
     Gemm<T> product = {};
     product.m = count;
     product.n = traits.input.count * hidden;

@@ -1,5 +1,5 @@
-// Lengths and resets: which time a step of a row is, and whether it enters from zero. On a device nobody sorts rows, and
-// the host does not know device lengths: every row takes part in every step, and past its length does nothing.
+// Lengths and resets: which time a step of a row is, and whether it enters from zero. On a device nobody sorts rows,
+// and the host does not know device lengths: every row takes part in every step, and past its length does nothing.
 #pragma once
 #include "core/arguments.h"
 

@@ -153,9 +153,14 @@ class Readout {
 
  public:
   explicit Readout(const ReadoutCall& readout)
-      : call(readout), hidden(readout.hidden_size), classes(readout.classes), x(static_cast<const T*>(readout.x)),
-        weight(static_cast<const T*>(readout.weight)), bias(static_cast<const T*>(readout.bias)),
-        maximum(static_cast<A*>(readout.normalizers)), log_sum(maximum + readout.rows),
+      : call(readout),
+        hidden(readout.hidden_size),
+        classes(readout.classes),
+        x(static_cast<const T*>(readout.x)),
+        weight(static_cast<const T*>(readout.weight)),
+        bias(static_cast<const T*>(readout.bias)),
+        maximum(static_cast<A*>(readout.normalizers)),
+        log_sum(maximum + readout.rows),
         counted(log_sum + readout.rows) {}
 
   std::size_t workspace_bytes() {
@@ -179,8 +184,8 @@ class Readout {
     }
     backend.for_each(1, 1, kParts, LossPart<A>{each, call.targets, call.ignore_index, call.rows, partial});
     backend.for_each(1, 1, 1,
-                     FinishLoss<A>{partial, call.reduction == 0, call.reduction == 2 ? nullptr : static_cast<A*>(call.loss),
-                                   counted});
+                     FinishLoss<A>{partial, call.reduction == 0,
+                                   call.reduction == 2 ? nullptr : static_cast<A*>(call.loss), counted});
   }
 
   void backward(const Place& place) {
@@ -192,20 +197,18 @@ class Readout {
     for (Index first = 0; first < call.rows; first += chunk) {
       const Index count = std::min(chunk, call.rows - first);
       multiply(backend, first, count);
-      backend.for_each(1, count, classes,
-                       LogitGradient<T>{logits, bias, classes, first, call.targets, call.ignore_index, maximum, log_sum,
-                                        counted, static_cast<const A*>(call.dloss), call.dloss_row,
-                                        call.reduction == 0, dlogits});
+      backend.for_each(
+          1, count, classes,
+          LogitGradient<T>{logits, bias, classes, first, call.targets, call.ignore_index, maximum, log_sum, counted,
+                           static_cast<const A*>(call.dloss), call.dloss_row, call.reduction == 0, dlogits});
       differentiate(backend, first, count);
       backend.for_each(1, kParts, classes, SumRows<T>{dlogits, count, count, classes, bias_parts});
     }
-    backend.for_each(1, classes, hidden,
-                     CopyRows<A, T>{dweight, 0, hidden, static_cast<T*>(call.dweight), 0, hidden});
+    backend.for_each(1, classes, hidden, CopyRows<A, T>{dweight, 0, hidden, static_cast<T*>(call.dweight), 0, hidden});
     GateMap whole;
     whole.set(0, 0);
     if (call.dbias)
-      backend.for_each(1, 1, classes,
-                       UnpackSums<T>{bias_parts, static_cast<T*>(call.dbias), whole, 1, classes, false});
+      backend.for_each(1, 1, classes, UnpackSums<T>{bias_parts, static_cast<T*>(call.dbias), whole, 1, classes, false});
   }
 
  private:
@@ -237,7 +240,8 @@ class Readout {
     }
   }
   Index chunk_rows() const {
-    return std::clamp<Index>(kLogitBytes / (classes * Index(sizeof(A))), 1, std::max<Index>(call.rows, 1));
+    return std::clamp<Index>(Backend::chunk_bytes(kLogitBytes) / (classes * Index(sizeof(A))), 1,
+                             std::max<Index>(call.rows, 1));
   }
 
   void multiply(Backend& backend, Index first, Index count) const {

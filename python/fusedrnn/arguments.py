@@ -113,8 +113,8 @@ def require_engine(value: str, device: str) -> str:
         raise ValueError(f"engine must be 'auto' on the CPU, not {value!r}: the choice is a CUDA device's")
     if value == "persistent":
         raise ValueError(
-            "engine must be 'auto' or 'stepwise' in this build, not 'persistent', which is for LSTM and reset-after GRU "
-            "of at most 1024 units in bfloat16, float16 or with precision='tf32'"
+            "engine must be 'auto' or 'stepwise' in this build, not 'persistent', which is for LSTM and reset-after "
+            "GRU of at most 1024 units in bfloat16, float16 or with precision='tf32'"
         )
     return value
 

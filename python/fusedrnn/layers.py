@@ -112,7 +112,7 @@ class _Layer(Recurrent):
     def buffers(
         self, steps: int, batch: int | None = None, *, training: bool = True, recompute: int | None = None
     ) -> Buffers:
-        """Make the memory that calls of one shape write, for ``out=``: while a graph is captured, or to allocate nothing.
+        """Make the memory that calls of one shape write, for ``out=``: to capture a graph, or to allocate nothing.
 
         Parameters
         ----------

@@ -94,7 +94,7 @@ def norm_buffers(grads: Any) -> NormBuffers:
     return make_norm_buffers(device, len(arrays))
 
 
-def tbptt_windows(*arrays: Array, window: int) -> Iterator[Any]:
+def tbptt_windows(*arrays: Any, window: int) -> Iterator[Any]:
     """Yield views of `window` consecutive steps along the first axis, for truncated BPTT (Williams & Peng 1990).
 
     Parameters

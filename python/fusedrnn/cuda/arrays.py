@@ -19,8 +19,10 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError as error:
             raise ValueError("dtype 'bfloat16' needs ml_dtypes, which pip install 'fusedrnn[cuda13]' brings") from error
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -37,7 +37,7 @@ class Buffers:
 
 @dataclass
 class ReadoutBuffers:
-    """Everything that `linear_cross_entropy` and its gradients write; from ``fusedrnn.cuda.functions.readout_buffers``."""
+    """Everything that `linear_cross_entropy` and its gradients write; from ``fusedrnn.readout_buffers``."""
 
     key: tuple[Any, ...]
     loss: Any
@@ -52,7 +52,7 @@ class ReadoutBuffers:
 
 @dataclass
 class NormBuffers:
-    """What `clip_grad_norm` writes besides the gradients."""
+    """What `clip_grad_norm` writes besides the gradients; from ``fusedrnn.norm_buffers``."""
 
     norm: Any
     workspace: Any

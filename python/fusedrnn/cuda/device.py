@@ -131,11 +131,13 @@ def arrays() -> Arrays:
 def _load() -> Cupy:
     try:
         native = importlib.import_module("fusedrnn._cuda")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise Unavailable(
-            "this build of fusedrnn has no CUDA module; build it where nvcc is, with FUSEDRNN_CUDA=ON in the environment: "
+            "this build of fusedrnn has no CUDA module; build it with FUSEDRNN_CUDA=ON in the environment, as in "
             f"FUSEDRNN_CUDA=ON pip install --no-binary fusedrnn 'fusedrnn[cuda13]' ({error})"
         ) from error
+    except ImportError as error:
+        raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
@@ -160,7 +162,7 @@ def describe() -> str:
 
 
 def parse(name: str) -> int | None:
-    """Number of the device that 'cuda' or 'cuda:N' names, None for another name; ValueError where there is none such."""
+    """Number of the device that 'cuda' or 'cuda:N' names, None for another name; ValueError if there is none such."""
     prefix, colon, number = name.partition(":")
     if prefix != "cuda" or (colon and not (number.isascii() and number.isdigit() and len(number) < 6)):
         return None

@@ -17,7 +17,7 @@ from fusedrnn.cuda.arrays import (
     require_writable,
 )
 from fusedrnn.cuda.buffers import NormBuffers, ReadoutBuffers
-from fusedrnn.cuda.device import Device
+from fusedrnn.cuda.device import Device, owner_of
 
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
@@ -131,7 +131,7 @@ def cross_entropy_forward(
 def _loss_gradient(tape: CrossEntropyTape, dloss: Any, outer: tuple[int, ...], dtype: Any) -> tuple[Any, int]:
     """dloss on the device, and its stride over rows."""
     device, each = tape.device, tape.reduction == "none"
-    if hasattr(dloss, "dtype") and isinstance(dloss, device.arrays.kind):
+    if owner_of(dloss) is not None:
         require_array(device, dloss, "dloss", dtype)
         if each and dloss.ndim > 0:
             require_shape(dloss, "dloss", outer)

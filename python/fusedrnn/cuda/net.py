@@ -263,7 +263,28 @@ class Net:
     def buffers(self, steps: int, batch: int | None, recompute: int, *, training: bool) -> Buffers:
         """Memory for calls of one shape, whichever of state, lengths and reset they have."""
         layout = Layout(self._batch_first, self._single_step, batch is not None, steps, 1 if batch is None else batch)
-        call = self.device.native.ForwardCall(
+        call = self._sized(layout, recompute, training=training)
+        forward_bytes = max(self._net.forward_bytes(c) for c in (call, self._sized(layout, 0, training=False)))
+        gradients = None
+        if training:
+            parameters = {name: self.device.empty(shape, self.dtype) for name, shape in self._shapes}
+            dx = self.device.empty((*layout.outer(), self._input), self.dtype)
+            gradients = Gradients(dx, self._state_result(*self._new_state(layout)), parameters)
+        return Buffers(
+            self.device.empty((*layout.outer(), self._directions * self._hidden), self.dtype),
+            self._state_result(*self._new_state(layout)),
+            gradients,
+            layout,
+            self,
+            recompute,
+            self.device.memory(self._net.kept_bytes(call) if training else 0),
+            self.device.memory(forward_bytes),
+            self.device.memory(self._net.backward_bytes(call) if training else 0),
+        )
+
+    def _sized(self, layout: Layout, recompute: int, *, training: bool) -> Any:
+        """A call with every optional argument, to ask for the memory it needs and no more."""
+        return self.device.native.ForwardCall(
             steps=layout.steps,
             rows=layout.rows,
             training=training,
@@ -279,27 +300,11 @@ class Net:
             reset=_PRESENT,
             calls=1,
         )
-        gradients = None
-        if training:
-            parameters = {name: self.device.empty(shape, self.dtype) for name, shape in self._shapes}
-            dx = self.device.empty((*layout.outer(), self._input), self.dtype)
-            gradients = Gradients(dx, self._state_result(*self._new_state(layout)), parameters)
-        return Buffers(
-            self.device.empty((*layout.outer(), self._directions * self._hidden), self.dtype),
-            self._state_result(*self._new_state(layout)),
-            gradients,
-            layout,
-            self,
-            recompute,
-            self.device.memory(self._net.kept_bytes(call) if training else 0),
-            self.device.memory(self._net.forward_bytes(call)),
-            self.device.memory(self._net.backward_bytes(call) if training else 0),
-        )
 
     def _require_fitting(self, out: Buffers, layout: Layout, recompute: int, *, training: bool) -> None:
         if out.owner is not self or out.layout != layout or (training and out.recompute != recompute):
             raise ValueError(
-                f"out must be Buffers that this object made for {layout.outer()} steps and rows and recompute={recompute}"
+                f"out must be Buffers that this object made for the shape {layout.outer()} and recompute={recompute}"
             )
         if training and out.gradients is None:
             raise ValueError("out must be Buffers made with training=True")
@@ -373,7 +378,7 @@ class Net:
             workspace = device.memory(self._net.forward_bytes(call))
         self._net.forward(device.index, device.stream(), call, device.address(kept), device.address(workspace))
         tape = Tape(self, layout, call, kept, [x, y, *weights], held) if training else None
-        return y, self._state_result(hn, cn), tape
+        return y, held.state if held is not None else self._state_result(hn, cn), tape
 
     def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[Any, Any, dict[str, Any]]:
         """As `_core.Recurrent.backward`."""
@@ -495,7 +500,7 @@ class Stepper:
                         part[:, row] = 0
 
     def step(self, x_t: Any, out: Any = None) -> Any:
-        """One step: (B, I) -> h of the last layer, (B, H). With `out` nothing is allocated, and a graph may capture it."""
+        """One step: (B, I) -> h of the last layer, (B, H). With `out` nothing is allocated; a graph may capture it."""
         net, device, held = self._net, self._net.device, self._buffers
         require_array(device, x_t, "x_t", net.dtype)
         single = self._batch == 1 and x_t.ndim == 1
