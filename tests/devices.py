@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -226,6 +227,9 @@ def stand_in(module: Any) -> Iterator[TestDevice]:
 def real_device() -> TestDevice:
     """CuPy's device 0; skips with the reason where there is none."""
     try:
-        return TestDevice(devices.arrays())
+        found = devices.arrays()
+        if os.environ.get("FUSEDRNN_TEST_NO_POOL"):  # tools/compute_sanitizer.sh
+            importlib.import_module("cupy").cuda.set_allocator(None)
+        return TestDevice(found)
     except devices.Unavailable as error:
         pytest.skip(f"no CUDA device: {error}")
