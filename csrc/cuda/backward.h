@@ -65,7 +65,7 @@ class Backward : Net<T> {
     packed = this->lay_out_packed(arena);
     dropped = arena.take<T>(this->drops() ? all : 0, config.width());
     for (int i = 0; i < 2; ++i) below[i] = arena.take<T>(config.layers > 2 - i ? all : 0, config.width());
-    gathered = arena.take<T>(part, widest);
+    gathered = arena.take<T>(part, this->gathered_width(true));
     h_previous = arena.take<T>(directions, part, hidden);
     operand = arena.take<T>(directions, two_phases ? part : 0, hidden);
     dgates = arena.take<T>(directions, part, slots);

@@ -61,7 +61,7 @@ class Forward : Net<T> {
     packed = this->lay_out_packed(arena);
     gates = whole ? nullptr : arena.take<A>(directions, chunk * rows, slots);
     products = arena.take<A>(directions, rows, columns * hidden);
-    gathered = arena.take<T>(chunk * rows, std::max(config.input_size, config.layers > 1 ? config.width() : 1));
+    gathered = arena.take<T>(chunk * rows, this->gathered_width(false));
     h = arena.take<T>(directions, rows, hidden);
     c = arena.take<A>(directions, traits.states == 2 ? rows : 0, hidden);
     operand = arena.take<T>(directions, traits.phases == 2 ? rows : 0, hidden);

@@ -165,12 +165,21 @@ class Net {
     return packed;
   }
 
+  // Elements of a row of x in the widest layer whose rows must be gathered; 0 if there is none.
+  Index gathered_width(bool summed) const {
+    const Index inner = config.layers > 1 ? config.width() : 0;
+    if (directions == 2 || (summed && call.lengths)) return std::max(config.input_size, inner);
+    return in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
+  }
+  bool in_order(Index time, Index row, Index width) const {
+    return row == width && (time == rows * width || call.steps <= 1);
+  }
+
   // Rows of x in step order for a chunk: x's own where they lie so already, else gathered. Past a length the former may
   // hold anything: fit for products whose rows stand alone, not for sums over rows.
   const T* rows_in_order(Backend& backend, const SequenceOf<const T>& x, Index width, Index d, Index first, Index last,
                          bool summed, T* gathered) const {
-    const bool in_order = d == 0 && x.row == width && (x.time == rows * width || call.steps <= 1);
-    if (in_order && !(summed && call.lengths)) return x.at(first, 0);
+    if (d == 0 && in_order(x.time, x.row, width) && !(summed && call.lengths)) return x.at(first, 0);
     backend.for_each(1, (last - first) * rows, width, GatherRows<T>{steps(), d == 1, first, x, gathered, width});
     return gathered;
   }
