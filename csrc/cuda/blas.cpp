@@ -5,7 +5,12 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
+
+#if __has_include(<cublas_v2.h>)
+#include <cublas_v2.h>
+#endif
 
 namespace fusedrnn {
 namespace {
@@ -19,6 +24,19 @@ constexpr int kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14;   // cud
 constexpr int kCompute32 = 68, kCompute32FastTf32 = 77, kCompute64 = 70;  // cublasComputeType_t
 constexpr int kDefaultAlgorithm = -1;                                     // cublasGemmAlgo_t
 constexpr int kNoReducedPrecisionReduction = 16;                          // cublasMath_t: split sums stay in float
+
+#if __has_include(<cublas_v2.h>)  // where the header is, it is held against them
+static_assert(kSuccess == CUBLAS_STATUS_SUCCESS && kAsItIs == CUBLAS_OP_N && kTransposed == CUBLAS_OP_T);
+static_assert(kFloat32 == CUDA_R_32F && kFloat64 == CUDA_R_64F && kFloat16 == CUDA_R_16F && kBfloat16 == CUDA_R_16BF);
+static_assert(kCompute32 == CUBLAS_COMPUTE_32F && kCompute64 == CUBLAS_COMPUTE_64F &&
+              kCompute32FastTf32 == CUBLAS_COMPUTE_32F_FAST_TF32 && kDefaultAlgorithm == CUBLAS_GEMM_DEFAULT &&
+              kNoReducedPrecisionReduction == CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+static_assert(
+    std::is_invocable_v<decltype(&cublasGemmStridedBatchedEx_64), cublasHandle_t, cublasOperation_t, cublasOperation_t,
+                        std::int64_t, std::int64_t, std::int64_t, const void*, const void*, cudaDataType, std::int64_t,
+                        long long, const void*, cudaDataType, std::int64_t, long long, const void*, void*, cudaDataType,
+                        std::int64_t, long long, std::int64_t, cublasComputeType_t, cublasGemmAlgo_t>);
+#endif
 
 struct Functions {
   Status (*create)(Handle*);
