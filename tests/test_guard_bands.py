@@ -124,6 +124,15 @@ def test_nothing_is_read_from_a_reused_buffer(case: Case, count: int, rng: np.ra
             assert_same(run_library(layer, inputs), expected)
 
 
+@pytest.mark.parametrize("case", LARGE)
+def test_gradients_are_zero_where_no_row_runs(case: Case, rng: np.random.Generator) -> None:
+    layer, inputs = make_layer(case), make_inputs(case, rng)
+    spoil_buffers(layer, inputs)
+    empty = dataclasses.replace(inputs, lengths=np.zeros(case.batch, np.int64))
+    for gradient in run_library(layer, empty).parameters.values():
+        assert_same(gradient, np.zeros_like(gradient))
+
+
 @pytest.mark.parametrize("filler", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("case", small_cases(dtype="float32", num_layers=2, directions=2, ragged=True, reset=True))
 def test_padding_influences_nothing(case: Case, filler: float, rng: np.random.Generator) -> None:

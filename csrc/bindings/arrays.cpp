@@ -156,9 +156,9 @@ py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape) {
   return py::array(dtype, shape, data, owner);
 }
 
-py::array new_zeros(const py::dtype& dtype, const std::vector<Index>& shape) {
+py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, bool written) {
   py::array array = new_array(dtype, shape);
-  std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
+  if (!written) std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
   return array;
 }
 

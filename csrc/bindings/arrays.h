@@ -53,7 +53,8 @@ Index stride_of(const py::array& array, int axis);
 py::array new_small_array(const py::dtype& dtype, const Index* shape, int axes);
 // A new C-contiguous array, its memory from the pool when it is large. Contents are undefined.
 py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape);
-py::array new_zeros(const py::dtype& dtype, const std::vector<Index>& shape);
+// Zeros, unless a kernel will write it all.
+py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, bool written);
 
 template <class Real>
 const Real* data_of(const py::array& array) {

@@ -177,9 +177,10 @@ py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
   std::vector<Index> shape = tape.outer;
   shape.push_back(tape.weight.shape(1));
   const Index classes = tape.weight.shape(0);
+  const bool any = tape.targets.size() > 0;
   py::array dx = new_array(tape.x.dtype(), shape);
-  py::array dweight = new_zeros(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))});
-  py::array dbias = new_zeros(tape.x.dtype(), {classes});
+  py::array dweight = new_gradient(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))}, any);
+  py::array dbias = new_gradient(tape.x.dtype(), {classes}, any);
   CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
   a.scale = data_of<Real>(scales);
   a.dx = mutable_data_of<Real>(dx);

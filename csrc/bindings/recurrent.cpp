@@ -328,7 +328,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       throw py::type_error("lengths must be an array of integers, not " + type_name(object));
     }
     std::vector<std::int64_t> lengths;
-    for (const py::handle item : py::reinterpret_borrow<py::sequence>(object))
+    for (const py::object item : py::reinterpret_borrow<py::sequence>(object))
       lengths.push_back(length_of(item, layout.steps));
     if (static_cast<Index>(lengths.size()) != layout.rows)
       throw py::value_error("lengths must have shape " + describe({layout.rows}) + ", not " +
@@ -447,11 +447,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return py::make_tuple(y, state_result(final_state), std::move(kept));
   }
 
-  std::vector<py::array> gradient_arrays(py::handle given, py::dict& result) const {
+  std::vector<py::array> gradient_arrays(py::handle given, bool written, py::dict& result) const {
     if (given.is_none()) {
       std::vector<py::array> arrays;
       for (const Parameter& parameter : parameters_) {
-        arrays.push_back(new_zeros(dtype_, parameter.shape));
+        arrays.push_back(new_gradient(dtype_, parameter.shape, written));
         result[py::str(parameter.name)] = arrays.back();
       }
       return arrays;
@@ -491,8 +491,9 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       require_unit_stride(*dy, "dy");
     }
     const auto dstate = state_arrays(dstate_object, "dstate", layout, true);
+    const Tape<Real>& tape = std::get<Tape<Real>>(kept.tape);
     py::dict result;
-    std::vector<py::array> gradients = gradient_arrays(given, result);
+    std::vector<py::array> gradients = gradient_arrays(given, tape.call.lists->packed_rows() > 0, result);
     if (!given.is_none()) require_free_gradients(gradients, kept, dy, dstate);
     py::array dx = new_array(dtype_, layout.sequence_shape(config_.input_size));
     std::vector<py::array> initial = new_state(layout);
@@ -504,8 +505,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.dh0 = mutable_state_of<Real>(initial[0], layout);
     if (traits_.states == 2) call.dc0 = mutable_state_of<Real>(initial[1], layout);
     call.gradients = gradients_of<Real>(gradients);
+    call.accumulate = !given.is_none();
     call.threads = num_threads();
-    const Tape<Real>& tape = std::get<Tape<Real>>(kept.tape);
     run_without_gil([&](const Interrupt& interrupt) {
       call.interrupt = interrupt;
       return run_backward(tape, call);

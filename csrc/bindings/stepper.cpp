@@ -166,7 +166,7 @@ std::vector<Index> PyStepper::row_indices(py::handle rows) const {
     }
   }
   if (array || py::isinstance<py::list>(rows) || py::isinstance<py::tuple>(rows)) {
-    for (const py::handle item : py::reinterpret_borrow<py::sequence>(rows)) indices.push_back(row_index(item));
+    for (const py::object item : py::reinterpret_borrow<py::sequence>(rows)) indices.push_back(row_index(item));
   } else {
     indices.push_back(row_index(rows));
   }

@@ -134,7 +134,7 @@ struct ForwardArguments {
   }
 };
 
-// Gradients of one direction's parameters; accumulated into.
+// Gradients of one direction's parameters.
 template <class Real>
 struct WeightGradients {
   Real* weight_ih;
@@ -155,8 +155,9 @@ struct BackwardArguments {
   Sequence<Real> dx;        // written; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
-  StateRows<Real> dh0, dc0;  // written
-  WeightGradients<Real> gradients;
+  StateRows<Real> dh0, dc0;                        // written
+  WeightGradients<Real> gradients;                 // written where any row runs
+  bool accumulate;                                 // added to instead
   Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
   const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;

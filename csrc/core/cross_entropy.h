@@ -21,7 +21,7 @@ struct CrossEntropyArguments {
   Real* maximum;                   // of the logits
   Real* log_sum;                   // log of the sum of exp(logits - maximum)
   const Real* scale;               // backward: (rows,) gradient of each row's loss
-  Real *dx, *dweight, *dbias;      // backward, written; dweight and dbias are accumulated into
+  Real *dx, *dweight, *dbias;      // backward, written where there are rows
   Index chunk_rows, chunk_blocks;  // logits that exist at a time: chunk_rows x chunk_blocks * 16
   // Scratch.
   Real* packed;           // blocks(classes) * H * 16

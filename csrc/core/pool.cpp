@@ -54,7 +54,12 @@ struct Pool {
   void give(void* data, std::size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     use.live -= bytes;
-    idle_buffers[bytes].push_back(data);
+    try {
+      idle_buffers[bytes].push_back(data);
+    } catch (const std::bad_alloc&) {  // no room to remember it; destructors call this
+      free(data);
+      return;
+    }
     use.idle += bytes;
     trim(kIdleShare * peak_live);
   }

@@ -344,6 +344,7 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   a.dh0 = call.dh0.at(index);
   a.dc0 = call.dc0.at(index);
   a.gradients = call.gradients[index];
+  a.accumulate = call.accumulate;
   a.gates = {kept.gates.template as<const Real>(), packed_rows, traits.slots * kBlock};
   a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
   a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),

@@ -63,7 +63,8 @@ struct BackwardCall {
   StateArray<const Real> dhn, dcn;
   Sequence<Real> dx;
   StateArray<Real> dh0, dc0;
-  std::vector<WeightGradients<Real>> gradients;  // layers * directions; accumulated into
+  std::vector<WeightGradients<Real>> gradients;  // layers * directions
+  bool accumulate = false;                       // add to them
   int threads = 1;
   Interrupt interrupt;
 };

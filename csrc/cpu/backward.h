@@ -24,7 +24,8 @@ class Backward {
         hidden(a.hidden_size),
         blocks(blocks_of(hidden)),
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
-        own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)) {}
+        own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
+        adding(a.accumulate) {}
 
   void run() {
     pack();
@@ -48,6 +49,7 @@ class Backward {
   const Schedule& schedule;
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
+  bool adding;  // to the parameters' gradients; else the first chunk writes them
   Index chunk_row = 0, chunk_rows = 0;
   Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
 
@@ -92,20 +94,20 @@ class Backward {
   Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
 
   void pack() {
-    const Index input_blocks = blocks_of(a.input_size);
-    Range mine = part_of(input_blocks, w.thread, w.threads());
-    for (Index i = mine.first; i < mine.last; ++i)
-      pack_backward(a.weights.weight_ih, a.input_size, i, hidden, traits.input,
-                    a.packed_ih + i * inner_of(traits.input) * kBlock);
-    mine = part_of(blocks, w.thread, w.threads());
-    for (Index j = mine.first; j < mine.last; ++j) {
-      for (int phase = 0; phase < traits.phases; ++phase)
-        pack_backward(a.weights.weight_hh, hidden, j, hidden, traits.recurrent[phase],
-                      packed_hh(phase) + j * inner_of(traits.recurrent[phase]) * kBlock);
+    pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
+    for (int phase = 0; phase < traits.phases; ++phase)
+      pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
+    const Range mine = part_of(blocks, w.thread, w.threads());
+    for (Index j = mine.first; j < mine.last; ++j)
       for (int row = 0; row < traits.peepholes; ++row)
         copy_padded(a.weights.peephole + row * hidden + j * kBlock, units_in(j),
                     a.peephole + (j * traits.peepholes + row) * kBlock);
-    }
+  }
+  void pack_weight(const Real* weight, Index columns, const Window& window, Real* packed) {
+    const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
+    const Index stride = inner_of(window) * kBlock;
+    for (Index i = mine.first; i < mine.last; i += kColumns)
+      pack_backward(weight, columns, i, smaller(kColumns, mine.last - i), hidden, window, packed + i * stride, stride);
   }
   // Inner dimension of a product with the gate gradients of a window.
   Index inner_of(const Window& window) const { return blocks * window.count * kBlock; }
@@ -340,6 +342,7 @@ class Backward {
       const Range peephole_blocks = part_of(blocks, w.thread, w.threads());
       for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
     }
+    adding = true;
   }
 
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
@@ -350,7 +353,7 @@ class Backward {
         const Index block = item / slots, row = gate_row(item, window);
         if (row >= 0)
           accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
-                           gradient + row * columns);
+                           adding, gradient + row * columns);
       }
   }
   // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
@@ -365,7 +368,7 @@ class Backward {
     for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
       bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
     const Index block = item / slots;
-    accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, bias_ih, bias_hh);
+    accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih, bias_hh);
   }
   Real* bias_of(Index item, const Window& window, Real* gradient) const {
     const Index row = gate_row(item, window);
@@ -379,7 +382,8 @@ class Backward {
         V sum[traits.peepholes], dvalue[slots];
         Real* gradient = a.gradients.peephole + block * kBlock + u;
         const Index slot_stride = blocks * a.dgates.block_stride();
-        for (int k = 0; k < traits.peepholes; ++k) sum[k] = V::load_partial(gradient + k * hidden, units);
+        for (int k = 0; k < traits.peepholes; ++k)
+          sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(Real(0));
         for (Index s = last; s-- > first;)
           for (Index p = schedule.active[s]; p-- > 0;) {
             const Index packed_row = schedule.offset[s] + p;

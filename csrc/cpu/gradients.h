@@ -62,19 +62,25 @@ void multiply_gradient(Worker& w, const Blocked<Real>& gradient, Index first_run
   }
 }
 
-// One tile of an outer product: to(m, :) += sum over rows, last to first, of left(row, m) panel(row, :).
+// One tile of an outer product: to(m, :) = (adding: to(m, :)) + sum over rows, last to first, of left(row, m) *
+// panel(row, :).
 template <class Real>
 void accumulate_tile(const Real* last_left, int tile, const Blocked<Real>& panel, Index rows, Index first_block,
-                     Index count, Real* to, Index to_row) {
+                     Index count, bool adding, Real* to, Index to_row) {
   Real* out[kColumns];
-  for (Index i = 0; i < count; ++i) out[i] = to + i * kBlock;
+  const Real* initial[kColumns];
+  for (Index i = 0; i < count; ++i) {
+    out[i] = to + i * kBlock;
+    initial[i] = adding ? out[i] : zeros(Real(0));
+  }
   Product<Real> product;
   product.length = rows;
   product.right = panel.at(first_block, rows - 1);
   product.right_block = panel.block_stride();
-  product.initial = out;
+  product.initial = initial;
+  product.initial_row = adding ? to_row : 0;
   product.out = out;
-  product.initial_row = product.out_row = to_row;
+  product.out_row = to_row;
   gemm(tile, LeftColumns<Real>{last_left}, product, count);
 }
 
@@ -85,11 +91,12 @@ void fetch_rows(const Real* row, int rows, Index blocks, Index columns) {
     for (Index i = 0; i < blocks; ++i) __builtin_prefetch(row + m * columns + i * kBlock, 1);
 }
 
-// Gradient rows (`units` of one run, `columns` long, contiguous) += outer product with `rows` rows of the panel, for
-// the columns of up to four blocks from `first_block`. A partial last block of columns goes through a padded copy.
+// Gradient rows (`units` of one run, `columns` long, contiguous) = (adding: themselves) + outer product with `rows`
+// rows of the panel, for the columns of up to four blocks from `first_block`. A partial last block of columns goes
+// through a padded copy.
 template <class Real>
 void accumulate_outer(const Blocked<Real>& gradient, Index run, int units, const Blocked<Real>& panel, Index rows,
-                      Index first_block, Index columns, Real* to) {
+                      Index first_block, Index columns, bool adding, Real* to) {
   const Index full = smaller(kColumns, columns / kBlock - first_block), edge = first_block + full;
   const Index edge_columns = full < kColumns ? columns - edge * kBlock : 0;
   for (int u = 0; u < units;) {
@@ -98,26 +105,29 @@ void accumulate_outer(const Blocked<Real>& gradient, Index run, int units, const
     Real* row = to + u * columns;
     if (full > 0) {
       fetch_rows(row + tile * columns + first_block * kBlock, units - u - tile, full, columns);
-      accumulate_tile(left, tile, panel, rows, first_block, full, row + first_block * kBlock, columns);
+      accumulate_tile(left, tile, panel, rows, first_block, full, adding, row + first_block * kBlock, columns);
     }
     if (edge_columns > 0) {
       alignas(64) Real sums[kTileRows * kBlock];
-      for (int m = 0; m < tile; ++m) copy_padded(row + m * columns + edge * kBlock, edge_columns, sums + m * kBlock);
-      accumulate_tile(left, tile, panel, rows, edge, 1, sums, kBlock);
+      for (int m = 0; adding && m < tile; ++m)
+        copy_padded(row + m * columns + edge * kBlock, edge_columns, sums + m * kBlock);
+      accumulate_tile(left, tile, panel, rows, edge, 1, adding, sums, kBlock);
       for (int m = 0; m < tile; ++m) copy_unpadded(sums + m * kBlock, edge_columns, row + m * columns + edge * kBlock);
     }
     u += tile;
   }
 }
 
-// first(u) and second(u) += sum over rows, last to first, of gradient(row, u); either may be null.
+// first(u) and second(u) = (adding: themselves) + sum over rows, last to first, of gradient(row, u); either may be
+// null.
 template <class Real>
-void accumulate_rows(const Blocked<Real>& gradient, Index run, int units, Index rows, Real* first, Real* second) {
+void accumulate_rows(const Blocked<Real>& gradient, Index run, int units, Index rows, bool adding, Real* first,
+                     Real* second) {
   using V = Vec<Real>;
   for (int u = 0; u < units; u += V::lanes) {
     const int count = static_cast<int>(smaller(V::lanes, units - u));
-    V a = first ? V::load_partial(first + u, count) : V(Real(0));
-    V b = second ? V::load_partial(second + u, count) : V(Real(0));
+    V a = adding && first ? V::load_partial(first + u, count) : V(Real(0));
+    V b = adding && second ? V::load_partial(second + u, count) : V(Real(0));
     for (Index r = rows; r-- > 0;) {
       const V term = V::load(gradient.at(run, r) + u);
       a += term;

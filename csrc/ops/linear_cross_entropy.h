@@ -53,7 +53,7 @@ class CrossEntropy {
         differentiate(rows, v, logits);
       w.meet();
       input_gradient(rows, logits);
-      weight_gradient(rows, mine, logits);
+      weight_gradient(rows, mine, logits, chunk > 0);
       w.meet();
     }
   }
@@ -78,10 +78,12 @@ class CrossEntropy {
   }
   void pack_transposed() {
     const Range mine = part_of(blocks_of(a.hidden_size), w.thread, w.threads());
-    for (Index j = mine.first; j < mine.last; ++j) {
-      if (w.skip(blocks * kBlock * kPackedElement)) return;
-      pack_backward(a.weight, a.hidden_size, j, a.classes, Window{0, 1, {0}},
-                    a.packed_backward + j * blocks * kBlock * kBlock);
+    const Index stride = blocks * kBlock * kBlock;
+    for (Index j = mine.first; j < mine.last; j += kColumns) {
+      const Index count = smaller(kColumns, mine.last - j);
+      if (w.skip(count * blocks * kBlock * kPackedElement)) return;
+      pack_backward(a.weight, a.hidden_size, j, count, a.classes, Window{0, 1, {0}}, a.packed_backward + j * stride,
+                    stride);
     }
   }
 
@@ -193,17 +195,17 @@ class CrossEntropy {
     });
   }
 
-  void weight_gradient(Range rows, Range mine, const Blocked<Real>& logits) {
+  void weight_gradient(Range rows, Range mine, const Blocked<Real>& logits, bool adding) {
     const Index count = rows.last - rows.first;
     for (Index i = 0; i < blocks_of(a.hidden_size); i += kColumns)
       for (Index v = mine.first; v < mine.last; ++v) {
         if (w.skip(count * kBlock * kColumns)) return;
-        accumulate_outer(logits, v, classes_in(v), a.x_panel, count, i, a.hidden_size,
+        accumulate_outer(logits, v, classes_in(v), a.x_panel, count, i, a.hidden_size, adding,
                          a.dweight + v * kBlock * a.hidden_size);
       }
     if (a.dbias)
       for (Index v = mine.first; v < mine.last; ++v)
-        accumulate_rows(logits, v, classes_in(v), count, a.dbias + v * kBlock, static_cast<Real*>(nullptr));
+        accumulate_rows(logits, v, classes_in(v), count, adding, a.dbias + v * kBlock, static_cast<Real*>(nullptr));
   }
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
@@ -35,6 +36,14 @@ def _as_array(value: Any, name: str) -> Array:
         return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an array; detach it and move it to the CPU: {error}") from error
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array that begins at a cache line, so that no vector read from its rows takes two."""
+    size, line = math.prod(shape) * dtype.itemsize, 64
+    memory = np.empty(size + line, np.uint8)
+    first = -memory.ctypes.data % line
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def lstm_name(peephole: bool, coupled: bool) -> str:
@@ -82,7 +91,7 @@ class Recurrent:
         self.precision = require_precision(precision, self.device, self._settings["dtype"])
         self.engine = require_engine(engine, self.device)
         self._engine = self._make_engine()
-        empty = np.empty if isinstance(self._engine, _core.Recurrent) else self._engine.device.empty
+        empty = _aligned_empty if isinstance(self._engine, _core.Recurrent) else self._engine.device.empty
         #: Name -> live writable array. An edit shows at the next call.
         self.parameters: dict[str, Array] = {
             name: empty(shape, self.dtype) for name, shape in self._engine.parameter_shapes
