@@ -187,8 +187,8 @@ class _Layer(Recurrent):
             As in a call.
         recompute : int, optional
             Keep states every so many steps only, and make the gates again in the backward pass, one such window at a
-            time. The gradients are the same, on the CPU to the last bit; the tape shrinks to about 1/recompute, and a training step
-            takes about a third longer.
+            time. The gradients are the same, on the CPU to the last bit; the tape shrinks to about 1/recompute, and a
+            training step takes about a third longer.
 
         Returns
         -------
