@@ -25,6 +25,7 @@ class Backward {
         blocks(blocks_of(hidden)),
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
+        clipped(V(a.clip)),
         adding(a.accumulate) {}
 
   void run() {
@@ -49,6 +50,7 @@ class Backward {
   const Schedule& schedule;
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
+  const Clipped<V> clipped;
   bool adding;  // to the parameters' gradients; else the first chunk writes them
   Index chunk_row = 0, chunk_rows = 0;
   Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
@@ -94,7 +96,7 @@ class Backward {
   Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
 
   void pack() {
-    pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
+    if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
     for (int phase = 0; phase < traits.phases; ++phase)
       pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
     const Range mine = part_of(blocks, w.thread, w.threads());
@@ -130,15 +132,17 @@ class Backward {
   void write_state_gradient() {
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
-        if constexpr (has_c) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+        if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c)
+          if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
       }
   }
 
   // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
   // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
   void stage_panels(Index first, Index last) {
-    const Range inputs = part_of(blocks_of(a.input_size), w.unit_part(), w.split.unit_parts);
+    const Range inputs =
+        part_of(a.gradients.weight_ih ? blocks_of(a.input_size) : 0, w.unit_part(), w.split.unit_parts);
     for (Index s = first; s < last; ++s) {
       if (w.skip(running(s) * (blocks + blocks_of(a.input_size)))) return;
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
@@ -168,7 +172,10 @@ class Backward {
     const Index end = own_rows.first + running(s);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
       if (w.skip(running(s) * kCellWork)) break;
-      for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j);
+      if (a.clip > Real(0))
+        differentiate_clipped(s, end, j);
+      else
+        for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
     }
     w.meet_row();
     if constexpr (traits.phases == 2) {
@@ -232,8 +239,13 @@ class Backward {
     gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
   }
 
+  FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
+    for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, block, clipped);
+  }
+
   // The cell's backward equations for one row of one unit block.
-  void differentiate(Index s, Index p, Index block) {
+  template <class Clip>
+  void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
     const Real* slot = a.gates.at(block, packed_row - segment_row);
@@ -255,7 +267,7 @@ class Backward {
         previous.c = previous_c(s, p, block, u, cut);
         grad.c = V::load(a.carry.at(block, p) + u);
       }
-      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious);
+      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
       for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
@@ -273,6 +285,13 @@ class Backward {
   }
 
   void differentiate_operand(Index s, Index p, Index block) {
+    if (a.clip > Real(0))
+      differentiate_operand(s, p, block, clipped);
+    else
+      differentiate_operand(s, p, block, Unclipped());
+  }
+  template <class Clip>
+  void differentiate_operand(Index s, Index p, Index block, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
       const Real* slot = a.gates.at(block, packed_row - segment_row);
@@ -285,7 +304,7 @@ class Backward {
         for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride + u);
         const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
-        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious);
+        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
         for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
         Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);
@@ -295,6 +314,7 @@ class Backward {
 
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
+    if (!a.dx.data) return;
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
     multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
                       rows, [&](Index block) {
@@ -339,7 +359,7 @@ class Backward {
       accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
     for (Index item = mine.first; item < mine.last; ++item) accumulate_bias(item);
     if constexpr (traits.peepholes > 0) {
-      const Range peephole_blocks = part_of(blocks, w.thread, w.threads());
+      const Range peephole_blocks = part_of(a.gradients.peephole ? blocks : 0, w.thread, w.threads());
       for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
     }
     adding = true;
@@ -347,6 +367,7 @@ class Backward {
 
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
+    if (!gradient) return;
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
         if (w.skip(kBlock * kColumns * chunk_rows)) return;
@@ -367,6 +388,7 @@ class Backward {
     Real* bias_hh = nullptr;
     for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
       bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
+    if (!bias_ih && !bias_hh) return;
     const Index block = item / slots;
     accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih, bias_hh);
   }

@@ -52,6 +52,12 @@ def require_number(value: SupportsFloat, name: str, *, least: float, most: float
     return number
 
 
+def require_clip(value: SupportsFloat | None) -> float | None:
+    """Return a bound on gates' pre-activations, or None for none; it must be a positive number of single precision."""
+    single = np.finfo(np.float32)
+    return None if value is None else require_number(value, "clip", least=float(single.tiny), most=float(single.max))
+
+
 def require_unmasked(array: Any, name: str) -> None:
     """Refuse a masked array, whose mask would be ignored, by a TypeError that names it."""
     if isinstance(array, np.ma.MaskedArray):
@@ -104,6 +110,13 @@ def require_precision(value: str, device: str, dtype: str) -> str:
             f"precision must be 'ieee' but for float32 on a CUDA device, not 'tf32' for {dtype} on {device}"
         )
     return value
+
+
+def require_cpu_options(device: str, clip: float | None, reverse: bool) -> None:
+    """Refuse, on a CUDA device, what only the CPU engine has."""
+    for name, value in (("clip", clip), ("reverse", reverse)):
+        if value and device != "cpu":
+            raise ValueError(f"{name} must be {'None' if name == 'clip' else False} on {device}, not {value}")
 
 
 def require_engine(value: str, device: str) -> str:
