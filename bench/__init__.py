@@ -13,6 +13,8 @@ The tables, by name:
 * threads, isa: numbers of threads and processes; other instruction sets and float64, each beside its own peak.
 * accuracy: errors against float64; nothing is timed.
 
+``python -m bench gpu --budget-seconds N`` measures a CUDA device instead; `bench.gpu` has its rules.
+
 What is measured, and how it is kept fair:
 
 * Every peer gets the same arrays: the same input, the same weights, the same incoming gradient. Before a case is

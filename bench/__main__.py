@@ -167,6 +167,11 @@ def warn(warnings: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the harness; 0 if every contestant agreed in every case, 1 if one failed or disagreed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu"]:
+        from bench.gpu import main as run_gpu
+
+        return run_gpu(arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
     cases = choose_cases(options, parser)

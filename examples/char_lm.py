@@ -6,6 +6,7 @@ character stand beside those of n-gram models counted on the same training text,
 
     python examples/char_lm.py                      # LSTM-256; fails unless it ends below 1.80 bits
     python examples/char_lm.py --cell gru           # any other cell
+    python examples/char_lm.py --device cuda        # on a GPU, with CuPy arrays
     python examples/char_lm.py --quick              # a small net for a few seconds; must beat the unigram model
     python examples/char_lm.py --save lm.safetensors
     python examples/char_lm.py --load lm.safetensors --temperature 0.5
@@ -70,6 +71,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     model.add_argument("--layers", type=count, help=f"layers (default: {FULL['layers']})")
     model.add_argument("--load", type=Path, metavar="PATH", help="start from saved weights; trains only with --epochs")
     model.add_argument("--save", type=Path, metavar="PATH", help="write the weights at the end (safetensors)")
+    model.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     training = parser.add_argument_group("training")
     training.add_argument("--quick", action="store_true", help="a small net and one pass, for a smoke test")
     training.add_argument("--epochs", type=count, help=f"passes over the training text (default: {FULL['epochs']})")
@@ -113,7 +115,7 @@ def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, se
 
     Returns whether the clock, and so the speed of the machine, had a say in the result.
     """
-    inputs, targets = corpus.streams(BATCH, WINDOW)
+    inputs, targets = map(model.on_device, corpus.streams(BATCH, WINDOW))
     total = inputs.size * settings["epochs"]
     peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
     optimizer = Adam(model.parameters)
@@ -158,12 +160,14 @@ def report(model: CharacterModel, corpus: Corpus, options: argparse.Namespace) -
 def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> CharacterModel:
     """A fresh model, or the one in the file `--load` names; a ValueError where the file does not fit the text."""
     if options.load:
-        model = CharacterModel.load(options.load, dropout=settings["dropout"], seed=options.seed)
+        model = CharacterModel.load(options.load, dropout=settings["dropout"], seed=options.seed, device=options.device)
         if model.alphabet != corpus.alphabet:
             raise ValueError(f"{options.load} was trained on another alphabet than this Python version's topics have")
         return model
     architecture = {name: settings[name] for name in ("hidden", "layers", "embedding", "dropout")}
-    return CharacterModel(corpus.alphabet, cell=options.cell or "lstm", seed=options.seed, **architecture)
+    return CharacterModel(
+        corpus.alphabet, cell=options.cell or "lstm", seed=options.seed, device=options.device, **architecture
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,14 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = build(corpus, options, settings)
     except (ValueError, SafetensorError) as error:
-        print(f"error: cannot load {options.load}: {error}", file=sys.stderr)
+        print(f"error: cannot make or load the model: {error}", file=sys.stderr)
         return 2
     if not options.load or options.epochs:
         hurried = train(model, corpus, options, settings, started)
         if hurried:
             print("\nthe time budget shortened the schedule: the result depends on the speed of this machine")
     bits, unigram = report(model, corpus, options)
-    print(f"\n{time.perf_counter() - started:.1f} s on {fr.get_num_threads()} threads")
+    where = f"{fr.get_num_threads()} threads" if options.device == "cpu" else model.recurrent.device
+    print(f"\n{time.perf_counter() - started:.1f} s on {where}")
     if options.save:
         model.save(options.save)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ class CharacterModel:
         Share of the units dropped in training between layers and before the readout.
     seed : int
         Of the initial weights and the dropout masks.
+    device : str
+        'cpu', or 'cuda': then every array is CuPy's, and so must those be that the methods are given.
 
     Attributes
     ----------
@@ -65,18 +68,23 @@ class CharacterModel:
         embedding: int = 64,
         dropout: float = 0.0,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.alphabet = alphabet
         self.settings = {"cell": cell, "hidden": hidden, "layers": layers, "embedding": embedding}
         self.dropout = dropout
         self.generator = np.random.default_rng(seed)
         between = dropout if layers > 1 else 0.0
-        self.recurrent = CELLS[cell](embedding, hidden, layers, dropout=between, seed=seed)
+        self.recurrent = CELLS[cell](embedding, hidden, layers, dropout=between, seed=seed, device=device)
+        # The layer has said what is missing, if the device cannot be used.
+        self.arrays = np if device == "cpu" else importlib.import_module("cupy")
+        self.masks = self.generator if device == "cpu" else self.arrays.random.default_rng(seed)
         bound = hidden**-0.5
         size = len(alphabet)
-        self.embedding = self.generator.normal(0.0, 1.0, (size, embedding)).astype(np.float32)
-        self.readout_weight = self.generator.uniform(-bound, bound, (size, hidden)).astype(np.float32)
-        self.readout_bias = np.zeros(size, dtype=np.float32)
+        embeddings = self.generator.normal(0.0, 1.0, (size, embedding)).astype(np.float32)
+        self.embedding = self.on_device(embeddings)
+        self.readout_weight = self.on_device(self.generator.uniform(-bound, bound, (size, hidden)).astype(np.float32))
+        self.readout_bias = self.on_device(np.zeros(size, dtype=np.float32))
         self.parameters = {
             "embedding": self.embedding,
             **{f"recurrent.{name}": array for name, array in self.recurrent.parameters.items()},
@@ -84,12 +92,27 @@ class CharacterModel:
             "readout.bias": self.readout_bias,
         }
 
+    def on_device(self, array: np.ndarray):
+        """A host array where the model computes."""
+        return self.arrays.asarray(array)
+
+    def to_host(self, array) -> np.ndarray:
+        """An array of the model's on the host."""
+        return array if self.arrays is np else self.arrays.asnumpy(array)
+
+    def _sum_by_code(self, codes, rows):
+        size = len(self.alphabet)
+        if self.arrays is np:
+            return sum_by_code(codes, rows, size)
+        # A product with the codes as indicators: in a fixed order, unlike a scatter by atomics.
+        return (self.arrays.arange(size)[:, None] == codes).astype(rows.dtype) @ rows
+
     def train_window(self, inputs, targets, state):
         """Loss and gradients over one window of truncated BPTT.
 
         Parameters
         ----------
-        inputs, targets : ndarray of int64, shape (T, B)
+        inputs, targets : array of int64, shape (T, B)
             Characters, and the character after each.
         state : array, pair of arrays or None
             The state the window before ended in; no gradient flows into it.
@@ -107,7 +130,7 @@ class CharacterModel:
         y, state, tape = self.recurrent.forward(x, state)
         features = y
         if self.dropout:
-            mask = self.generator.random(y.shape, dtype=np.float32) >= self.dropout
+            mask = self.masks.random(y.shape, dtype=np.float32) >= self.dropout
             scale = mask * np.float32(1.0 / (1.0 - self.dropout))
             features = y * scale
         loss, readout_tape = fr.linear_cross_entropy_forward(features, self.readout_weight, self.readout_bias, targets)
@@ -116,7 +139,7 @@ class CharacterModel:
             dy *= scale
         grads = self.recurrent.backward(tape, dy)
         gradients = {
-            "embedding": sum_by_code(inputs.ravel(), grads.x.reshape(-1, x.shape[-1]), len(self.alphabet)),
+            "embedding": self._sum_by_code(inputs.ravel(), grads.x.reshape(-1, x.shape[-1])),
             **{f"recurrent.{name}": array for name, array in grads.parameters.items()},
             "readout.weight": dweight,
             "readout.bias": dbias,
@@ -127,6 +150,7 @@ class CharacterModel:
         """Bits per character of `codes[1:]`, read once from left to right with the state carried all the way."""
         nats = 0.0
         state = None
+        codes = self.on_device(codes)
         for inputs, targets in fr.tbptt_windows(codes[:-1, None], codes[1:, None], window=window):
             y, state = self.recurrent(self.embedding[inputs], state)
             nats += float(fr.linear_cross_entropy(y, self.readout_weight, self.readout_bias, targets, reduction="sum"))
@@ -136,10 +160,11 @@ class CharacterModel:
         """Yield `length` characters, each drawn from softmax(logits / temperature) and fed back as the next input."""
         generator = np.random.default_rng(seed)
         codes = [self.alphabet.index(character) for character in prompt]
+        weight, bias = self.to_host(self.readout_weight), self.to_host(self.readout_bias)
         state = None
         for _ in range(length):
-            y, state = self.recurrent(self.embedding[codes][:, None], state)
-            logits = (self.readout_weight @ y[-1, 0] + self.readout_bias) / temperature
+            y, state = self.recurrent(self.embedding[self.on_device(np.array(codes))][:, None], state)
+            logits = (weight @ self.to_host(y[-1, 0]) + bias) / temperature
             # Gumbel's trick: the largest of logits plus Gumbel noise is distributed as their softmax.
             codes = [int(np.argmax(logits + generator.gumbel(size=logits.shape)))]
             yield self.alphabet[codes[0]]
@@ -147,10 +172,10 @@ class CharacterModel:
     def save(self, path: Path) -> None:
         """Write the weights, and what is needed to build the model around them, as safetensors."""
         metadata = {"alphabet": self.alphabet} | {name: str(value) for name, value in self.settings.items()}
-        save_file(self.parameters, path, metadata=metadata)
+        save_file({name: self.to_host(array) for name, array in self.parameters.items()}, path, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path, *, dropout: float = 0.0, seed: int = 0) -> CharacterModel:
+    def load(cls, path: Path, *, dropout: float = 0.0, seed: int = 0, device: str = "cpu") -> CharacterModel:
         """Build a model from a file that `save` wrote; a ValueError says what is wrong with any other file."""
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -159,9 +184,9 @@ class CharacterModel:
         if missing or metadata["cell"] not in CELLS:
             raise ValueError(f"{path} was not written by this example")
         sizes = {name: int(metadata[name]) for name in ("hidden", "layers", "embedding")}
-        model = cls(metadata["alphabet"], cell=metadata["cell"], dropout=dropout, seed=seed, **sizes)
+        model = cls(metadata["alphabet"], cell=metadata["cell"], dropout=dropout, seed=seed, device=device, **sizes)
         for name, parameter in model.parameters.items():
             if name not in arrays or arrays[name].shape != parameter.shape:
                 raise ValueError(f"{path}: {name} is missing or is not of shape {parameter.shape}")
-            parameter[...] = arrays[name]
+            parameter[...] = model.on_device(arrays[name])
         return model

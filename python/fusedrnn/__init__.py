@@ -1,15 +1,21 @@
 """Recurrent networks at the speed of the hardware, without a framework.
 
-Fused Elman, LSTM and GRU layers and cells, forward and backpropagation through time, over NumPy arrays.
+Fused Elman, LSTM and GRU layers and cells, forward and backpropagation through time, over NumPy arrays
+and, on a CUDA device, over CuPy arrays.
 """
 
 from fusedrnn import init
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.functions import linear_cross_entropy, linear_cross_entropy_backward, linear_cross_entropy_forward
+from fusedrnn.functions import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+    readout_buffers,
+)
 from fusedrnn.gradients import Gradients
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.machine import get_num_threads, info, set_num_threads
-from fusedrnn.training import clip_grad_norm, tbptt_windows
+from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 
 from ._core import version as __version__
 
@@ -29,6 +35,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
+    "norm_buffers",
+    "readout_buffers",
     "set_num_threads",
     "tbptt_windows",
 ]

@@ -8,7 +8,11 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
+from fusedrnn.cuda.arrays import numpy_dtype
+from fusedrnn.cuda.device import parse
+
 DTYPES = ("float32", "float64")
+DEVICE_DTYPES = (*DTYPES, "bfloat16", "float16")
 # Beyond this a size cannot be a whole number of bytes in memory, whatever it counts.
 _LARGEST = 2**48
 
@@ -69,25 +73,62 @@ def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def require_dtype(value: Any) -> str:
-    """Return 'float32' or 'float64' for a name, NumPy type or dtype of one of them."""
+def require_dtype(value: Any, device: str = "cpu") -> str:
+    """Return the name of a dtype that the device's engine computes in, given as name, NumPy type or dtype."""
+    choices = DTYPES if device == "cpu" else DEVICE_DTYPES
+    if isinstance(value, str) and value == "bfloat16" and value in choices:
+        return str(numpy_dtype(value).name)
     if isinstance(value, (str, type, np.dtype)):
         try:
             dtype = np.dtype(value)
         except (TypeError, ValueError):  # the latter for a string beyond UTF-8
             dtype = None
-        if dtype is not None and dtype.name in DTYPES and dtype.isnative:
+        if dtype is not None and dtype.name in choices and dtype.isnative:
             return str(dtype.name)
     error = ValueError if isinstance(value, str) else TypeError
-    raise error(f"dtype must be 'float32' or 'float64', not {value!r}")
+    where = "" if device == "cpu" else f" on {device}"
+    raise error(f"dtype must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}{where}, not {value!r}")
 
 
 def require_device(value: str) -> str:
-    """Return 'cpu', the one device this version has."""
+    """Return 'cpu', or 'cuda:N' for a CUDA device that can be used; ValueError tells what is missing for it."""
     if not isinstance(value, str):
         raise TypeError(f"device must be a string, not {type(value).__name__}")
-    if value != "cpu":
-        raise ValueError(f"device must be 'cpu', not {value!r}: this version has no CUDA engine")
+    if value == "cpu":
+        return value
+    index = parse(value)
+    if index is None:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {value!a}")
+    return f"cuda:{index}"
+
+
+def require_precision(value: str, device: str, dtype: str) -> str:
+    """Return 'ieee' or 'tf32', the latter only for float32 on a CUDA device."""
+    require_choice(value, "precision", ("ieee", "tf32"))
+    if value == "tf32" and (device == "cpu" or dtype != "float32"):
+        raise ValueError(
+            f"precision must be 'ieee' but for float32 on a CUDA device, not 'tf32' for {dtype} on {device}"
+        )
+    return value
+
+
+def require_cpu_options(device: str, clip: float | None, reverse: bool) -> None:
+    """Refuse, on a CUDA device, what only the CPU engine has."""
+    for name, value in (("clip", clip), ("reverse", reverse)):
+        if value and device != "cpu":
+            raise ValueError(f"{name} must be {'None' if name == 'clip' else False} on {device}, not {value}")
+
+
+def require_engine(value: str, device: str) -> str:
+    """Return 'auto' or 'stepwise', which on a CUDA device are the same today."""
+    require_choice(value, "engine", ("auto", "stepwise", "persistent"))
+    if value != "auto" and device == "cpu":
+        raise ValueError(f"engine must be 'auto' on the CPU, not {value!r}: the choice is a CUDA device's")
+    if value == "persistent":
+        raise ValueError(
+            "engine must be 'auto' or 'stepwise' in this build, not 'persistent', which is for LSTM and reset-after "
+            "GRU of at most 1024 units in bfloat16, float16 or with precision='tf32'"
+        )
     return value
 
 
@@ -96,3 +137,9 @@ def require_seed(value: int | None) -> int:
     if value is None:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     return require_integer(value, "seed", least=0, most=2**64 - 1)
+
+
+def require_no_buffers(out: Any) -> None:
+    """Refuse memory held for a CUDA device where the arrays are the CPU's."""
+    if out is not None:
+        raise TypeError(f"out must be None for arrays on the CPU, not {type(out).__name__}")

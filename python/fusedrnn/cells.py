@@ -6,6 +6,7 @@ from typing import Any, SupportsFloat
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag
+from fusedrnn.cuda.net import Tape
 from fusedrnn.gradients import Array, Gradients, State
 from fusedrnn.recurrent import Recurrent, lstm_name
 
@@ -21,9 +22,21 @@ class _Cell(Recurrent):
         dtype: Any,
         device: str,
         seed: int | None,
+        precision: str,
+        engine: str,
     ) -> None:
         super().__init__(
-            cell, input_size, hidden_size, bias=bias, clip=clip, dtype=dtype, device=device, seed=seed, single_step=True
+            cell,
+            input_size,
+            hidden_size,
+            bias=bias,
+            clip=clip,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            precision=precision,
+            engine=engine,
+            single_step=True,
         )
 
     def __call__(self, x: Array, state: State | None = None) -> State:
@@ -49,7 +62,7 @@ class _Cell(Recurrent):
         new_state: State = self._engine.infer(self.parameters, x, state, None, None, None)[1]
         return new_state
 
-    def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape]:
+    def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape | Tape]:
         """Run one step in training: as a call, and return (state, tape).
 
         The tape refers to x, the new h and the parameters: do not write them before the backward pass.
@@ -57,7 +70,7 @@ class _Cell(Recurrent):
         _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, 0, None)
         return new_state, tape
 
-    def backward(self, tape: _core.Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]
+    def backward(self, tape: _core.Tape | Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]
         """Differentiate one step.
 
         Parameters
@@ -96,9 +109,12 @@ class RNNCell(_Cell):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
-        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, clip, dtype, device, seed)
+        cell = f"rnn_{nonlinearity}"
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(nonlinearity=self.nonlinearity)
@@ -119,11 +135,13 @@ class LSTMCell(_Cell):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.peephole = require_flag(peephole, "peephole")
         self.coupled = require_flag(coupled, "coupled")
         cell = lstm_name(self.peephole, self.coupled)
-        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(peephole=self.peephole, coupled=self.coupled)
@@ -143,10 +161,12 @@ class GRUCell(_Cell):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
-        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(reset_after=self.reset_after)

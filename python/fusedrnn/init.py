@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fusedrnn.arguments import require_number, require_seed
+from fusedrnn.cuda.arrays import accumulator
+from fusedrnn.cuda.device import owner_of
 
 if TYPE_CHECKING:
     from fusedrnn.recurrent import Recurrent
@@ -22,6 +24,15 @@ def _require_recurrent(layer: Object) -> Object:
     return layer
 
 
+def _write(array: Any, values: Any) -> None:
+    """Write host values into a contiguous array of either kind of memory."""
+    device = owner_of(array)
+    if device is None:
+        array[...] = values
+    else:
+        device.assign(array, values)
+
+
 def uniform_(layer: Object, seed: int | None = None) -> Object:
     """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): torch's default, and the constructors'.
 
@@ -34,7 +45,7 @@ def uniform_(layer: Object, seed: int | None = None) -> Object:
     generator = np.random.default_rng(require_seed(seed))
     bound = 1 / np.sqrt(layer.hidden_size)
     for array in layer.parameters.values():
-        array[...] = generator.uniform(-bound, bound, array.shape)
+        _write(array, generator.uniform(-bound, bound, array.shape))
     return layer
 
 
@@ -54,7 +65,7 @@ def orthogonal_(layer: Object, seed: int | None = None) -> Object:
             continue
         for block in range(0, array.shape[0], hidden):
             factor, triangle = np.linalg.qr(generator.standard_normal((hidden, hidden)))
-            array[block : block + hidden] = factor * np.sign(np.diag(triangle))
+            _write(array[block : block + hidden], factor * np.sign(np.diag(triangle)))
     return layer
 
 
@@ -71,7 +82,8 @@ def forget_bias_(layer: Object, value: float = 1.0) -> Object:
         Where the layer has no forget gate or no biases, or `value` is not finite.
     """
     layer = _require_recurrent(layer)
-    value = require_number(value, "value", least=-np.finfo(layer.dtype).max, most=np.finfo(layer.dtype).max)
+    largest = np.finfo(accumulator(layer.dtype)).max
+    value = require_number(value, "value", least=-largest, most=largest)
     if not layer.cell_name.startswith("lstm") or not layer.bias:
         raise ValueError(f"layer must be an LSTM with bias, not {layer!r}")
     first = 0 if layer.cell_name.endswith("coupled") else layer.hidden_size

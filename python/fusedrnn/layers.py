@@ -7,6 +7,8 @@ from typing import Any, SupportsFloat
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
+from fusedrnn.cuda.buffers import Buffers
+from fusedrnn.cuda.net import Stepper, Tape
 from fusedrnn.gradients import Array, Gradients, State
 from fusedrnn.recurrent import Recurrent, lstm_name
 
@@ -27,6 +29,8 @@ class _Layer(Recurrent):
         dtype: Any,
         device: str,
         seed: int | None,
+        precision: str,
+        engine: str,
     ) -> None:
         num_layers = require_integer(num_layers, "num_layers", least=1, most=2**16)
         dropout = require_number(dropout, "dropout", least=0.0, most=1.0)
@@ -44,6 +48,8 @@ class _Layer(Recurrent):
             dtype=dtype,
             device=device,
             seed=seed,
+            precision=precision,
+            engine=engine,
             num_layers=num_layers,
             batch_first=require_flag(batch_first, "batch_first"),
             dropout=dropout,
@@ -83,7 +89,7 @@ class _Layer(Recurrent):
         state: State | None = None,
         lengths: Any = None,
         reset: Array | None = None,
-        out: Array | None = None,
+        out: Array | Buffers | None = None,
     ) -> tuple[Array, State]:
         """Run a sequence for its result alone: nothing is kept for a backward pass, and no dropout is applied.
 
@@ -98,8 +104,9 @@ class _Layer(Recurrent):
             (B,), each in [0, T], in any order. Past its length a row's y is 0 and its state stays.
         reset : ndarray of bool, optional
             (T, B), or (B, T) with `batch_first`, or (T,). ``reset[t]`` cuts the link between t-1 and t.
-        out : ndarray, optional
-            Array to write y into; it must not share memory with x, the state or a parameter.
+        out : ndarray or Buffers, optional
+            Array to write y into; it must not share memory with x, the state or a parameter. On a CUDA device also what
+            `buffers` gives: then no memory is allocated, and a graph may be captured.
 
         Returns
         -------
@@ -115,7 +122,37 @@ class _Layer(Recurrent):
         """
         return self._engine.infer(self.parameters, x, state, lengths, reset, out)
 
-    def stream(self, batch: int = 1) -> _core.Stepper:
+    def buffers(
+        self, steps: int, batch: int | None = None, *, training: bool = True, recompute: int | None = None
+    ) -> Buffers:
+        """Make the memory that calls of one shape write, for ``out=``: to capture a graph, or to allocate nothing.
+
+        Parameters
+        ----------
+        steps, batch : int
+            T and B; without a batch for unbatched sequences.
+        training : bool
+            For `forward` and `backward` as well as for calls.
+        recompute : int, optional
+            As it will be given to `forward`.
+
+        Returns
+        -------
+        Buffers
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is of another kind or value, or the layer is on the CPU.
+        """
+        if isinstance(self._engine, _core.Recurrent):
+            raise ValueError("device must be a CUDA device for buffers; on the CPU out= takes an array for y")
+        steps = require_integer(steps, "steps", least=0)
+        batch = None if batch is None else require_integer(batch, "batch", least=0)
+        window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
+        return self._engine.buffers(steps, batch, window, training=require_flag(training, "training"))
+
+    def stream(self, batch: int = 1) -> _core.Stepper | Stepper:
         """Make a stepper, which runs the layer one step at a time and keeps the state: for serving.
 
         ``stepper.step(x_t, out=None)`` takes (B, I) and gives h of the last layer, (B, H), with the bits of a call on
@@ -151,8 +188,8 @@ class _Layer(Recurrent):
         lengths: Any = None,
         reset: Array | None = None,
         recompute: int | None = None,
-        out: Array | None = None,
-    ) -> tuple[Array, State, _core.Tape]:
+        out: Array | Buffers | None = None,
+    ) -> tuple[Array, State, _core.Tape | Tape]:
         """Run a sequence in training: as a call, with dropout between the layers, and return (y, state, tape).
 
         The tape refers to x, y and the parameters: do not write them before the backward pass. An interrupted call
@@ -164,8 +201,8 @@ class _Layer(Recurrent):
             As in a call.
         recompute : int, optional
             Keep states every so many steps only, and make the gates again in the backward pass, one such window at a
-            time. The gradients are the same to the last bit; the tape shrinks to about 1/recompute, and a training step
-            takes about a third longer.
+            time. The gradients are the same, on the CPU to the last bit; the tape shrinks to about 1/recompute, and a
+            training step takes about a third longer.
 
         Returns
         -------
@@ -183,7 +220,7 @@ class _Layer(Recurrent):
         return self._engine.forward(self.parameters, x, state, lengths, reset, window, out)
 
     def backward(
-        self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+        self, tape: _core.Tape | Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
     ) -> Gradients:
         """Run backpropagation through time (Werbos 1990) over the sequence of a tape.
 
@@ -234,11 +271,18 @@ class RNN(_Layer):
         Probability, in training, of dropping an element between two layers.
     clip : float, optional
         Bound the input of every gate's activation to [-clip, clip], as the ONNX operators do; no gradient flows where
-        it acts. None: no bound.
-    dtype : {'float32', 'float64'}
-    device : {'cpu'}
+        it acts. None: no bound. The CPU engine's alone, as is `reverse`.
+    dtype : {'float32', 'float64', 'bfloat16', 'float16'}
+        The 16-bit ones on a CUDA device only; c of an LSTM's state is then float32.
+    device : str
+        'cpu', 'cuda' (CuPy's current device) or 'cuda:N'. On a device all arrays are CuPy's and work goes on CuPy's
+        current stream.
     seed : int, optional
         Of the initial parameters and of dropout; a fresh one if None.
+    precision : {'ieee', 'tf32'}
+        'tf32' lets products of float32 on a CUDA device round their operands to 10 bits of mantissa.
+    engine : {'auto', 'stepwise', 'persistent'}
+        How a CUDA device runs the recurrence; 'auto' chooses.
 
     Raises
     ------
@@ -262,6 +306,8 @@ class RNN(_Layer):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
@@ -279,6 +325,8 @@ class RNN(_Layer):
             dtype,
             device,
             seed,
+            precision,
+            engine,
         )
 
     def __repr__(self) -> str:
@@ -298,7 +346,8 @@ class LSTM(_Layer):
         order i f o; coupled: (2, H), order f o.
     coupled : bool
         ``i = 1 - f`` (Greff et al. 2015): three gate blocks, f g o.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device,
+    seed, precision, engine
         As for `RNN`.
 
     Raises
@@ -324,6 +373,8 @@ class LSTM(_Layer):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.peephole = require_flag(peephole, "peephole")
         self.coupled = require_flag(coupled, "coupled")
@@ -342,6 +393,8 @@ class LSTM(_Layer):
             dtype,
             device,
             seed,
+            precision,
+            engine,
         )
 
     def __repr__(self) -> str:
@@ -358,7 +411,8 @@ class GRU(_Layer):
     reset_after : bool
         True: ``n = tanh(x W_in^T + b_in + r (h_{t-1} W_hn^T + b_hn))``, as torch, cuDNN and Keras v2 compute it.
         False: ``n = tanh(x W_in^T + b_in + (r h_{t-1}) W_hn^T + b_hn)``, as in Cho 2014.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device, seed
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device,
+    seed, precision, engine
         As for `RNN`.
 
     Raises
@@ -383,6 +437,8 @@ class GRU(_Layer):
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
+        precision: str = "ieee",
+        engine: str = "auto",
     ) -> None:
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
@@ -400,6 +456,8 @@ class GRU(_Layer):
             dtype,
             device,
             seed,
+            precision,
+            engine,
         )
 
     def __repr__(self) -> str:

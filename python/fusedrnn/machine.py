@@ -6,6 +6,7 @@ from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_integer
+from fusedrnn.cuda.device import describe
 
 
 def set_num_threads(n: int) -> None:
@@ -44,5 +45,5 @@ def info() -> dict[str, Any]:
         "threads": _core.num_threads(),
         "available_threads": _core.available_threads(),
         "cells": list(_core.cells),
-        "cuda": "none: this version has no CUDA engine",
+        "cuda": describe(),
     }

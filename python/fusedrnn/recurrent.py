@@ -11,13 +11,19 @@ import numpy as np
 from fusedrnn import _core, init
 from fusedrnn.arguments import (
     require_clip,
+    require_cpu_options,
     require_device,
     require_dtype,
+    require_engine,
     require_flag,
     require_integer,
+    require_precision,
     require_seed,
     require_unmasked,
 )
+from fusedrnn.cuda.arrays import is_float, numpy_dtype
+from fusedrnn.cuda.device import Device, arrays, owner_of
+from fusedrnn.cuda.net import Net, Tape
 from fusedrnn.gradients import Array, Gradients
 
 
@@ -50,7 +56,7 @@ def lstm_name(peephole: bool, coupled: bool) -> str:
 class Recurrent:
     """Base of every layer and cell; not made directly."""
 
-    _engine: _core.Recurrent
+    _engine: _core.Recurrent | Net
 
     def __init__(
         self,
@@ -62,6 +68,8 @@ class Recurrent:
         dtype: Any,
         device: str,
         seed: int | None,
+        precision: str = "ieee",
+        engine: str = "auto",
         num_layers: int = 1,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -80,18 +88,30 @@ class Recurrent:
             "bidirectional": bidirectional,
             "dropout": dropout,
             "seed": require_seed(seed),
-            "dtype": require_dtype(dtype),
+            "dtype": require_dtype(dtype, self.device),
             "batch_first": batch_first,
             "single_step": single_step,
             "reverse": reverse,
             "clip": require_clip(clip) or 0.0,
         }
-        self._engine = _core.Recurrent(**self._settings)
+        require_cpu_options(self.device, self.clip, reverse)
+        self.precision = require_precision(precision, self.device, self._settings["dtype"])
+        self.engine = require_engine(engine, self.device)
+        self._engine = self._make_engine()
+        empty = _aligned_empty if isinstance(self._engine, _core.Recurrent) else self._engine.device.empty
         #: Name -> live writable array. An edit shows at the next call.
         self.parameters: dict[str, Array] = {
-            name: _aligned_empty(shape, self.dtype) for name, shape in self._engine.parameter_shapes
+            name: empty(shape, self.dtype) for name, shape in self._engine.parameter_shapes
         }
         init.uniform_(self, self._settings["seed"])
+
+    def _make_engine(self) -> _core.Recurrent | Net:
+        device = self._device()
+        return _core.Recurrent(**self._settings) if device is None else Net(self._settings, device, self.precision)
+
+    def _device(self) -> Device | None:
+        """The CUDA device, None for the CPU."""
+        return None if self.device == "cpu" else Device(arrays(), int(self.device.removeprefix("cuda:")))
 
     @property
     def input_size(self) -> int:
@@ -110,9 +130,8 @@ class Recurrent:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of every array: float32 or float64."""
-        dtype: np.dtype[Any] = np.dtype(self._settings["dtype"])
-        return dtype
+        """Type of every array: float32 or float64; on a CUDA device also bfloat16 or float16, whose c is float32."""
+        return numpy_dtype(self._settings["dtype"])
 
     @property
     def clip(self) -> float | None:
@@ -150,57 +169,82 @@ class Recurrent:
         missing = [name for name in self.parameters if name not in mapping]
         if unknown or missing:
             raise ValueError(f"mapping must have the parameters' names; missing: {missing}, unknown: {unknown}")
+        if self.device != "cpu":
+            return self._load_to_device(mapping, convert)
         arrays = {name: self._checked(_as_array(mapping[name], name), name, convert) for name in self.parameters}
         if any(np.may_share_memory(array, own) for array in arrays.values() for own in self.parameters.values()):
             arrays = {name: array.copy() for name, array in arrays.items()}
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
+    def _load_to_device(self, mapping: Mapping[str, Any], convert: bool) -> None:
+        """Through the host, whatever an entry is and wherever it lies: loading is no hot path."""
+        device = self._device()
+        assert device is not None
+        host = {}
+        for name in self.parameters:
+            value = mapping[name]
+            if owner_of(value) is None and getattr(value, "__dlpack_device__", lambda: (1, 0))()[0] == 2:
+                value = device.arrays.from_dlpack(value)
+            owner = owner_of(value)
+            array = _as_array(value, name) if owner is None else owner.to_host(value)
+            host[name] = self._checked(array, name, convert)
+        for name, array in host.items():
+            device.assign(self.parameters[name], array.astype(self.dtype))
+
     def _checked(self, array: Array, name: str, convert: bool) -> Array:
-        if array.dtype.kind != "f" or (array.dtype != self.dtype and not convert):
-            hint = "; pass convert=True to round it" if array.dtype.kind == "f" else ""
+        if not is_float(array.dtype) or (array.dtype != self.dtype and not convert):
+            hint = "; pass convert=True to round it" if is_float(array.dtype) else ""
             raise TypeError(f"mapping[{name!r}] must be an array of {self.dtype}, not of {array.dtype}{hint}")
         if array.shape != self.parameters[name].shape:
             raise ValueError(f"mapping[{name!r}] must have shape {self.parameters[name].shape}, not {array.shape}")
         return array
 
     def to(self, device: str | None = None, dtype: Any = None) -> Any:
-        """Change the dtype of the parameters in place, rounding where it narrows, and return the object itself.
+        """Change device and dtype of the parameters in place, rounding where it narrows, and return the object itself.
 
         Parameters
         ----------
         device : str, optional
-            'cpu'.
+            'cpu', 'cuda' or 'cuda:N'.
         dtype : dtype, optional
-            float32 or float64. The parameters are then new arrays; earlier tapes belong to the old ones.
+            float32 or float64; on a CUDA device also bfloat16 or float16.
+
+        Where either changes the parameters are new arrays; earlier tapes, steppers and buffers belong to the old ones.
 
         Raises
         ------
         TypeError, ValueError
-            Where either is none of these.
+            Where either is none of these, or does not go with the other or with ``precision``.
         """
         device = self.device if device is None else require_device(device)
-        name = self._settings["dtype"] if dtype is None else require_dtype(dtype)
-        if name != self._settings["dtype"]:
-            self._engine.check_parameters(self.parameters)
-            parameters = {key: array.astype(name) for key, array in self.parameters.items()}
-            calls = self._engine.calls
-            self._settings["dtype"] = name
-            self._engine = _core.Recurrent(**self._settings)
-            self._engine.calls = calls
-            self.parameters = parameters
-        self.device = device
+        name = require_dtype(self._settings["dtype"] if dtype is None else dtype, device)
+        if name == self._settings["dtype"] and device == self.device:
+            return self
+        require_cpu_options(device, self.clip, self._settings["reverse"])
+        require_precision(self.precision, device, name)
+        require_engine(self.engine, device)
+        self._engine.check_parameters(self.parameters)
+        before, calls = self._device(), self._engine.calls
+        host = {key: array if before is None else before.to_host(array) for key, array in self.parameters.items()}
+        host = {key: array.astype(numpy_dtype(name)) for key, array in host.items()}
+        self._settings["dtype"], self.device = name, device
+        after = self._device()
+        self.parameters = host if after is None else {key: after.from_host(array) for key, array in host.items()}
+        self._engine = self._make_engine()
+        self._engine.calls = calls
         return self
 
     def backward(
-        self, tape: _core.Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+        self, tape: _core.Tape | Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
     ) -> Gradients:
         """Run backpropagation through time; see the classes' own docstrings for the shapes."""
-        if not isinstance(tape, _core.Tape):
+        engine: Any = self._engine
+        if not isinstance(tape, _core.Tape if isinstance(engine, _core.Recurrent) else Tape):
             raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
         if grads is not None and not isinstance(grads, Gradients):
             raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
-        return Gradients(*self._engine.backward(tape, dy, dstate, None if grads is None else grads.parameters))
+        return Gradients(*engine.backward(tape, dy, dstate, None if grads is None else grads.parameters))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -211,11 +255,26 @@ class Recurrent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         calls = state.pop("calls")
         self.__dict__.update(state)
-        self._engine = _core.Recurrent(**self._settings)
+        self._engine = self._make_engine()
         self._engine.calls = calls
 
     def _describe(self, **options: object) -> str:
-        shown = {**options, "clip": self.clip, "bias": self.bias, "dtype": str(self.dtype)}
-        defaults = {"clip": None, "bias": True, "dtype": "float32"}
+        shown = {
+            **options,
+            "clip": self.clip,
+            "bias": self.bias,
+            "dtype": str(self._settings["dtype"]),
+            "device": self.device,
+            "precision": self.precision,
+            "engine": self.engine,
+        }
+        defaults = {
+            "clip": None,
+            "bias": True,
+            "dtype": "float32",
+            "device": "cpu",
+            "precision": "ieee",
+            "engine": "auto",
+        }
         listed = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
         return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *listed])})"

@@ -8,7 +8,11 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn.arguments import require_integer, require_number, require_unmasked
+from fusedrnn.arguments import require_integer, require_no_buffers, require_number, require_unmasked
+from fusedrnn.cuda.buffers import NormBuffers
+from fusedrnn.cuda.device import owner_of
+from fusedrnn.cuda.functions import clip
+from fusedrnn.cuda.functions import norm_buffers as make_norm_buffers
 from fusedrnn.gradients import Array, Gradients
 
 
@@ -18,6 +22,8 @@ def _gradient_arrays(grads: Any) -> list[Array]:
         return _gradient_arrays(grads.parameters)
     if isinstance(grads, Mapping):
         return [array for value in grads.values() for array in _gradient_arrays(value)]
+    if owner_of(grads) is not None:
+        return [grads]
     if isinstance(grads, np.ndarray):
         require_unmasked(grads, "grads")
         if grads.dtype.kind != "f":
@@ -30,7 +36,7 @@ def _gradient_arrays(grads: Any) -> list[Array]:
     raise TypeError(f"grads must be Gradients, a mapping of arrays or an iterable of them, not {type(grads).__name__}")
 
 
-def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
+def clip_grad_norm(grads: Any, max_norm: SupportsFloat, *, out: NormBuffers | None = None) -> Any:
     """Scale gradients in place to ``g min(1, max_norm / |g|)``, with the norm over all of them (Pascanu et al. 2013).
 
     Parameters
@@ -39,12 +45,14 @@ def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
         Of a `Gradients` object only the parameters' gradients count. An array that occurs twice counts once.
     max_norm : float
         At least 0.
+    out : NormBuffers, optional
+        CUDA only: memory to write, from `norm_buffers`; needed while a graph is captured.
 
     Returns
     -------
     float
         The norm before scaling, accumulated in float64. Where it is not finite the gradients become nan or stay
-        infinite, as they do in torch.
+        infinite, as they do in torch. For arrays on a CUDA device, all on the same, a float64 array there without axes.
 
     Raises
     ------
@@ -56,6 +64,14 @@ def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
         arrays = list({id(array): array for array in _gradient_arrays(grads)}.values())
     except RecursionError:
         raise ValueError("grads must not contain itself") from None
+    owners = [owner_of(array) for array in arrays]
+    device = owners[0] if owners else None
+    if any((owner and owner.name) != (device and device.name) for owner in owners):
+        names = sorted({owner.name if owner else "the CPU" for owner in owners})
+        raise TypeError(f"grads must hold arrays of one device, not of {' and '.join(names)}")
+    if device is not None:
+        return clip(device, arrays, limit, out)
+    require_no_buffers(out)
     norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
     if not norm <= limit:
         for array in arrays:
@@ -63,7 +79,22 @@ def clip_grad_norm(grads: Any, max_norm: SupportsFloat) -> float:
     return norm
 
 
-def tbptt_windows(*arrays: Array, window: int) -> Iterator[Any]:
+def norm_buffers(grads: Any) -> NormBuffers:
+    """Make the memory that `clip_grad_norm` of so many device arrays writes, for ``out=``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `grads` is of another kind, or not on a CUDA device.
+    """
+    arrays = _gradient_arrays(grads)
+    device = owner_of(arrays[0]) if arrays else None
+    if device is None:
+        raise TypeError("grads must hold arrays on a CUDA device")
+    return make_norm_buffers(device, len(arrays))
+
+
+def tbptt_windows(*arrays: Any, window: int) -> Iterator[Any]:
     """Yield views of `window` consecutive steps along the first axis, for truncated BPTT (Williams & Peng 1990).
 
     Parameters
@@ -87,7 +118,7 @@ def tbptt_windows(*arrays: Array, window: int) -> Iterator[Any]:
     if not arrays:
         raise ValueError("arrays must hold at least one array")
     for number, array in enumerate(arrays):
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) and owner_of(array) is None:
             raise TypeError(f"arrays[{number}] must be a numpy.ndarray, not {type(array).__name__}")
         require_unmasked(array, f"arrays[{number}]")
         if array.ndim == 0 or array.shape[0] != arrays[0].shape[0]:

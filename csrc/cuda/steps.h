@@ -1,0 +1,27 @@
+// Lengths and resets: which time a step of a row is, and whether it enters from zero. On a device nobody sorts rows,
+// and the host does not know device lengths: every row takes part in every step, and past its length does nothing.
+#pragma once
+#include "core/arguments.h"
+
+namespace fusedrnn {
+namespace {
+
+struct Steps {
+  Index steps, rows;
+  const std::int64_t* lengths;  // (B,), in [0, steps], or null
+  const bool* reset;            // (T, B) or null
+
+  FUSEDRNN_INLINE Index length(Index row) const { return lengths ? lengths[row] : steps; }
+  // A step past the length n is the time of the same number in both directions: there is padding.
+  FUSEDRNN_INLINE Index time(bool reverse, Index step, Index n) const {
+    return reverse && step < n ? n - 1 - step : step;
+  }
+  // Whether the row enters a step that it runs from zero instead of from its previous state.
+  FUSEDRNN_INLINE bool cut(bool reverse, Index step, Index row, Index n) const {
+    if (!reset || (reverse && step == 0)) return false;
+    return reset[(time(reverse, step, n) + (reverse ? 1 : 0)) * rows + row];
+  }
+};
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,120 @@
+"""Checks of device arrays: every error names the argument, what was wanted and what came, before memory is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cuda.device import Device, owner_of
+
+View = tuple[int, int, int]
+ABSENT: View = (0, 0, 0)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a name; bfloat16 is that of ml_dtypes."""
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ValueError("dtype 'bfloat16' needs ml_dtypes, which pip install 'fusedrnn[cuda13]' brings") from error
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What sums, cell states and losses of a dtype have: float32 for the 16-bit ones."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is one of floating-point numbers, bfloat16 included."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    """Return `value` if it is an array of this dtype on this device, else raise a TypeError."""
+    owner = owner_of(value)
+    if owner is None:
+        kind = type(value)
+        shown = f"{kind.__module__}.{kind.__name__}" if kind.__module__ != "builtins" else kind.__name__
+        raise TypeError(f"{name} must be a {device.arrays.kind_name} on {device.name}, not {shown}")
+    if owner.index != device.index:
+        raise TypeError(f"{name} must be on {device.name}, not on {owner.name}; nothing is copied between devices")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be an array of {dtype}, not of {value.dtype}")
+    return value
+
+
+def require_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the array has this shape."""
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(array.shape)}")
+
+
+def require_contiguous(array: Any, name: str) -> None:
+    """Raise a ValueError unless the array is C-contiguous."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous; pass a contiguous copy")
+
+
+def require_unit_stride(array: Any, name: str) -> None:
+    """Raise a ValueError unless the last axis' elements are neighbours, and strides and address whole elements."""
+    size = array.dtype.itemsize
+    if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
+        raise ValueError(
+            f"{name} must have elements next to each other along its last axis (a stride of {size} bytes), "
+            f"not a stride of {array.strides[-1]}; pass a contiguous copy"
+        )
+    if any(step % size for step, extent in zip(array.strides, array.shape, strict=True) if extent > 1):
+        raise ValueError(f"{name} must have strides of whole elements; pass a contiguous copy")
+
+
+def require_writable(array: Any, name: str) -> None:
+    """Raise a ValueError where an array cannot be written, or two of its elements share memory."""
+    if not getattr(array.flags, "writeable", True):
+        raise ValueError(f"{name} must be writable")
+    extent = array.dtype.itemsize
+    for distance, size in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if array.size and distance < extent:
+            raise ValueError(f"{name} must not have elements that share memory")
+        extent += distance * (size - 1)
+
+
+def _bounds(device: Device, array: Any) -> tuple[int, int]:
+    """First byte of an array's memory and the one past its last."""
+    if array.size == 0:
+        return 0, 0
+    reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+    begin = device.address(array)
+    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+    return begin + low, begin + high + int(array.dtype.itemsize)
+
+
+def require_disjoint(device: Device, array: Any, name: str, other: Any, other_name: str) -> None:
+    """Raise a ValueError where the spans of two arrays' memory overlap."""
+    (a, a_end), (b, b_end) = _bounds(device, array), _bounds(device, other)
+    if a < b_end and b < a_end:
+        raise ValueError(f"{name} must not share memory with {other_name}")
+
+
+def stride_of(array: Any, axis: int) -> int:
+    """Stride of an axis in elements; 0 for an axis of one element or none, whose stride means nothing."""
+    return 0 if axis < 0 or array.shape[axis] <= 1 else array.strides[axis] // array.dtype.itemsize
+
+
+def integers(device: Device, value: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """A device array of integers as int64, itself where it is that already."""
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be an array of integers, not of {value.dtype}")
+    require_array(device, value, name, value.dtype)
+    require_shape(value, name, shape)
+    if value.dtype == np.int64 and value.flags.c_contiguous:
+        return value
+    if device.capturing():
+        raise ValueError(f"{name} must be a contiguous array of int64 while a graph is captured, not of {value.dtype}")
+    with device.on():
+        return value.astype(np.int64)

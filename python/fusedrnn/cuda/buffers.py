@@ -1,0 +1,58 @@
+"""Memory that the caller holds: for graph capture, during which a call may allocate nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fusedrnn.gradients import Gradients
+
+
+@dataclass
+class Buffers:
+    """Everything that calls of one shape write; from ``layer.buffers(...)``, for ``out=``.
+
+    A call given these writes and returns the same arrays each time; a tape that an earlier one made is then void. The
+    backward pass of a tape made with them writes `gradients`, and returns it unless it is given ``grads=``.
+
+    Attributes
+    ----------
+    y : array
+    state : array or (array, array)
+        The final state.
+    gradients : Gradients or None
+        None where they were made for inference.
+    """
+
+    y: Any
+    state: Any
+    gradients: Gradients | None
+    layout: Any
+    owner: Any
+    recompute: int
+    kept: Any
+    workspace: Any
+    backward_workspace: Any
+
+
+@dataclass
+class ReadoutBuffers:
+    """Everything that `linear_cross_entropy` and its gradients write; from ``fusedrnn.readout_buffers``."""
+
+    key: tuple[Any, ...]
+    loss: Any
+    normalizers: Any
+    dloss: Any
+    dx: Any
+    dweight: Any
+    dbias: Any
+    workspace: Any
+    backward_workspace: Any
+
+
+@dataclass
+class NormBuffers:
+    """What `clip_grad_norm` writes besides the gradients; from ``fusedrnn.norm_buffers``."""
+
+    norm: Any
+    workspace: Any

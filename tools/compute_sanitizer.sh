@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Usage: tools/compute_sanitizer.sh [PYTEST_ARGUMENTS...]
+#
+# Runs the GPU tests of small sizes under NVIDIA's compute-sanitizer, once for each of its tools: accesses out of bounds,
+# reads of memory never written, races within a block, barriers. Needs a GPU, the installed package with its CUDA module
+# and compute-sanitizer (CUDA toolkit, or PyPI's nvidia-cuda-sanitizer-api). CuPy's memory pool is switched off: within
+# it an access beyond an array would still hit the pool's memory.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command -v compute-sanitizer >/dev/null || {
+  echo "compute-sanitizer is not on the path" >&2
+  exit 1
+}
+export FUSEDRNN_TEST_NO_POOL=1
+chosen=("$@")
+[ ${#chosen[@]} -gt 0 ] || chosen=(tests/test_cuda.py tests/test_cuda_rules.py -k "not every_output and not replay")
+for tool in memcheck initcheck racecheck synccheck; do
+  echo "==== $tool"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 python -m pytest -q --timeout=1800 -m gpu "${chosen[@]}"
+done
