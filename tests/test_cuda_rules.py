@@ -362,6 +362,7 @@ def test_a_captured_training_step_replays(dtype: str, rng: np.random.Generator) 
     lengths = device.put(np.array([6, 3, 0, 2]))
     buffers, norm = layer.buffers(6, 4), None
     stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()  # what was copied on the default stream
 
     def step() -> None:
         _, _, tape = layer.forward(x, lengths=lengths, out=buffers)
@@ -392,6 +393,7 @@ def test_replays_draw_fresh_dropout_masks(rng: np.random.Generator) -> None:
     layer, twin = (make_layer(CASE, device=where, dropout=0.5) for where in ("cuda", "cpu"))
     inputs = make_inputs(CASE, rng)
     x, buffers = device.put(inputs.x), layer.buffers(6, 4)
+    cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         layer.forward(x, out=buffers)
         twin.forward(inputs.x)

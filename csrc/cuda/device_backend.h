@@ -16,8 +16,9 @@ namespace fusedrnn {
 namespace {
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA error: ") + what + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: the runtime keeps it for this thread, and the next launch would report it again
+  throw std::runtime_error(std::string("CUDA error: ") + what + ": " + cudaGetErrorString(error));
 }
 
 constexpr int kThreads = 128;
@@ -78,12 +79,14 @@ class Backend {
     };
     const dim3 grid(blocks(columns, block.x, 1 << 20), blocks(rows, block.y, 65535), blocks(outer, 1, 65535));
     run_each<<<grid, block, 0, stream_>>>(f, outer, rows, columns);
-    check(cudaPeekAtLastError(), "kernel launch");
+    check(cudaGetLastError(), "kernel launch");
   }
 
   template <class T>
   void gemm(const Gemm<T>& g) {
-    if (g.m <= 0 || g.n <= 0 || g.batch <= 0) return;
+    // A sum of no terms is only ever added here (a batch without rows): it changes nothing, and cuBLAS need not be
+    // asked what it makes of null factors.
+    if (g.m <= 0 || g.n <= 0 || g.batch <= 0 || (g.k <= 0 && g.add)) return;
     if (!blas_) blas_.emplace(place_.device, place_.stream, gemm_space_);
     blas_->gemm(column_major(g), blas_type<T>(), tf32_);
   }
