@@ -13,11 +13,11 @@ struct Gru;
 
 // h_t and the parts of its gradient that both readings share. `direct` is the part of dE/dh_{t-1} past the products.
 template <class V>
-inline V gru_blend(V n, V z, V previous_h) {
+FUSEDRNN_HOST_DEVICE inline V gru_blend(V n, V z, V previous_h) {
   return fma(z, previous_h - n, n);
 }
 template <class V>
-inline void gru_blend_backward(V n, V z, V previous_h, V grad, V& dn, V& dz, V& direct) {
+FUSEDRNN_HOST_DEVICE inline void gru_blend_backward(V n, V z, V previous_h, V grad, V& dn, V& dz, V& direct) {
   dn = grad * (V(1) - z) * tanh_slope(n);
   dz = grad * (previous_h - n) * sigmoid_slope(z);
   direct = grad * z;
@@ -30,7 +30,7 @@ struct Gru<true> {
   static constexpr CellTraits traits = {"gru", 3, 4, 1, 0, 1, {N, 3, {2, 0, 1}}, {{R, 3, {0, 1, 2}}}};
 
   template <class V>
-  static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
     slot[R] = sigmoid(slot[R]);
     slot[Z] = sigmoid(slot[Z]);
     slot[N] = tanh(fma(slot[R], slot[Q], slot[N]));
@@ -38,8 +38,8 @@ struct Gru<true> {
   }
 
   template <class V>
-  static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad, const V*, V* dslot,
-                       State<V>& dprevious) {
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad,
+                                            const V*, V* dslot, State<V>& dprevious) {
     gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h);
     dslot[R] = dslot[N] * slot[Q] * sigmoid_slope(slot[R]);
     dslot[Q] = dslot[N] * slot[R];
@@ -55,32 +55,32 @@ struct Gru<false> {
 
   // After the first phase: activates its gates and gives the second phase's left operand.
   template <class V>
-  static V operand(V* slot, const State<V>& previous) {
+  FUSEDRNN_HOST_DEVICE static V operand(V* slot, const State<V>& previous) {
     slot[R] = sigmoid(slot[R]);
     slot[Z] = sigmoid(slot[Z]);
     return recomputed_operand(slot, previous);
   }
   template <class V>
-  static V recomputed_operand(const V* slot, const State<V>& previous) {
+  FUSEDRNN_HOST_DEVICE static V recomputed_operand(const V* slot, const State<V>& previous) {
     return slot[R] * previous.h;
   }
 
   template <class V>
-  static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
     slot[N] = tanh(slot[N]);
     next.h = gru_blend(slot[N], slot[Z], previous.h);
   }
 
   template <class V>
-  static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad, const V*, V* dslot,
-                       State<V>& dprevious) {
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad,
+                                            const V*, V* dslot, State<V>& dprevious) {
     gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h);
     dslot[R] = V(0);
   }
   // Before the first phase's product: doperand is dE/d(r h_{t-1}).
   template <class V>
-  static void backward_operand(const V* slot, const State<V>& previous, const V& doperand, V* dslot,
-                               State<V>& dprevious) {
+  FUSEDRNN_HOST_DEVICE static void backward_operand(const V* slot, const State<V>& previous, const V& doperand,
+                                                    V* dslot, State<V>& dprevious) {
     dslot[R] = doperand * previous.h * sigmoid_slope(slot[R]);
     dprevious.h = fma(doperand, slot[R], dprevious.h);
   }

@@ -26,7 +26,7 @@ struct Lstm {
       {{0, kGates, {0, 1, 2, 3}}}};
 
   template <class V>
-  static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next) {
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next) {
     if constexpr (Peephole) {
       if constexpr (!Coupled) slot[I] = fma(peephole[PI], previous.c, slot[I]);
       slot[F] = fma(peephole[PF], previous.c, slot[F]);
@@ -48,8 +48,8 @@ struct Lstm {
 
   // grad holds dE/dh_t and the part of dE/dc_t that comes from later steps; c is c_t.
   template <class V>
-  static void backward(const V* slot, const State<V>& previous, const V& c, const State<V>& grad, const V* peephole,
-                       V* dslot, State<V>& dprevious) {
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, const State<V>& grad,
+                                            const V* peephole, V* dslot, State<V>& dprevious) {
     const V squashed = tanh(c);
     dslot[O] = grad.h * squashed * sigmoid_slope(slot[O]);
     V dc = fma(grad.h * slot[O], tanh_slope(squashed), grad.c);
@@ -74,7 +74,7 @@ struct Lstm {
 
   // Adds one step's part of the gradient of each row of the peephole array.
   template <class V>
-  static void peephole_gradient(const V* dslot, const V& previous_c, const V& c, V* gradient) {
+  FUSEDRNN_HOST_DEVICE static void peephole_gradient(const V* dslot, const V& previous_c, const V& c, V* gradient) {
     if constexpr (Peephole) {
       if constexpr (!Coupled) gradient[PI] = fma(dslot[I], previous_c, gradient[PI]);
       gradient[PF] = fma(dslot[F], previous_c, gradient[PF]);

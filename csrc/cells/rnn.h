@@ -10,7 +10,7 @@ struct Rnn {
   static constexpr CellTraits traits = {Relu ? "rnn_relu" : "rnn_tanh", 1, 1, 1, 0, 1, {0, 1, {0}}, {{0, 1, {0}}}};
 
   template <class V>
-  static void forward(V* slot, const State<V>&, const V*, State<V>& next) {
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>&, const V*, State<V>& next) {
     // Written so that a nan stays a nan.
     if constexpr (Relu)
       slot[0] = select(slot[0] < V(0), V(0), slot[0]);
@@ -21,8 +21,8 @@ struct Rnn {
 
   // grad holds dE/dh_t. dprevious.h is the part that does not go through W_hh: none here.
   template <class V>
-  static void backward(const V* slot, const State<V>&, const V&, const State<V>& grad, const V*, V* dslot,
-                       State<V>& dprevious) {
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>&, const V&, const State<V>& grad, const V*,
+                                            V* dslot, State<V>& dprevious) {
     if constexpr (Relu)
       dslot[0] = select(slot[0] > V(0), grad.h, V(0));
     else

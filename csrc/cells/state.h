@@ -13,11 +13,11 @@ struct State {
 
 // Derivatives in terms of the activated value.
 template <class V>
-inline V sigmoid_slope(V s) {
+FUSEDRNN_HOST_DEVICE inline V sigmoid_slope(V s) {
   return s - s * s;
 }
 template <class V>
-inline V tanh_slope(V t) {
+FUSEDRNN_HOST_DEVICE inline V tanh_slope(V t) {
   return fma(-t, t, V(1));
 }
 

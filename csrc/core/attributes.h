@@ -4,3 +4,10 @@
 
 #define FUSEDRNN_INLINE inline __attribute__((always_inline))
 #define FUSEDRNN_NOINLINE __attribute__((noinline))
+
+// What a CUDA kernel may call too: the cells.
+#ifdef __CUDACC__
+#define FUSEDRNN_HOST_DEVICE __host__ __device__
+#else
+#define FUSEDRNN_HOST_DEVICE
+#endif
