@@ -2,12 +2,12 @@
 // compiled for one ISA, could be the one that another ISA's code calls.
 #pragma once
 
-#define FUSEDRNN_INLINE inline __attribute__((always_inline))
-#define FUSEDRNN_NOINLINE __attribute__((noinline))
-
-// What a CUDA kernel may call too: the cells.
+// What a CUDA kernel may call too: the cells, and the addresses of arrays.
 #ifdef __CUDACC__
 #define FUSEDRNN_HOST_DEVICE __host__ __device__
 #else
 #define FUSEDRNN_HOST_DEVICE
 #endif
+
+#define FUSEDRNN_INLINE FUSEDRNN_HOST_DEVICE inline __attribute__((always_inline))
+#define FUSEDRNN_NOINLINE __attribute__((noinline))

@@ -1,0 +1,46 @@
+// The cells' vocabulary for one number at a time: what csrc/cpu/vec.h and activations.h are for a vector.
+// Errors, in ulp of the result, where it is normal. Host: those of the C library, below 1 for exp and tanh. Device: by
+// the CUDA programming guide expf 1, tanhf 2, exp 1, tanh 2, without -use_fast_math. sigmoid adds the rounding of a sum
+// and of a quotient to that of exp: at most 2 everywhere. A nan gives a nan.
+#pragma once
+#include <cmath>
+
+#include "core/attributes.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class Real>
+struct Scalar {
+  Real value;
+  Scalar() = default;
+  FUSEDRNN_INLINE explicit Scalar(Real v) : value(v) {}
+  FUSEDRNN_INLINE Scalar operator-() const { return Scalar(-value); }
+  FUSEDRNN_INLINE Scalar& operator+=(Scalar b) { return *this = *this + b; }
+  friend FUSEDRNN_INLINE Scalar operator+(Scalar a, Scalar b) { return Scalar(a.value + b.value); }
+  friend FUSEDRNN_INLINE Scalar operator-(Scalar a, Scalar b) { return Scalar(a.value - b.value); }
+  friend FUSEDRNN_INLINE Scalar operator*(Scalar a, Scalar b) { return Scalar(a.value * b.value); }
+  friend FUSEDRNN_INLINE bool operator<(Scalar a, Scalar b) { return a.value < b.value; }
+  friend FUSEDRNN_INLINE bool operator>(Scalar a, Scalar b) { return a.value > b.value; }
+};
+
+template <class Real>
+FUSEDRNN_INLINE Scalar<Real> select(bool condition, Scalar<Real> a, Scalar<Real> b) {
+  return condition ? a : b;
+}
+template <class Real>
+FUSEDRNN_INLINE Scalar<Real> fma(Scalar<Real> a, Scalar<Real> b, Scalar<Real> c) {
+  return Scalar<Real>(std::fma(a.value, b.value, c.value));
+}
+template <class Real>
+FUSEDRNN_INLINE Scalar<Real> tanh(Scalar<Real> a) {
+  return Scalar<Real>(std::tanh(a.value));
+}
+template <class Real>
+FUSEDRNN_INLINE Scalar<Real> sigmoid(Scalar<Real> a) {
+  // Of a large -a the exponential is infinite and the result 0.
+  return Scalar<Real>(Real(1) / (Real(1) + std::exp(-a.value)));
+}
+
+}  // namespace
+}  // namespace fusedrnn
