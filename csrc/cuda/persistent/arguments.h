@@ -9,6 +9,11 @@
 namespace fusedrnn {
 namespace persistent {
 
+// What a thread loads at once.
+struct alignas(16) Words {
+  std::uint32_t word[4];
+};
+
 struct Batch {
   Index rows = 0, hidden_size = 0;
   Index first_step = 0, end_step = 0;     // that the launch runs
@@ -27,7 +32,8 @@ struct Grid {
   unsigned* flags = nullptr;  // (groups, blocks): how many phases a block has published
   void* exchange = nullptr;   // (groups, 2, exchange_stride) numbers
   Index exchange_stride = 0;
-  float* carry = nullptr;  // (grid, cells of a thread, kCarriedValues, kThreads): from one kernel to the next
+  Words* packed = nullptr;  // (grid, fragments, kThreads): the blocks' weights, in the order of their registers
+  float* carry = nullptr;   // (grid, cells of a thread, kCarriedValues, kThreads): from one kernel to the next
 };
 
 template <class T>

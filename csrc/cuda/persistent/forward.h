@@ -49,7 +49,7 @@ struct Forward {
 
     FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
-      load_weights();
+      load_weights(first_phase == 0);
       load_state(first_phase == 0);
       FUSEDRNN_KEEP_ROLLED
       for (int phase = first_phase; phase < end_phase; ++phase) {
@@ -98,9 +98,9 @@ struct Forward {
       });
     }
 
-    FUSEDRNN_DEVICE void load_weights() {
+    FUSEDRNN_DEVICE void load_weights(bool pack) {
       const int hidden = static_cast<int>(a.batch.hidden_size);
-      Product::load_weights(policy, [&](int r, int k) {
+      Product::load_weights(policy, a.grid.packed + Index(at.index) * Product::kPacked, pack, [&](int r, int k) {
         const int gate = r / kUnits, unit = at.first_unit + r % kUnits;
         if (gate >= kGates || unit >= hidden || k >= hidden) return narrow<T>(0);
         return Operand<T>::factor(d.weight_hh[(Index(gate) * hidden + unit) * hidden + k]);

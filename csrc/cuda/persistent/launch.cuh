@@ -44,8 +44,9 @@ template <template <class, class, int> class Program, class T, class Arguments>
 cudaError_t launch_program(const Plan& plan, Arguments& arguments, void* workspace, cudaStream_t stream) {
   arguments.grid = grid_of(plan, workspace);
   return with_cell(plan.problem.cell, cudaErrorInvalidValue, [&](auto cell) {
+    using Cell = typename std::decay_t<decltype(cell)>::type;
     return with_capacity(plan.capacity, cudaErrorInvalidValue, [&](auto capacity) {
-      using Chosen = Program<T, typename decltype(cell)::type, decltype(capacity)::value>;
+      using Chosen = Program<T, Cell, decltype(capacity)::value>;
       return launch_phases<Arguments>(run_phases<Chosen>, plan, arguments, stream);
     });
   });

@@ -52,7 +52,9 @@ const char* make_plan(const Problem& problem, int multiprocessors, Plan& plan) {
   plan.shared_bytes = sizeof(float) * kWarps * plan.slice_rows * partial_stride(rows);
   plan.exchange_at = aligned(sizeof(unsigned) * grid);
   plan.cleared_bytes = plan.exchange_at + groups * 2 * plan.exchange_stride * element;
-  plan.carry_at = aligned(plan.cleared_bytes);
+  plan.packed_at = aligned(plan.cleared_bytes);
+  plan.carry_at =
+      plan.packed_at + element * grid * padded_rows(rows) * product_depth(problem.pass, gates, plan.capacity);
   plan.workspace_bytes = plan.carry_at + sizeof(float) * grid * kThreads * cells_of_a_thread * kCarriedValues;
   return nullptr;
 }
@@ -66,6 +68,7 @@ Grid grid_of(const Plan& plan, void* workspace) {
   grid.flags = reinterpret_cast<unsigned*>(memory);
   grid.exchange = memory + plan.exchange_at;
   grid.exchange_stride = plan.exchange_stride;
+  grid.packed = reinterpret_cast<Words*>(memory + plan.packed_at);
   grid.carry = reinterpret_cast<float*>(memory + plan.carry_at);
   return grid;
 }

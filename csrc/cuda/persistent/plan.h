@@ -32,9 +32,11 @@ constexpr int weight_rows(Pass pass, int gates, int units) { return pass == Pass
 constexpr int product_depth(Pass pass, int gates, int capacity) {
   return pass == Pass::forward ? capacity : gates * capacity;
 }
+// Those rows with what fills the tiles of an mma; 8 rows make half a tile, whose other half takes more of the sum.
+constexpr int padded_rows(int rows) { return rows > 8 ? (rows + 15) / 16 * 16 : rows; }
 // Distance in shared memory between the partial sums of two rows of the batch. 4 modulo 16 keeps the lanes of a warp,
 // 2 columns of 8 rows apart, in different banks.
-constexpr int partial_stride(int rows) { return (rows >= 16 ? (rows + 15) / 16 * 16 : rows) + 4; }
+constexpr int partial_stride(int rows) { return padded_rows(rows) + 4; }
 
 struct Problem {
   const char* cell;  // the name its traits carry
@@ -53,7 +55,7 @@ struct Plan {
   int slice_rows, slices;             // rows of a slice but the last; 8, 16 or 32
   Index exchange_stride;              // elements of one of a group's two buffers
   std::size_t shared_bytes;           // of a block
-  std::size_t exchange_at, carry_at;  // in the workspace, which begins with the flags
+  std::size_t exchange_at, packed_at, carry_at;  // in the workspace, which begins with the flags
   std::size_t cleared_bytes;          // that every call clears: flags and exchange buffers
   std::size_t workspace_bytes;        // that the caller provides, aligned to 256
   int grid() const { return problem.directions * slices * blocks; }

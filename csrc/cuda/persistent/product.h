@@ -29,10 +29,6 @@ namespace fusedrnn {
 namespace persistent {
 namespace {
 
-struct Words {
-  std::uint32_t word[4];
-};
-
 // A thread's part of the operands of one mma: D += A B.
 struct Fragments {
   float* d;
@@ -54,33 +50,39 @@ struct Product {
   // Eight rows fill half of an mma's sixteen. Then its other half takes the weights of the next fragment of k, and the
   // mma is issued for both fragments of the right operand, each time with one half of the result to be used.
   static constexpr int kFold = kRows < 16 ? 2 : 1;
-  static constexpr int kTiles = (kRows + 15) / 16;             // of 16 weight rows
-  static constexpr int kSteps = kLength / kWarps / O::kDepth;  // fragments of k that a warp multiplies
+  static constexpr int kTiles = (padded_rows(kRows) + 15) / 16;  // of 16 weight rows
+  static constexpr int kSteps = kLength / kWarps / O::kDepth;    // fragments of k that a warp multiplies
+  static constexpr int kFragments = kSteps / kFold * kTiles;     // of weights that a warp holds
+  static constexpr int kPacked = kFragments * kThreads;          // Words of a block's weights
   static constexpr int kChunk = chunk_of(kSteps), kChunks = kSteps / kChunk;
   static constexpr int kPairs = kLength / O::kDepth / 2;  // of fragments, in eight columns of the exchange buffer
   static constexpr int kStride = partial_stride(kRows);
   static_assert(kSteps % kChunk == 0 && kChunk % 2 == 0, "fragments come in pairs");
 
   struct Registers {
-    std::uint32_t weight[kSteps / kFold * kTiles][4];
+    std::uint32_t weight[kFragments][4];
     std::uint32_t right[kChunk][2], coming[kChunk][2];
     float sum[kFold * kTiles][4];
   };
 
-  // weight(r, k) is 0 for whatever pads kRows to tiles and the hidden size to the capacity.
+  // First, if `pack`, a thread lays its weights out in its own part of `packed`, (kFragments, kThreads); weight(r, k)
+  // is 0 for whatever pads kRows to tiles and the hidden size to the capacity. Straight from weight(r, k) into
+  // registers, all of whose places must be known when compiling, the addresses of hundreds of loads would fill the
+  // registers.
   template <class Policy, class F>
-  FUSEDRNN_DEVICE static void load_weights(Policy& policy, F weight) {
+  FUSEDRNN_DEVICE static void load_weights(Policy& policy, Words* packed, bool pack, F weight) {
     policy.each([&](int thread, auto& mine) {
-      const int lane = thread % 32, g = lane / 4, j = lane % 4;
+      Words* const own = packed + thread;
+      if (pack) {
+        FUSEDRNN_KEEP_ROLLED
+        for (int fragment = 0; fragment < kFragments; ++fragment)
+          own[fragment * kThreads] = fragment_of(thread, fragment, weight);
+      }
       FUSEDRNN_UNROLL
-      for (int fragment = 0; fragment < kSteps / kFold * kTiles; ++fragment) {
-        const int step = thread / 32 * kSteps + fragment / kTiles * kFold, tile = fragment % kTiles;
+      for (int fragment = 0; fragment < kFragments; ++fragment) {
+        const Words words = own[fragment * kThreads];
         FUSEDRNN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int upper = i % 2, row = kFold == 2 ? g : tile * 16 + g + 8 * upper;
-          const int k = (step + (kFold == 2 ? upper : 0)) * O::kDepth + O::kDepth / 2 * (i / 2) + j * O::kPerWord;
-          mine.product.weight[fragment][i] = O::word([&](int next) { return weight(row, k + next); });
-        }
+        for (int i = 0; i < 4; ++i) mine.product.weight[fragment][i] = words.word[i];
       }
     });
   }
@@ -124,6 +126,20 @@ struct Product {
   }
 
  private:
+  template <class F>
+  FUSEDRNN_DEVICE static Words fragment_of(int thread, int fragment, F weight) {
+    const int lane = thread % 32, g = lane / 4, j = lane % 4;
+    const int step = thread / 32 * kSteps + fragment / kTiles * kFold, tile = fragment % kTiles;
+    Words words;
+    FUSEDRNN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int upper = i % 2, row = kFold == 2 ? g : tile * 16 + g + 8 * upper;
+      const int k = (step + (kFold == 2 ? upper : 0)) * O::kDepth + O::kDepth / 2 * (i / 2) + j * O::kPerWord;
+      words.word[i] = O::word([&](int next) { return weight(row, k + next); });
+    }
+    return words;
+  }
+
   template <class Policy>
   FUSEDRNN_DEVICE static void prefetch(Policy& policy, const T* right, int column, int chunk) {
     policy.each([&](int thread, auto& mine) {
