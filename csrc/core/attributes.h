@@ -2,7 +2,7 @@
 // compiled for one ISA, could be the one that another ISA's code calls.
 #pragma once
 
-// What a CUDA kernel may call too: the cells, and the addresses of arrays.
+// What a CUDA kernel may call too.
 #ifdef __CUDACC__
 #define FUSEDRNN_HOST_DEVICE __host__ __device__
 #else

@@ -183,20 +183,15 @@ struct Backward {
       });
     }
 
-    // Also from cells that do not exist, as 0: what pads the gates must not turn the zeros among the weights into nan.
+    // What pads rows and units stays as the call cleared it, so that it cannot turn zeros among the weights into nan.
     FUSEDRNN_DEVICE void send(int phase) {
-      policy.each([&](int thread, Thread& mine) {
+      each_cell([&](Thread& mine, int thread, int i) {
         constexpr int first = Cell::traits.recurrent[0].first;
         FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i) {
-          const int row = at.row_of(thread, i);
-          if (row >= a.grid.slice_rows) continue;
-          FUSEDRNN_UNROLL
-          for (int gate = 0; gate < kGates; ++gate) {
-            const float gradient = mine.length[i] < 0 ? 0 : mine.slot[i][first + gate];
-            const int index = exchange_index<T>(gate * kCapacity + at.unit(thread), row, kLength);
-            policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(narrow<T>(gradient)));
-          }
+        for (int gate = 0; gate < kGates; ++gate) {
+          const T gradient = narrow<T>(mine.slot[i][first + gate]);
+          const int index = exchange_index<T>(gate * kCapacity + at.unit(thread), at.row_of(thread, i), kLength);
+          policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(gradient));
         }
       });
     }

@@ -170,16 +170,11 @@ struct Forward {
       });
     }
 
-    // Also from cells that do not exist, as 0: what pads h must not turn the zeros among the weights into nan.
+    // What pads rows and units stays as the call cleared it, so that it cannot turn zeros among the weights into nan.
     FUSEDRNN_DEVICE void send(int phase) {
-      policy.each([&](int thread, Thread& mine) {
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i) {
-          const int row = at.row_of(thread, i);
-          if (row >= a.grid.slice_rows) continue;
-          const int index = exchange_index<T>(at.unit(thread), row, kCapacity);
-          policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(narrow<T>(mine.h[i])));
-        }
+      each_cell([&](Thread& mine, int thread, int i) {
+        const int index = exchange_index<T>(at.unit(thread), at.row_of(thread, i), kCapacity);
+        policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(narrow<T>(mine.h[i])));
       });
     }
 

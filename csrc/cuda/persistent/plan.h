@@ -49,15 +49,15 @@ struct Problem {
 
 struct Plan {
   Problem problem;
-  int capacity;                       // hidden size of the kernel, at least the problem's
-  int units;                          // of a block
-  int blocks;                         // of a group
-  int slice_rows, slices;             // rows of a slice but the last; 8, 16 or 32
-  Index exchange_stride;              // elements of one of a group's two buffers
-  std::size_t shared_bytes;           // of a block
+  int capacity;                                  // hidden size of the kernel, at least the problem's
+  int units;                                     // of a block
+  int blocks;                                    // of a group
+  int slice_rows, slices;                        // rows of a slice but the last; 8, 16 or 32
+  Index exchange_stride;                         // elements of one of a group's two buffers
+  std::size_t shared_bytes;                      // of a block
   std::size_t exchange_at, packed_at, carry_at;  // in the workspace, which begins with the flags
-  std::size_t cleared_bytes;          // that every call clears: flags and exchange buffers
-  std::size_t workspace_bytes;        // that the caller provides, aligned to 256
+  std::size_t cleared_bytes;                     // that every call clears: flags and exchange buffers
+  std::size_t workspace_bytes;                   // that the caller provides, aligned to 256
   int grid() const { return problem.directions * slices * blocks; }
 };
 
