@@ -2,7 +2,7 @@
 //   - threads of a block run one after the other in an order drawn anew for every `each`;
 //   - blocks are stopped at every barrier, publish and wait, and one that can go on is drawn to do so;
 //   - shared memory begins as nan, and two threads that touch the same word without a barrier between them, one of them
-//     writing, are reported, and so are blocks that wait for each other.
+//     writing, are reported; so are blocks that wait for each other, and one that publishes before a barrier.
 // It shows nothing of memory ordering, of deadlock from a lack of multiprocessors, nor of time.
 #pragma once
 #include <ucontext.h>
@@ -178,6 +178,7 @@ class HostPolicy {
   }
   void barrier() {
     shared_.barrier();
+    stored_since_barrier_ = false;
     scheduler_.stop();
   }
   template <class T, class F>
@@ -194,6 +195,7 @@ class HostPolicy {
   template <class T>
   void store_exchange(T* at, T value) {
     *at = value;
+    stored_since_barrier_ = true;
   }
   Words load_exchange(const void* buffer, int index) {
     Words words;
@@ -202,6 +204,7 @@ class HostPolicy {
   }
 
   void publish(unsigned* flag, unsigned value) {
+    if (stored_since_barrier_) scheduler_.fail("a block publishes what its other threads may not have written yet");
     if (*flag + 1 != value) scheduler_.fail("a block publishes its phases out of order");
     *flag = value;
     scheduler_.stop();
@@ -216,6 +219,7 @@ class HostPolicy {
   std::vector<Thread> threads_;
   SharedMemory shared_;
   Scheduler& scheduler_;
+  bool stored_since_barrier_ = false;
 };
 
 }  // namespace persistent

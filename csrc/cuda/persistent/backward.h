@@ -69,8 +69,7 @@ struct Backward {
         if (s >= 0) {
           // 4. The gates of the block's own units.
           go_back(s);
-          // 5. Their gradients go to the other blocks. The barrier also keeps the next partial sums from shared memory
-          //    until these have been read.
+          // 5. Their gradients go to the other blocks as early as can be.
           send(phase);
           policy.barrier();
           exchange.publish(policy, phase);

@@ -66,8 +66,7 @@ struct Forward {
           advance(s, columns);
         }
         if (phase < steps) {
-          // 5. The new h goes to the other blocks as early as can be. The barrier also keeps the next partial sums from
-          //    shared memory until these have been read.
+          // 5. The new h goes to the other blocks as early as can be.
           send(phase);
           policy.barrier();
           exchange.publish(policy, phase);
