@@ -152,6 +152,19 @@ def test_agrees_with_the_reference(library: Any, case: BlockCase, rng: np.random
     assert_results_close(layer.result(layer.run(seed=case.seed)), *expected_and_bounds(case, parameters, inputs))
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_h_is_rounded_to_nearest(library: Any, precision: str, rng: np.random.Generator) -> None:
+    case = block_case("lstm", precision, 129, 16)
+    written = Layer(library, case, *make(case, rng)).run()
+    o = written["gates"].astype(np.float64)[:, :, 3 * case.hidden_size :]
+    exact = o * np.tanh(written["cells"].astype(np.float64))
+    error = np.abs(decode(written["y"], precision) - exact)
+    # Half of the last place; float32's errors, of tanh and a product, may take it over the middle.
+    half = UNIT[precision] * 2.0 ** np.floor(np.log2(np.abs(exact)))
+    subnormal = UNIT[precision] * LEAST_NORMAL[precision]
+    assert (error <= np.maximum(half, subnormal) + 4 * 2.0**-24 * np.abs(exact)).all()
+
+
 @pytest.mark.parametrize("case", [*SMALL, CASES[-8]])
 def test_neither_order_nor_form_changes_a_bit(library: Any, case: BlockCase, rng: np.random.Generator) -> None:
     layer = Layer(library, case, *make(case, rng))

@@ -21,8 +21,8 @@ PRECISIONS = ("bfloat16", "float16", "tf32")
 FORMS = ("a kernel a phase", "one kernel")
 ENOUGH = 1 << 20  # multiprocessors
 
-#Of each cell : torch's gate blocks in the order of the slots that x feeds, the first of those slots, the first slot
-#that h feeds with its gate blocks in order, and the number of slots.
+# Of each cell: torch's gate blocks in the order of the slots that x feeds, the first of those slots, the first slot
+# that h feeds with its gate blocks in order, and the number of slots.
 WINDOWS = {"lstm": ([0, 1, 2, 3], 0, 0, 4), "lstm_coupled": ([0, 1, 2], 0, 0, 3), "gru": ([2, 0, 1], 0, 1, 4)}
 
 
@@ -187,14 +187,14 @@ class Layer:
         steps = np.arange(case.time)[:, None]
         self.lengths = np.full(case.batch, case.time) if inputs.lengths is None else inputs.lengths
         self.alive = steps < self.lengths
-#Time of each step and row, for each direction, and whether the step is entered from zero.
+        # Time of each step and row, for each direction, and whether the step is entered from zero.
         self.times = [np.broadcast_to(steps, self.alive.shape), np.where(self.alive, self.lengths - 1 - steps, steps)]
         self.cut = [np.zeros_like(self.alive), np.zeros_like(self.alive)]
         if inputs.reset is not None:
             rows = np.arange(case.batch)
             self.cut[0] = inputs.reset & self.alive
             self.cut[1][1:] = inputs.reset[self.times[1][:-1], rows] & self.alive[1:]
-#A length beyond the sequence and one below 0 are clamped.
+        # A length beyond the sequence and one below 0 are clamped.
         shown = np.where(self.lengths == case.time, case.time + 3, np.where(self.lengths == 0, -2, self.lengths))
         self.given_lengths = None if inputs.lengths is None else shown.astype(np.int64)
 
@@ -319,8 +319,7 @@ class Layer:
                 )
             self.launch(arguments, False, form, seed, multiprocessors)
         guarded.check()
-        written = {"y": y, "hn": hn, "cn": cn} | ({
-  "gates" : gates, "cells" : cells} if keep else {})
+        written = {"y": y, "hn": hn, "cn": cn} | ({"gates": gates, "cells": cells} if keep else {})
         if not keep:
             return written
 
@@ -377,8 +376,7 @@ class Layer:
             h = decode(written["h_previous"][own], case.precision).reshape(steps * rows, -1)
             weight_ih = self.parameters["weight_ih" + suffix].astype(np.float64)
             dx += self.by_time((of_x @ weight_ih).reshape(dx.shape), d)
-            gradients |= {
-  "weight_ih" + suffix : of_x.T @x, "weight_hh" + suffix : of_h.T @h}
+            gradients |= {"weight_ih" + suffix: of_x.T @ x, "weight_hh" + suffix: of_h.T @ h}
             gradients |= {"bias_ih" + suffix: of_x.sum(0), "bias_hh" + suffix: of_h.sum(0)}
 
         def joined(h: np.ndarray, c: np.ndarray) -> Any:
@@ -389,6 +387,5 @@ class Layer:
             joined(decode(written["hn"], case.precision), written["cn"]),
             dx,
             joined(written["dh"], written["dc"]),
-            {
-name: gradients[name] for name in self.parameters},
+            {name: gradients[name] for name in self.parameters},
         )
