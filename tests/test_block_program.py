@@ -180,6 +180,12 @@ def test_chunks_of_steps_equal_the_whole(library: Any, case: BlockCase, rng: np.
     assert_same(layer.run(FORMS[1], chunk=2), layer.run(FORMS[1]))
 
 
+@pytest.mark.parametrize("case", SMALL)
+def test_directions_apart_equal_both_at_once(library: Any, case: BlockCase, rng: np.random.Generator) -> None:
+    layer = Layer(library, case, *make(case, rng))
+    assert_same(layer.run(FORMS[1], apart=True), layer.run(FORMS[1]))
+
+
 @pytest.mark.parametrize("multiprocessors", [12, 4])  # slices of 16 and of 32 rows
 def test_larger_slices_equal_small_ones(library: Any, multiprocessors: int, rng: np.random.Generator) -> None:
     case = block_case("gru", "bfloat16", 17, 33, 5, **BOTH)

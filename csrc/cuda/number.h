@@ -1,4 +1,5 @@
-// The types of the arrays: float, double, and two of 16 bits that are only ever loaded, stored and multiplied by a GEMM.
+// The types of the arrays: float, double, and two of 16 bits that are only ever loaded, stored and multiplied by a
+// GEMM.
 #pragma once
 #include <cstdint>
 #include <cstring>

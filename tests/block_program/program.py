@@ -220,7 +220,19 @@ class Layer:
         """Gate blocks of weights or biases, in the order of the slots that x feeds."""
         return array.reshape(self.gates, self.case.hidden_size, *array.shape[1:])[self.order]
 
-    def launch(self, arguments: Any, backward: bool, form: str, seed: int, multiprocessors: int) -> None:
+    def launch(self, arguments: Any, backward: bool, apart: bool, *options: Any) -> None:
+        """Both directions in one launch, or one of its own for each."""
+        if not apart:
+            return self.launch_one(arguments, backward, self.case.directions, *options)
+        for d in range(self.case.directions):
+            one = type(arguments).from_buffer_copy(arguments)
+            one.direction[0] = arguments.direction[d]
+            one.batch.first_is_reverse = d == 1
+            self.launch_one(one, backward, 1, *options)
+
+    def launch_one(
+        self, arguments: Any, backward: bool, directions: int, form: str, seed: int, multiprocessors: int
+    ) -> None:
         """Run one launch on a poisoned workspace."""
         case = self.case
         problem = Problem(
@@ -230,7 +242,7 @@ class Layer:
             FORMS.index(form),
             case.hidden_size,
             case.batch,
-            len(self.suffixes()),
+            directions,
         )
         plan = Plan()
         reason = self.library.block_program_plan(ctypes.byref(problem), multiprocessors, ctypes.byref(plan))
@@ -271,6 +283,7 @@ class Layer:
         multiprocessors: int = ENOUGH,
         keep: bool = True,
         chunk: int | None = None,
+        apart: bool = False,
     ) -> dict[str, Any]:
         """Every array that the programs write, in launches of `chunk` steps."""
         case, guarded = self.case, Guarded()
@@ -317,7 +330,7 @@ class Layer:
                     state_rows(hn[own]),
                     state_rows(cn[own] if two else None),
                 )
-            self.launch(arguments, False, form, seed, multiprocessors)
+            self.launch(arguments, False, apart, form, seed, multiprocessors)
         guarded.check()
         written = {"y": y, "hn": hn, "cn": cn} | ({"gates": gates, "cells": cells} if keep else {})
         if not keep:
@@ -354,7 +367,7 @@ class Layer:
                     state_rows(dh[own]),
                     state_rows(dc[own] if two else None),
                 )
-            self.launch(backward, True, form, seed, multiprocessors)
+            self.launch(backward, True, apart, form, seed, multiprocessors)
         guarded.check()
         assert [gates.tobytes(), cells.tobytes()] == [array.tobytes() for array in tape], "the tape was written"
         return written | {"dgates": dgates, "dh": dh, "dc": dc, "h_previous": h_previous}
