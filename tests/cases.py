@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import zlib
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -40,11 +41,14 @@ class Case:
     hidden_size: int = 7
     ragged: bool = False
     reset: bool = False
+    reverse: bool = False
+    clip: float | None = None
 
     @property
     def id(self) -> str:
         sizes = f"T{self.time}B{self.batch}I{self.input_size}H{self.hidden_size}"
-        marks = "-ragged" * self.ragged + "-reset" * self.reset
+        marks = "-ragged" * self.ragged + "-reset" * self.reset + "-reverse" * self.reverse
+        marks += f"-clip{self.clip}" if self.clip else ""
         return f"{self.cell}-L{self.num_layers}D{self.directions}-{self.dtype}-{sizes}{marks}"
 
     @property
@@ -61,7 +65,12 @@ class Case:
         return reference.cells[self.cell].states == 2
 
     def reference_options(self) -> dict[str, Any]:
-        return {"num_layers": self.num_layers, "bidirectional": self.directions == 2}
+        return {
+            "num_layers": self.num_layers,
+            "bidirectional": self.directions == 2,
+            "reverse": self.reverse,
+            "clip": self.clip,
+        }
 
 
 def _sizes(row: int) -> tuple[int, int, int, int]:
@@ -93,6 +102,19 @@ def _all_cases() -> list[Case]:
 
 
 CASES = _all_cases()
+
+# Half the standard deviation of a typical pre-activation, or less: some gates are clipped, some are not.
+CLIP = 0.375
+CASES += [
+    Case(cell, 2, directions, dtype, 6, 5, 7, 17, ragged=ragged, reset=not ragged, clip=CLIP)
+    for cell, (directions, dtype, ragged) in itertools.product(
+        LAYERS, ((1, "float32", False), (2, "float32", True), (2, "float64", False))
+    )
+]
+CASES += [
+    Case(cell, 2, 1, dtype, 6, 5, 7, 17, ragged=True, reset=dtype == "float64", reverse=True, clip=clip)
+    for cell, (dtype, clip) in itertools.product(LAYERS, (("float32", None), ("float64", CLIP)))
+]
 
 # Short of everything, and of one thing at a time; results are empty, states and their gradients pass through.
 EMPTY_CASES = [
@@ -130,7 +152,8 @@ def make_layer(case: Case, **options: Any) -> Any:
     import fusedrnn
 
     name, variant = LAYERS[case.cell]
-    settings = {"bidirectional": case.directions == 2, "dtype": case.dtype, "seed": case.seed, **variant, **options}
+    settings = {"bidirectional": case.directions == 2, "reverse": case.reverse, "clip": case.clip}
+    settings |= {"dtype": case.dtype, "seed": case.seed, **variant, **options}
     return getattr(fusedrnn, name)(case.input_size, case.hidden_size, case.num_layers, **settings)
 
 
@@ -181,33 +204,36 @@ def make_inputs(case: Case, rng: np.random.Generator, *, shortest: int = 0) -> I
     return Inputs(x, state(), lengths, reset, dy, state())
 
 
-def smallest_preactivation(tape: reference.Tape) -> float:
-    """The least |z| of an Elman layer's run, from the reference's tape."""
-    smallest = np.inf
-    for run in itertools.chain(*tape.runs):
-        w = run.weights
-        for step in run.steps:
-            x, h, _ = step.saved
-            z = x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
-            smallest = min(smallest, np.abs(z).min(initial=np.inf))
-    return smallest
+def distance_to_kinks(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> float:
+    """How near a pre-activation comes to where its slope jumps: 0 for relu, the clip where there is one."""
+    distance = np.inf
+    bounded = reference._bounded
+
+    def watched(z: np.ndarray, clip: float | None) -> Any:
+        nonlocal distance
+        kinks = [0.0] * (case.cell == "rnn_relu") + ([clip] if clip else [])
+        distance = min([distance, *(np.abs(np.abs(z) - kink).min(initial=np.inf) for kink in kinks)])
+        return bounded(z, clip)
+
+    with mock.patch.object(reference, "_bounded", watched):
+        reference.forward(
+            case.cell, parameters, inputs.x, inputs.state, **inputs.sequence_options(), **case.reference_options()
+        )
+    return distance
 
 
 def make_clear_inputs(
     case: Case, parameters: dict[str, np.ndarray], rng: np.random.Generator, *, shortest: int = 0
 ) -> Inputs:
-    """Inputs as `make_inputs` draws them; for relu redrawn until no unit is within rounding of its kink.
+    """Inputs as `make_inputs` draws them; for relu and with a clip redrawn until no unit is within rounding of a kink.
 
-    There the slope is 0 or 1 by the last bit of z, so that no two summation orders need agree on the gradient.
+    There the slope jumps by the last bit of z, so that no two summation orders need agree on the gradient.
     """
     while True:
         inputs = make_inputs(case, rng, shortest=shortest)
-        if case.cell != "rnn_relu":
+        if case.cell != "rnn_relu" and not case.clip:
             return inputs
-        _, _, tape = reference.forward(
-            case.cell, parameters, inputs.x, inputs.state, **inputs.sequence_options(), **case.reference_options()
-        )
-        if smallest_preactivation(tape) > 8 * case.eps:
+        if distance_to_kinks(case, parameters, inputs) > 8 * case.eps:
             return inputs
 
 

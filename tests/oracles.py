@@ -200,8 +200,9 @@ def _onnx_layer(case: Case, parameters: dict[str, np.ndarray], layer: int) -> An
         inputs,
         outputs,
         hidden_size=case.hidden_size,
-        direction="bidirectional" if case.directions == 2 else "forward",
+        direction="bidirectional" if case.directions == 2 else "reverse" if case.reverse else "forward",
         **attributes,
+        **({"clip": case.clip} if case.clip else {}),
     )
     # Six floating inputs at the most, so shapes are left open and only types are declared.
     kinds = {"sequence_lens": onnx.TensorProto.INT32}

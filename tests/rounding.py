@@ -144,7 +144,10 @@ UFUNCS: dict[Any, Callable[..., Any]] = {
     np.tanh: _tanh,
     np.power: lambda a, two: _product(a, a),
     np.maximum: lambda a, b: Rounded(np.maximum(a.value, b.value), np.where(a.value > b.value, a.squares, b.squares)),
+    np.minimum: lambda a, b: Rounded(np.minimum(a.value, b.value), np.where(a.value < b.value, a.squares, b.squares)),
+    np.absolute: lambda a: Rounded(np.abs(a.value), a.squares),
     np.greater: lambda a, b: a.value > b.value,
+    np.greater_equal: lambda a, b: a.value >= b.value,
 }
 
 

@@ -435,13 +435,15 @@ BAD_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     *[("seed", bad, TypeError) for bad in (1.5, "1", True, [1])],
     *[("seed", bad, ValueError) for bad in (-1, 2**64, 2**80)],
     *[("bias", bad, TypeError) for bad in (0, 1, None, "yes", 1.0)],
+    *[("clip", bad, TypeError) for bad in ("1", True, 1j, [1.0])],
+    *[("clip", bad, ValueError) for bad in (0, -1.0, np.nan, np.inf, 1e39, 1e-39, 10**400)],
 ]
 BAD_LAYER_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     *[("num_layers", bad, TypeError) for bad in (1.0, "1", None, True)],
     *[("num_layers", bad, ValueError) for bad in (0, -1, 2**31, 2**64)],
     *[("dropout", bad, TypeError) for bad in ("0.5", None, True, 1j, [0.5])],
     *[("dropout", bad, ValueError) for bad in (-0.1, 1.1, np.nan, np.inf, 10**400)],
-    *[(name, bad, TypeError) for name in ("batch_first", "bidirectional") for bad in (0, None, "yes")],
+    *[(name, bad, TypeError) for name in ("batch_first", "bidirectional", "reverse") for bad in (0, None, "yes")],
 ]
 BAD_VARIANTS: list[tuple[Any, str, Any, type[Exception]]] = [
     *[
@@ -470,6 +472,13 @@ BAD_VARIANTS: list[tuple[Any, str, Any, type[Exception]]] = [
 def test_options(kind: Any, name: str, value: Any, error: Any) -> None:
     with raises(error, name):
         kind(**{"input_size": F, "hidden_size": H, name: value})
+
+
+def test_reverse_is_one_direction() -> None:
+    with raises(ValueError, "reverse"):
+        fr.GRU(F, H, bidirectional=True, reverse=True)
+    with raises(ValueError, "reverse"):
+        fr.GRU(F, H, reverse=True).stream()
 
 
 def test_integers_of_numpy_are_integers() -> None:
@@ -803,7 +812,20 @@ def test_a_good_call_with_wild_arguments(data: st.DataObject) -> None:
     kind=st.sampled_from(CONSTRUCTORS),
     sizes=st.tuples(mostly(F, ODD), mostly(H, ODD)),
     options=st.dictionaries(
-        st.sampled_from(["num_layers", "bias", "batch_first", "dropout", "bidirectional", "dtype", "device", "seed"]),
+        st.sampled_from(
+            [
+                "num_layers",
+                "bias",
+                "batch_first",
+                "dropout",
+                "bidirectional",
+                "reverse",
+                "clip",
+                "dtype",
+                "device",
+                "seed",
+            ]
+        ),
         st.one_of(ODD, st.integers(0, 3), st.floats(0, 1), st.just("cpu"), st.just("float64"), st.just(zeros(2))),
         max_size=3,
     ),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, threads
-from cases import LAYERS, Case, Inputs, make_inputs, make_layer
+from cases import CLIP, LAYERS, Case, Inputs, make_inputs, make_layer
 from oracles import Result, run_library
 
 import fusedrnn as fr
@@ -42,6 +42,7 @@ def shaped_cases() -> list[Case]:
             flags = (turn // 2 % 2 == 1, turn // 4 % 2 == 1)
             dtype = ("float32", "float64")[turn % 2]
             cases.append(Case(cell, layers, directions, dtype, time, batch, inputs, hidden, *flags))
+        cases.append(dataclasses.replace(cases[-1], clip=CLIP))
     return cases
 
 
@@ -158,7 +159,7 @@ def test_inference_or_training(case: Case, rng: np.random.Generator) -> None:
 def make_cell(case: Case, layer: Any) -> Any:
     """The cell that computes what a layer of one layer and one direction does."""
     kind, options = LAYERS[case.cell]
-    cell = getattr(fr, kind + "Cell")(case.input_size, case.hidden_size, dtype=case.dtype, **options)
+    cell = getattr(fr, kind + "Cell")(case.input_size, case.hidden_size, dtype=case.dtype, clip=case.clip, **options)
     cell.load_parameters({name.removesuffix("_l0"): array for name, array in layer.parameters.items()})
     return cell
 

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import LAYERS, Case, Inputs, assert_close, make_clear_inputs, make_inputs, make_parameters
+from cases import CLIP, LAYERS, Case, Inputs, assert_close, make_clear_inputs, make_inputs, make_parameters
 from oracles import as_tuple, assert_results_close, map_result, run_onnxruntime, run_reference, run_torch
 from rounding import error_bounds, onnxruntime_bounds
 
@@ -16,6 +16,10 @@ from fusedrnn import reference
 SHAPES = [
     Case(cell, layers, directions, "float64", 5, 4, 3, 3, mixed, mixed)
     for cell, layers, directions, mixed in itertools.product(LAYERS, (1, 2), (1, 2), (False, True))
+]
+SHAPES += [
+    Case(cell, 2, 1 if reverse else 2, "float64", 5, 4, 3, 3, ragged=True, reset=True, reverse=reverse, clip=clip)
+    for cell, (reverse, clip) in itertools.product(LAYERS, ((True, None), (False, CLIP)))
 ]
 
 
@@ -59,8 +63,8 @@ def test_gradients_are_the_finite_differences(case: Case, rng: np.random.Generat
     dx, dstate, grads = reference.backward(run()[2], inputs.dy, inputs.dstate)
     arrays = [("x", inputs.x, dx), *((name, parameters[name], grads[name]) for name in parameters)]
     arrays += [("state", s, d) for s, d in zip(as_tuple(inputs.state), as_tuple(dstate), strict=True)]
-    # Truncation falls as step⁴ and rounding grows as eps/step; relu wants a step too short to reach a kink.
-    step, near = (1e-7, 1e-7) if case.cell == "rnn_relu" else (1e-3, 1e-10)
+    # Truncation falls as step⁴ and rounding grows as eps/step; relu and clips want a step too short to reach a kink.
+    step, near = (1e-7, 1e-7) if case.cell == "rnn_relu" or case.clip else (1e-3, 1e-10)
     for name, array, gradient in arrays:
         for _ in range(3):
             direction = rng.standard_normal(array.shape)

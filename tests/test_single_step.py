@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, threads
-from cases import LAYERS, SIZES, Case, make_inputs, make_layer, small_cases
+from cases import CLIP, LAYERS, SIZES, Case, make_inputs, make_layer, small_cases
 from oracles import as_tuple
 from test_guard_bands import assert_guards_untouched, guarded
 from test_invariance import make_cell
@@ -29,6 +29,7 @@ def shaped_cases() -> list[Case]:
             inputs, layers, directions = SIZES[(shift + turn // 5) % 5], 1 + shift % 3, 1 + shift % 2
             cases.append(Case(cell, layers, directions, dtype, 3, batch, inputs, hidden))
         cases += [Case(cell, 1, 1, dtype, 2, 1, 31, 520), Case(cell, 2, 2, dtype, 2, 6, 65, 150)]
+        cases += [Case(cell, 2, 2, dtype, 3, 3, 7, 17, clip=CLIP)]
     return cases
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, copied, threads
-from cases import LAYERS, SIZES, Case, make_inputs, make_layer, small_cases
+from cases import CLIP, LAYERS, SIZES, Case, make_inputs, make_layer, small_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import as_tuple
@@ -35,6 +35,7 @@ def shaped_cases() -> list[Case]:
             inputs, layers = SIZES[(turn + turn // 5 + len(cases) // 20) % 5], 1 + (turn + len(cases) // 20) % 3
             cases.append(Case(cell, layers, 1, dtype, 4, batch, inputs, hidden))
         cases += [Case(cell, 1, 1, dtype, 3, 1, 31, 520), Case(cell, 2, 1, dtype, 3, 40, 65, 150)]
+        cases += [Case(cell, 2, 1, dtype, 4, 3, 7, 17, clip=CLIP)]
     return cases
 
 

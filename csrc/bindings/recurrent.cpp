@@ -77,12 +77,15 @@ struct Parameter {
 class Recurrent : public std::enable_shared_from_this<Recurrent> {
  public:
   Recurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bias, bool bidirectional,
-            double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step)
+            double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step,
+            bool reverse, double clip)
       : dtype_(dtype), single_(dtype == "float32"), bias_(bias), batch_first_(batch_first), single_step_(single_step) {
     config_.input_size = input_size;
     config_.hidden_size = hidden_size;
     config_.layers = layers;
     config_.directions = bidirectional ? 2 : 1;
+    config_.reverse = reverse;
+    config_.clip = clip;
     config_.dropout = dropout;
     config_.seed = seed;
     config_.cell = find_cell(cell);
@@ -524,10 +527,10 @@ void register_recurrent(py::module_& module) {
       .def_static("__new__", &only_from_forward);
   py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
       .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,
-                    bool>(),
+                    bool, bool, double>(),
            py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bias"), py::arg("bidirectional"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
-           py::arg("batch_first"), py::arg("single_step"))
+           py::arg("batch_first"), py::arg("single_step"), py::arg("reverse") = false, py::arg("clip") = 0.0)
       .def_property_readonly("parameter_shapes", &Recurrent::parameter_shapes)
       .def_property("calls", &Recurrent::calls, &Recurrent::set_calls)
       .def("infer", &Recurrent::infer)

@@ -3,7 +3,7 @@
 //   reset after the product:   n = tanh(x W_in + b_in + r (h_{t-1} W_hn + b_hn))   (torch, cuDNN, Keras v2)
 //   reset before the product:  n = tanh(x W_in + b_in + (r h_{t-1}) W_hn + b_hn)   (Cho 2014)
 #pragma once
-#include "cells/state.h"
+#include "cells/clip.h"
 
 namespace fusedrnn {
 namespace {
@@ -16,10 +16,11 @@ template <class V>
 FUSEDRNN_HOST_DEVICE inline V gru_blend(V n, V z, V previous_h) {
   return fma(z, previous_h - n, n);
 }
-template <class V>
-FUSEDRNN_HOST_DEVICE inline void gru_blend_backward(V n, V z, V previous_h, V grad, V& dn, V& dz, V& direct) {
-  dn = grad * (V(1) - z) * tanh_slope(n);
-  dz = grad * (previous_h - n) * sigmoid_slope(z);
+template <class V, class Clip>
+FUSEDRNN_HOST_DEVICE inline void gru_blend_backward(V n, V z, V previous_h, V grad, V& dn, V& dz, V& direct,
+                                                    const Clip& clip) {
+  dn = grad * (V(1) - z) * clip.tanh_slope(n);
+  dz = grad * (previous_h - n) * clip.sigmoid_slope(z);
   direct = grad * z;
 }
 
@@ -29,19 +30,20 @@ struct Gru<true> {
   static constexpr int N = 0, R = 1, Z = 2, Q = 3;
   static constexpr CellTraits traits = {"gru", 3, 4, 1, 0, 1, {N, 3, {2, 0, 1}}, {{R, 3, {0, 1, 2}}}};
 
-  template <class V>
-  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
-    slot[R] = sigmoid(slot[R]);
-    slot[Z] = sigmoid(slot[Z]);
-    slot[N] = tanh(fma(slot[R], slot[Q], slot[N]));
+  template <class V, class Clip = Unclipped>
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next,
+                                           const Clip& clip = {}) {
+    slot[R] = sigmoid(clip.bounded(slot[R]));
+    slot[Z] = sigmoid(clip.bounded(slot[Z]));
+    slot[N] = tanh(clip.bounded(fma(slot[R], slot[Q], slot[N])));
     next.h = gru_blend(slot[N], slot[Z], previous.h);
   }
 
-  template <class V>
+  template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad,
-                                            const V*, V* dslot, State<V>& dprevious) {
-    gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h);
-    dslot[R] = dslot[N] * slot[Q] * sigmoid_slope(slot[R]);
+                                            const V*, V* dslot, State<V>& dprevious, const Clip& clip = {}) {
+    gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h, clip);
+    dslot[R] = dslot[N] * slot[Q] * clip.sigmoid_slope(slot[R]);
     dslot[Q] = dslot[N] * slot[R];
   }
 };
@@ -54,10 +56,10 @@ struct Gru<false> {
                                         {{R, 2, {0, 1}}, {N, 1, {2}}}};
 
   // After the first phase: activates its gates and gives the second phase's left operand.
-  template <class V>
-  FUSEDRNN_HOST_DEVICE static V operand(V* slot, const State<V>& previous) {
-    slot[R] = sigmoid(slot[R]);
-    slot[Z] = sigmoid(slot[Z]);
+  template <class V, class Clip = Unclipped>
+  FUSEDRNN_HOST_DEVICE static V operand(V* slot, const State<V>& previous, const Clip& clip = {}) {
+    slot[R] = sigmoid(clip.bounded(slot[R]));
+    slot[Z] = sigmoid(clip.bounded(slot[Z]));
     return recomputed_operand(slot, previous);
   }
   template <class V>
@@ -65,23 +67,24 @@ struct Gru<false> {
     return slot[R] * previous.h;
   }
 
-  template <class V>
-  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next) {
-    slot[N] = tanh(slot[N]);
+  template <class V, class Clip = Unclipped>
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next,
+                                           const Clip& clip = {}) {
+    slot[N] = tanh(clip.bounded(slot[N]));
     next.h = gru_blend(slot[N], slot[Z], previous.h);
   }
 
-  template <class V>
+  template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V&, const State<V>& grad,
-                                            const V*, V* dslot, State<V>& dprevious) {
-    gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h);
+                                            const V*, V* dslot, State<V>& dprevious, const Clip& clip = {}) {
+    gru_blend_backward(slot[N], slot[Z], previous.h, grad.h, dslot[N], dslot[Z], dprevious.h, clip);
     dslot[R] = V(0);
   }
   // Before the first phase's product: doperand is dE/d(r h_{t-1}).
-  template <class V>
+  template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void backward_operand(const V* slot, const State<V>& previous, const V& doperand,
-                                                    V* dslot, State<V>& dprevious) {
-    dslot[R] = doperand * previous.h * sigmoid_slope(slot[R]);
+                                                    V* dslot, State<V>& dprevious, const Clip& clip = {}) {
+    dslot[R] = doperand * previous.h * clip.sigmoid_slope(slot[R]);
     dprevious.h = fma(doperand, slot[R], dprevious.h);
   }
 };

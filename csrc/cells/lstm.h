@@ -5,7 +5,7 @@
 // Peephole (Gers & Schmidhuber 2000): z_i += p_i c_{t-1}, z_f += p_f c_{t-1}, z_o += p_o c_t.
 // Coupled (Greff et al. 2015): no i of its own, i = 1 - f.
 #pragma once
-#include "cells/state.h"
+#include "cells/clip.h"
 
 namespace fusedrnn {
 namespace {
@@ -25,45 +25,46 @@ struct Lstm {
       {0, kGates, {0, 1, 2, 3}},
       {{0, kGates, {0, 1, 2, 3}}}};
 
-  template <class V>
-  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next) {
+  template <class V, class Clip = Unclipped>
+  FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next,
+                                           const Clip& clip = {}) {
     if constexpr (Peephole) {
       if constexpr (!Coupled) slot[I] = fma(peephole[PI], previous.c, slot[I]);
       slot[F] = fma(peephole[PF], previous.c, slot[F]);
     }
-    slot[F] = sigmoid(slot[F]);
-    slot[G] = tanh(slot[G]);
+    slot[F] = sigmoid(clip.bounded(slot[F]));
+    slot[G] = tanh(clip.bounded(slot[G]));
     V i;
     if constexpr (Coupled) {
       i = V(1) - slot[F];
     } else {
-      slot[I] = sigmoid(slot[I]);
+      slot[I] = sigmoid(clip.bounded(slot[I]));
       i = slot[I];
     }
     next.c = fma(slot[F], previous.c, i * slot[G]);
     if constexpr (Peephole) slot[O] = fma(peephole[PO], next.c, slot[O]);
-    slot[O] = sigmoid(slot[O]);
+    slot[O] = sigmoid(clip.bounded(slot[O]));
     next.h = slot[O] * tanh(next.c);
   }
 
   // grad holds dE/dh_t and the part of dE/dc_t that comes from later steps; c is c_t.
-  template <class V>
+  template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, const State<V>& grad,
-                                            const V* peephole, V* dslot, State<V>& dprevious) {
+                                            const V* peephole, V* dslot, State<V>& dprevious, const Clip& clip = {}) {
     const V squashed = tanh(c);
-    dslot[O] = grad.h * squashed * sigmoid_slope(slot[O]);
+    dslot[O] = grad.h * squashed * clip.sigmoid_slope(slot[O]);
     V dc = fma(grad.h * slot[O], tanh_slope(squashed), grad.c);
     if constexpr (Peephole) dc = fma(dslot[O], peephole[PO], dc);
     V i;
     if constexpr (Coupled) {
       i = V(1) - slot[F];
-      dslot[F] = dc * (previous.c - slot[G]) * sigmoid_slope(slot[F]);
+      dslot[F] = dc * (previous.c - slot[G]) * clip.sigmoid_slope(slot[F]);
     } else {
       i = slot[I];
-      dslot[I] = dc * slot[G] * sigmoid_slope(i);
-      dslot[F] = dc * previous.c * sigmoid_slope(slot[F]);
+      dslot[I] = dc * slot[G] * clip.sigmoid_slope(i);
+      dslot[F] = dc * previous.c * clip.sigmoid_slope(slot[F]);
     }
-    dslot[G] = dc * i * tanh_slope(slot[G]);
+    dslot[G] = dc * i * clip.tanh_slope(slot[G]);
     dprevious.c = dc * slot[F];
     if constexpr (Peephole) {
       if constexpr (!Coupled) dprevious.c = fma(dslot[I], peephole[PI], dprevious.c);

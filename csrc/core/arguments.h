@@ -110,6 +110,7 @@ struct ForwardArguments {
   Sequence<Real> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<Real> hn, cn;  // written, unless null
+  Real clip;               // bound on every gate's pre-activation, or 0
   bool training;           // keep activated gates and cell states
   Blocked<Real> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
   Blocked<Real> cells;     // training, cells with c: c of the same packed rows
@@ -156,6 +157,7 @@ struct BackwardArguments {
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
   StateRows<Real> dh0, dc0;                        // written
+  Real clip;                                       // as it was forward
   WeightGradients<Real> gradients;                 // written where any row runs
   bool accumulate;                                 // added to instead
   Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
@@ -184,6 +186,7 @@ struct StepArguments {
   StateRows<const Real> h, c;      // (B, H): before the step
   StateRows<Real> h_next, c_next;  // (B, H): written; c_next may be c
   StateRows<Real> y;               // (B, H): h_next once more, or null
+  Real clip;                       // bound on every gate's pre-activation, or 0
   bool reversed;                   // take the units from the last to the first
   // Scratch of cells of two phases, shared by the threads.
   Real* operand;  // (B, padded H): the second phase's left operand

@@ -220,7 +220,8 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   ForwardArguments<Real> a = {};
   a.input_size = config.input_of(layer);
   a.hidden_size = config.hidden_size;
-  a.schedule = call.lists->schedule(direction == 1);
+  a.schedule = call.lists->schedule(config.reversed(direction));
+  a.clip = static_cast<Real>(config.clip);
   a.weights = call.weights[index];
   a.x = x;
   a.y = y;
@@ -330,7 +331,8 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   BackwardArguments<Real> a = {};
   a.input_size = config.input_of(layer);
   a.hidden_size = config.hidden_size;
-  a.schedule = tape.call.lists->schedule(direction == 1);
+  a.schedule = tape.call.lists->schedule(config.reversed(direction));
+  a.clip = static_cast<Real>(config.clip);
   a.weights = tape.call.weights[index];
   a.x = x;
   a.y = y;

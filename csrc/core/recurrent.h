@@ -14,9 +14,12 @@ struct RecurrentConfig {
   int cell = 0;  // index into Kernels::cells
   Index input_size = 1, hidden_size = 1;
   int layers = 1, directions = 1;
+  bool reverse = false;  // a single direction, from the end to the beginning
+  double clip = 0;       // bound on every gate's pre-activation, or 0
   double dropout = 0;
   std::uint64_t seed = 0;
 
+  bool reversed(int direction) const { return reverse || direction == 1; }
   Index width() const { return directions * hidden_size; }
   Index input_of(int layer) const { return layer == 0 ? input_size : width(); }
 };

@@ -57,6 +57,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
       a.input_size = config.input_of(layer);
       a.hidden_size = config.hidden_size;
       a.rows = call.rows;
+      a.clip = static_cast<Real>(config.clip);
       a.weights = call.weights[index];
       a.x = x;
       a.h = or_zeros(call.h0.at(index), scratch.zeros);

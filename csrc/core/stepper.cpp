@@ -52,6 +52,7 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
     a.input_size = config.input_of(layer);
     a.hidden_size = hidden_;
     a.rows = rows;
+    a.clip = static_cast<Real>(config.clip);
     packed_.push_back(zeros_of<Real>(1, 1, kernels.packed_step_size(a)));
     kernels.pack_step(a, weights[layer], packed_.back().template as<Real>());
     a.packed = packed_.back().template as<Real>();

@@ -25,6 +25,7 @@ class Backward {
         blocks(blocks_of(hidden)),
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
+        clipped(V(a.clip)),
         adding(a.accumulate) {}
 
   void run() {
@@ -49,6 +50,7 @@ class Backward {
   const Schedule& schedule;
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
+  const Clipped<V> clipped;
   bool adding;  // to the parameters' gradients; else the first chunk writes them
   Index chunk_row = 0, chunk_rows = 0;
   Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
@@ -168,7 +170,10 @@ class Backward {
     const Index end = own_rows.first + running(s);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
       if (w.skip(running(s) * kCellWork)) break;
-      for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j);
+      if (a.clip > Real(0))
+        differentiate_clipped(s, end, j);
+      else
+        for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
     }
     w.meet_row();
     if constexpr (traits.phases == 2) {
@@ -232,8 +237,13 @@ class Backward {
     gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
   }
 
+  FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
+    for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, block, clipped);
+  }
+
   // The cell's backward equations for one row of one unit block.
-  void differentiate(Index s, Index p, Index block) {
+  template <class Clip>
+  void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
     const Real* slot = a.gates.at(block, packed_row - segment_row);
@@ -255,7 +265,7 @@ class Backward {
         previous.c = previous_c(s, p, block, u, cut);
         grad.c = V::load(a.carry.at(block, p) + u);
       }
-      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious);
+      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
       for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
@@ -273,6 +283,13 @@ class Backward {
   }
 
   void differentiate_operand(Index s, Index p, Index block) {
+    if (a.clip > Real(0))
+      differentiate_operand(s, p, block, clipped);
+    else
+      differentiate_operand(s, p, block, Unclipped());
+  }
+  template <class Clip>
+  void differentiate_operand(Index s, Index p, Index block, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
       const Real* slot = a.gates.at(block, packed_row - segment_row);
@@ -285,7 +302,7 @@ class Backward {
         for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride + u);
         const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
-        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious);
+        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
         for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
         Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);

@@ -164,7 +164,7 @@ class Forward {
   }
 
   // Bias and x . weight_ih for this thread's rows and unit blocks of the steps [first, last).
-  void project(Index first, Index last) {
+  FUSEDRNN_NOINLINE void project(Index first, Index last) {
     Index count = 0;
     for (Index s = first; s < last; ++s)
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p)
@@ -303,31 +303,43 @@ class Forward {
   // The cell's own loop over a tile of rows in one unit block, while the tile is in the first-level cache.
   template <int kPhase>
   void finish(Index s, Index p, int rows, Index block) {
+    if (a.clip > Real(0)) return finish_clipped<kPhase>(s, p, rows, block);
+    finish_rows<kPhase>(s, p, rows, block, Unclipped());
+  }
+  template <int kPhase>
+  FUSEDRNN_NOINLINE void finish_clipped(Index s, Index p, int rows, Index block) {
+    finish_rows<kPhase>(s, p, rows, block, Clipped<V>(V(a.clip)));
+  }
+  template <int kPhase, class Clip>
+  void finish_rows(Index s, Index p, int rows, Index block, const Clip& clip) {
     const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
     for (int i = 0; i < rows; ++i, ++p) {
       Real* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
       const Real* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
       if constexpr (kPhase + 1 < traits.phases) {
-        operand_of(slot, h_now, a.operand + p * blocks * kBlock + block * kBlock);
+        operand_of(slot, h_now, a.operand + p * blocks * kBlock + block * kBlock, clip);
       } else {
-        finish_row(s, p, block, slot, h_now, peephole);
+        finish_row(s, p, block, slot, h_now, peephole, clip);
       }
     }
   }
 
-  void operand_of(Real* slot, const Real* h_now, Real* operand) {
+  template <class Clip>
+  void operand_of(Real* slot, const Real* h_now, Real* operand, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
         const State<V> previous = {V::load(h_now + u), V(Real(0))};
-        Cell::operand(value, previous).store(operand + u);
+        Cell::operand(value, previous, clip).store(operand + u);
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       }
     }
   }
 
-  void finish_row(Index s, Index p, Index block, Real* slot, const Real* h_now, const Real* peephole) {
+  template <class Clip>
+  void finish_row(Index s, Index p, Index block, Real* slot, const Real* h_now, const Real* peephole,
+                  const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock;
     const bool last = s + 1 == schedule.length[p];
     const bool cut = !last && schedule.cut(s + 1, p);
@@ -340,7 +352,7 @@ class Forward {
       for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
       State<V> previous = {V::load(h_now + u), V(Real(0))}, next;
       if constexpr (has_c) previous.c = V::load(a.carry.at(block, p) + u);
-      Cell::forward(value, previous, weight, next);
+      Cell::forward(value, previous, weight, next, clip);
       if (a.training)
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       if (y) next.h.store_partial(y + u, units);

@@ -10,6 +10,9 @@ namespace {
 // Cycles, measured on AVX-512 cores; only their ratios matter.
 constexpr double kBytesFromSecondLevel = 32;  // a cycle
 constexpr double kBytesFromBeyond = 20;
+// Packed weights that another thread wrote, once a call: they leave its cache to be read, and to be written again in
+// the next call.
+constexpr double kBytesFromAnother = 4;
 constexpr double kVectorsAtOnce = 2;  // fused multiply-adds a cycle
 constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however few its rows
 constexpr double kBarrier = 1200;     // with the wait for the slower thread, and for h from the other core's cache
@@ -26,7 +29,8 @@ double cycles(const StepCost& cost, const Split& split) {
   const double read = bytes / (near ? kBytesFromSecondLevel : kBytesFromBeyond);
   const double meet =
       (split.unit_parts > 1 ? kBarrier : 0) + (split.threads() > 1 ? kTeam / static_cast<double>(cost.steps) : 0);
-  return std::max(multiply, read) + meet;
+  const double fetched = 2 * bytes * (1 - 1.0 / split.row_parts);  // weight_ih is about as large
+  return std::max(multiply, read) + meet + fetched / kBytesFromAnother / static_cast<double>(cost.steps);
 }
 
 }  // namespace

@@ -58,6 +58,14 @@ class StepTile {
   // One vector of units of a row: sums of the phase's slots at sum, sum + stride, ...
   template <int kPhase>
   FUSEDRNN_NOINLINE void finish(Index row, Index unit, const Real* sum, Index stride, const V* peephole) const {
+    if (a.clip > Real(0))
+      finish_with<kPhase>(row, unit, sum, stride, peephole, Clipped<V>(V(a.clip)));
+    else
+      finish_with<kPhase>(row, unit, sum, stride, peephole, Unclipped());
+  }
+  template <int kPhase, class Clip>
+  FUSEDRNN_INLINE void finish_with(Index row, Index unit, const Real* sum, Index stride, const V* peephole,
+                                   const Clip& clip) const {
     constexpr Slots summed = summed_slots(traits, kPhase);
     constexpr bool first_of_two = kPhase + 1 < traits.phases, second_of_two = kPhase > 0;
     const int units = units_from(unit);
@@ -70,11 +78,11 @@ class StepTile {
     }
     State<V> previous = {V::load_partial(a.h.at(row) + unit, units), V(Real(0))}, next;
     if constexpr (first_of_two) {
-      Cell::operand(value, previous).store(a.operand + row * blocks * kBlock + unit);
+      Cell::operand(value, previous, clip).store(a.operand + row * blocks * kBlock + unit);
       for (int slot = summed.first; slot < summed.end(); ++slot) value[slot].store(kept(row, slot) + unit);
     } else {
       if constexpr (has_c) previous.c = V::load_partial(a.c.at(row) + unit, units);
-      Cell::forward(value, previous, peephole, next);
+      Cell::forward(value, previous, peephole, next, clip);
       next.h.store_partial(a.h_next.at(row) + unit, units);
       if (a.y.data) next.h.store_partial(a.y.at(row) + unit, units);
       if constexpr (has_c) next.c.store_partial(a.c_next.at(row) + unit, units);

@@ -41,6 +41,8 @@ class Recurrent:
         dtype: str,
         batch_first: bool,
         single_step: bool,
+        reverse: bool = False,
+        clip: float = 0.0,
     ) -> None: ...
     @property
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...

@@ -52,6 +52,12 @@ def require_number(value: SupportsFloat, name: str, *, least: float, most: float
     return number
 
 
+def require_clip(value: SupportsFloat | None) -> float | None:
+    """Return a bound on gates' pre-activations, or None for none; it must be a positive number of single precision."""
+    single = np.finfo(np.float32)
+    return None if value is None else require_number(value, "clip", least=float(single.tiny), most=float(single.max))
+
+
 def require_unmasked(array: Any, name: str) -> None:
     """Refuse a masked array, whose mask would be ignored, by a TypeError that names it."""
     if isinstance(array, np.ma.MaskedArray):

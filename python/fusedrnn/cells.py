@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag
@@ -18,6 +18,7 @@ class _Cell(Recurrent):
         input_size: int,
         hidden_size: int,
         bias: bool,
+        clip: SupportsFloat | None,
         dtype: Any,
         device: str,
         seed: int | None,
@@ -29,6 +30,7 @@ class _Cell(Recurrent):
             input_size,
             hidden_size,
             bias=bias,
+            clip=clip,
             dtype=dtype,
             device=device,
             seed=seed,
@@ -103,6 +105,7 @@ class RNNCell(_Cell):
         *,
         bias: bool = True,
         nonlinearity: str = "tanh",
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -111,7 +114,7 @@ class RNNCell(_Cell):
     ) -> None:
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed, precision, engine)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(nonlinearity=self.nonlinearity)
@@ -128,6 +131,7 @@ class LSTMCell(_Cell):
         bias: bool = True,
         peephole: bool = False,
         coupled: bool = False,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -137,7 +141,7 @@ class LSTMCell(_Cell):
         self.peephole = require_flag(peephole, "peephole")
         self.coupled = require_flag(coupled, "coupled")
         cell = lstm_name(self.peephole, self.coupled)
-        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed, precision, engine)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(peephole=self.peephole, coupled=self.coupled)
@@ -153,6 +157,7 @@ class GRUCell(_Cell):
         *,
         bias: bool = True,
         reset_after: bool = True,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -161,7 +166,7 @@ class GRUCell(_Cell):
     ) -> None:
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
-        super().__init__(cell, input_size, hidden_size, bias, dtype, device, seed, precision, engine)
+        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
 
     def __repr__(self) -> str:
         return self._describe(reset_after=self.reset_after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, SupportsFloat
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
@@ -24,6 +24,8 @@ class _Layer(Recurrent):
         batch_first: bool,
         dropout: float,
         bidirectional: bool,
+        reverse: bool,
+        clip: SupportsFloat | None,
         dtype: Any,
         device: str,
         seed: int | None,
@@ -34,6 +36,10 @@ class _Layer(Recurrent):
         dropout = require_number(dropout, "dropout", least=0.0, most=1.0)
         if dropout > 0 and num_layers == 1:
             warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
+        bidirectional = require_flag(bidirectional, "bidirectional")
+        reverse = require_flag(reverse, "reverse")
+        if reverse and bidirectional:
+            raise ValueError("reverse must be False for a bidirectional layer, which has the reverse direction already")
         super().__init__(
             cell,
             input_size,
@@ -47,7 +53,9 @@ class _Layer(Recurrent):
             num_layers=num_layers,
             batch_first=require_flag(batch_first, "batch_first"),
             dropout=dropout,
-            bidirectional=require_flag(bidirectional, "bidirectional"),
+            bidirectional=bidirectional,
+            reverse=reverse,
+            clip=clip,
         )
 
     @property
@@ -59,6 +67,11 @@ class _Layer(Recurrent):
     def bidirectional(self) -> bool:
         """Whether every layer runs in both directions (D = 2)."""
         return bool(self._settings["bidirectional"])
+
+    @property
+    def reverse(self) -> bool:
+        """Whether every layer runs in the reverse direction alone."""
+        return bool(self._settings["reverse"])
 
     @property
     def batch_first(self) -> bool:
@@ -160,11 +173,12 @@ class _Layer(Recurrent):
         Raises
         ------
         TypeError, ValueError
-            Where `batch` is no integer or less than 1, or the layer is bidirectional.
+            Where `batch` is no integer or less than 1, or the layer has a reverse direction.
         """
         batch = require_integer(batch, "batch", least=1)
-        if self.bidirectional:
-            raise ValueError("bidirectional must be False for a stream, whose reverse direction would begin at its end")
+        for name in ("bidirectional", "reverse"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be False for a stream, whose reverse direction would begin at its end")
         return self._engine.stream(self.parameters, batch)
 
     def forward(
@@ -187,8 +201,8 @@ class _Layer(Recurrent):
             As in a call.
         recompute : int, optional
             Keep states every so many steps only, and make the gates again in the backward pass, one such window at a
-            time. The gradients are the same, on the CPU to the last bit; the tape shrinks to about 1/recompute, and a training step
-            takes about a third longer.
+            time. The gradients are the same, on the CPU to the last bit; the tape shrinks to about 1/recompute, and a
+            training step takes about a third longer.
 
         Returns
         -------
@@ -235,7 +249,7 @@ class _Layer(Recurrent):
         return super().backward(tape, dy, dstate, grads)
 
     def _options(self) -> dict[str, object]:
-        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False, "reverse": False}
         return {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
 
 
@@ -250,8 +264,14 @@ class RNN(_Layer):
         L; layer l > 0 reads the D*H outputs of layer l-1.
     nonlinearity : {'tanh', 'relu'}
     bias, batch_first, bidirectional : bool
+    reverse : bool
+        Run from the end of the sequence to its beginning, in that direction alone; parameters, shapes and states are
+        those of a layer of one direction.
     dropout : float
         Probability, in training, of dropping an element between two layers.
+    clip : float, optional
+        Bound the input of every gate's activation to [-clip, clip], as the ONNX operators do; no gradient flows where
+        it acts. None: no bound.
     dtype : {'float32', 'float64', 'bfloat16', 'float16'}
         The 16-bit ones on a CUDA device only; c of an LSTM's state is then float32.
     device : str
@@ -281,6 +301,8 @@ class RNN(_Layer):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -298,6 +320,8 @@ class RNN(_Layer):
             batch_first,
             dropout,
             bidirectional,
+            reverse,
+            clip,
             dtype,
             device,
             seed,
@@ -322,8 +346,8 @@ class LSTM(_Layer):
         order i f o; coupled: (2, H), order f o.
     coupled : bool
         ``i = 1 - f`` (Greff et al. 2015): three gate blocks, f g o.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed,
-    precision, engine
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype,
+    device, seed, precision, engine
         As for `RNN`.
 
     Raises
@@ -342,8 +366,10 @@ class LSTM(_Layer):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         peephole: bool = False,
         coupled: bool = False,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -362,6 +388,8 @@ class LSTM(_Layer):
             batch_first,
             dropout,
             bidirectional,
+            reverse,
+            clip,
             dtype,
             device,
             seed,
@@ -383,8 +411,8 @@ class GRU(_Layer):
     reset_after : bool
         True: ``n = tanh(x W_in^T + b_in + r (h_{t-1} W_hn^T + b_hn))``, as torch, cuDNN and Keras v2 compute it.
         False: ``n = tanh(x W_in^T + b_in + (r h_{t-1}) W_hn^T + b_hn)``, as in Cho 2014.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, device, seed,
-    precision, engine
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype,
+    device, seed, precision, engine
         As for `RNN`.
 
     Raises
@@ -403,7 +431,9 @@ class GRU(_Layer):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         reset_after: bool = True,
+        clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
         seed: int | None = None,
@@ -421,6 +451,8 @@ class GRU(_Layer):
             batch_first,
             dropout,
             bidirectional,
+            reverse,
+            clip,
             dtype,
             device,
             seed,

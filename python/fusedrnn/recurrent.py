@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
 from fusedrnn import _core, init
 from fusedrnn.arguments import (
+    require_clip,
     require_device,
     require_dtype,
     require_engine,
@@ -73,6 +74,8 @@ class Recurrent:
         dropout: float = 0.0,
         bidirectional: bool = False,
         single_step: bool = False,
+        reverse: bool = False,
+        clip: SupportsFloat | None = None,
     ) -> None:
         self.device = require_device(device)
         self._settings: dict[str, Any] = {
@@ -87,6 +90,8 @@ class Recurrent:
             "dtype": require_dtype(dtype, self.device),
             "batch_first": batch_first,
             "single_step": single_step,
+            "reverse": reverse,
+            "clip": require_clip(clip) or 0.0,
         }
         self.precision = require_precision(precision, self.device, self._settings["dtype"])
         self.engine = require_engine(engine, self.device)
@@ -125,6 +130,11 @@ class Recurrent:
     def dtype(self) -> np.dtype[Any]:
         """Type of every array: float32 or float64; on a CUDA device also bfloat16 or float16, whose c is float32."""
         return numpy_dtype(self._settings["dtype"])
+
+    @property
+    def clip(self) -> float | None:
+        """Bound on the input of every gate's activation; None: there is none."""
+        return self._settings["clip"] or None
 
     @property
     def cell_name(self) -> str:
@@ -248,12 +258,20 @@ class Recurrent:
     def _describe(self, **options: object) -> str:
         shown = {
             **options,
+            "clip": self.clip,
             "bias": self.bias,
             "dtype": str(self._settings["dtype"]),
             "device": self.device,
             "precision": self.precision,
             "engine": self.engine,
         }
-        defaults = {"bias": True, "dtype": "float32", "device": "cpu", "precision": "ieee", "engine": "auto"}
+        defaults = {
+            "clip": None,
+            "bias": True,
+            "dtype": "float32",
+            "device": "cpu",
+            "precision": "ieee",
+            "engine": "auto",
+        }
         listed = [f"{name}={value!r}" for name, value in shown.items() if defaults.get(name) != value]
         return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *listed])})"

@@ -8,9 +8,10 @@ gate blocks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ __all__ = ["Tape", "backward", "cells", "forward", "linear_cross_entropy", "line
 
 Array = npt.NDArray[np.float64]
 State = tuple[Array, ...]
+Saved = tuple[Any, ...]
 Weights = Mapping[str, Array]
 
 
@@ -32,6 +34,18 @@ def sigmoid(z: npt.ArrayLike) -> Array:
     z = np.asarray(z, np.float64)
     e = np.exp(-np.abs(z))
     return np.asarray(np.where(z >= 0, 1.0, e) / (1.0 + e))
+
+
+def _bounded(z: Array, clip: float | None) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """The input of a gate's activation, clamp(z, -clip, clip), and where the clip acts."""
+    if clip is None:
+        return z, np.zeros(z.shape, np.bool_)
+    return np.maximum(np.minimum(z, clip), -clip), np.abs(z) >= clip
+
+
+def _through(outside: npt.NDArray[np.bool_], dz: Array) -> Array:
+    """The gradient of a bounded z: that of its activation's input, and none where the clip acts."""
+    return np.where(outside, 0.0, dz)
 
 
 class Cell(Protocol):
@@ -49,10 +63,10 @@ class Cell(Protocol):
     def peepholes(self) -> int:
         """Rows of the peephole array, 0 where the cell has none."""
 
-    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         """Map x (B, I) and the state before the step to the state after it and what `backward` needs."""
 
-    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+    def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
         """Map the gradient of the state after the step to those of x, of the state before it and of the weights."""
 
 
@@ -75,21 +89,22 @@ class Elman:
     """
 
     nonlinearity: str
+    clip: float | None = None
 
     gates = 1
     states = 1
     peepholes = 0
 
-    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
-        z = _affine(w, x, state[0])
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
+        z, outside = _bounded(_affine(w, x, state[0]), self.clip)
         h = np.tanh(z) if self.nonlinearity == "tanh" else np.maximum(z, 0.0)
-        return (h,), (x, state[0], h)
+        return (h,), (x, state[0], h, outside)
 
-    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
-        x, h_prev, h = saved
+    def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, h, outside = saved
         # Both derivatives are functions of the output: 1 - tanh² and the step function.
         slope = 1.0 - h**2 if self.nonlinearity == "tanh" else (h > 0).astype(np.float64)
-        dx, dh_prev, dw = _affine_backward(w, x, h_prev, dstate[0] * slope)
+        dx, dh_prev, dw = _affine_backward(w, x, h_prev, _through(outside, dstate[0] * slope))
         return dx, (dh_prev,), dw
 
 
@@ -112,6 +127,7 @@ class LSTM:
 
     peephole: bool = False
     coupled: bool = False
+    clip: float | None = None
 
     states = 2
 
@@ -128,29 +144,36 @@ class LSTM:
         absent = np.zeros((3 - self.peepholes, hidden))
         return np.concatenate([absent, w["peephole"]]) if self.peephole else absent
 
-    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         h_prev, c_prev = state
         p_i, p_f, p_o = self._peephole_rows(w, h_prev.shape[1])
         *z_i, z_f, z_g, z_o = np.split(_affine(w, x, h_prev), self.gates, axis=1)
-        f = sigmoid(z_f + p_f * c_prev)
-        i = 1.0 - f if self.coupled else sigmoid(z_i[0] + p_i * c_prev)
+        z_f, out_f = _bounded(z_f + p_f * c_prev, self.clip)
+        f = sigmoid(z_f)
+        if self.coupled:
+            i, out_i = 1.0 - f, out_f
+        else:
+            bounded_i, out_i = _bounded(z_i[0] + p_i * c_prev, self.clip)
+            i = sigmoid(bounded_i)
+        z_g, out_g = _bounded(z_g, self.clip)
         g = np.tanh(z_g)
         c = f * c_prev + i * g
-        o = sigmoid(z_o + p_o * c)
-        return (o * np.tanh(c), c), (x, h_prev, c_prev, i, f, g, o, c)
+        z_o, out_o = _bounded(z_o + p_o * c, self.clip)
+        o = sigmoid(z_o)
+        return (o * np.tanh(c), c), (x, h_prev, c_prev, i, f, g, o, c, out_i, out_f, out_g, out_o)
 
-    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
-        x, h_prev, c_prev, i, f, g, o, c = saved
+    def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, c_prev, i, f, g, o, c, out_i, out_f, out_g, out_o = saved
         dh, dc = dstate
         p_i, p_f, p_o = self._peephole_rows(w, h_prev.shape[1])
         s = np.tanh(c)
-        dz_o = dh * s * o * (1.0 - o)
+        dz_o = _through(out_o, dh * s * o * (1.0 - o))
         # o looks at c_t, so its share must be in dc_t before anything is drawn from dc_t.
         dc = dc + dh * o * (1.0 - s**2) + dz_o * p_o
         di, df, dg = dc * g, dc * c_prev, dc * i
-        dz_i = np.zeros_like(di) if self.coupled else di * i * (1.0 - i)
-        dz_f = (df - di if self.coupled else df) * f * (1.0 - f)
-        dz_g = dg * (1.0 - g**2)
+        dz_i = np.zeros_like(di) if self.coupled else _through(out_i, di * i * (1.0 - i))
+        dz_f = _through(out_f, (df - di if self.coupled else df) * f * (1.0 - f))
+        dz_g = _through(out_g, dg * (1.0 - g**2))
         dc_prev = dc * f + dz_i * p_i + dz_f * p_f
         dz = np.concatenate(([] if self.coupled else [dz_i]) + [dz_f, dz_g, dz_o], axis=1)
         dx, dh_prev, dw = _affine_backward(w, x, h_prev, dz)
@@ -176,28 +199,31 @@ class GRU:
     """
 
     reset_after: bool = True
+    clip: float | None = None
 
     gates = 3
     states = 1
     peepholes = 0
 
-    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, State]:
+    def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         (h_prev,) = state
         hidden = h_prev.shape[1]
         a_r, a_z, a_n = np.split(x @ w["weight_ih"].T + w["bias_ih"], 3, axis=1)
         w_n, b_n = w["weight_hh"][2 * hidden :], w["bias_hh"][2 * hidden :]
         u_r, u_z = np.split(h_prev @ w["weight_hh"][: 2 * hidden].T + w["bias_hh"][: 2 * hidden], 2, axis=1)
-        r, z = sigmoid(a_r + u_r), sigmoid(a_z + u_z)
+        (z_r, out_r), (z_z, out_z) = _bounded(a_r + u_r, self.clip), _bounded(a_z + u_z, self.clip)
+        r, z = sigmoid(z_r), sigmoid(z_z)
         u_n = (h_prev if self.reset_after else r * h_prev) @ w_n.T + b_n
-        n = np.tanh(a_n + (r * u_n if self.reset_after else u_n))
-        return ((1.0 - z) * n + z * h_prev,), (x, h_prev, r, z, n, u_n)
+        z_n, out_n = _bounded(a_n + (r * u_n if self.reset_after else u_n), self.clip)
+        n = np.tanh(z_n)
+        return ((1.0 - z) * n + z * h_prev,), (x, h_prev, r, z, n, u_n, out_r, out_z, out_n)
 
-    def backward(self, w: Weights, saved: State, dstate: State) -> tuple[Array, State, dict[str, Array]]:
-        x, h_prev, r, z, n, u_n = saved
+    def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
+        x, h_prev, r, z, n, u_n, out_r, out_z, out_n = saved
         (dh,) = dstate
         hidden = h_prev.shape[1]
         w_rz, w_n = w["weight_hh"][: 2 * hidden], w["weight_hh"][2 * hidden :]
-        da_n = dh * (1.0 - z) * (1.0 - n**2)
+        da_n = _through(out_n, dh * (1.0 - z) * (1.0 - n**2))
         if self.reset_after:
             du_n, dr = da_n * r, da_n * u_n
             dh_prev = du_n @ w_n
@@ -206,7 +232,8 @@ class GRU:
             du_n, drh = da_n, da_n @ w_n
             dr, dh_prev = drh * h_prev, drh * r
             dw_n = du_n.T @ (r * h_prev)
-        du_rz = np.concatenate([dr * r * (1.0 - r), dh * (h_prev - n) * z * (1.0 - z)], axis=1)
+        du_r, du_z = _through(out_r, dr * r * (1.0 - r)), _through(out_z, dh * (h_prev - n) * z * (1.0 - z))
+        du_rz = np.concatenate([du_r, du_z], axis=1)
         da = np.concatenate([du_rz, da_n], axis=1)
         dw = {
             "weight_ih": da.T @ x,
@@ -237,7 +264,7 @@ class _Step:
     t: int
     rows: npt.NDArray[np.intp]
     fresh: npt.NDArray[np.bool_]
-    saved: State
+    saved: Saved
 
 
 @dataclass(frozen=True)
@@ -356,6 +383,8 @@ def forward(
     reset: npt.ArrayLike | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
+    reverse: bool = False,
+    clip: float | None = None,
     dropout_masks: Sequence[npt.ArrayLike] | None = None,
 ) -> tuple[Array, Array | State, Tape]:
     """Run a recurrent layer over a whole sequence.
@@ -376,6 +405,10 @@ def forward(
     reset : bool (T, B), optional
         ``reset[t]`` cuts the link between t-1 and t: the forward direction enters t from zero, the reverse one
         enters t-1 from zero.
+    reverse : bool
+        Run in the reverse direction alone; the parameters have no suffix for it.
+    clip : float, optional
+        Bound the input of every gate's activation to [-clip, clip] (ONNX); no gradient flows where it acts.
     dropout_masks : L-1 arrays (T, B, D*H), optional
         Already scaled, multiplied onto the output of each layer but the last.
 
@@ -387,7 +420,8 @@ def forward(
     tape : Tape
         For `backward`.
     """
-    kind, x = cells[cell], _array(x)
+    kind = dataclasses.replace(cast(Any, cells[cell]), clip=clip)
+    x = _array(x)
     time, batch, _ = x.shape
     hidden = np.asarray(parameters["weight_hh_l0"]).shape[1]
     directions = 2 if bidirectional else 1
@@ -401,11 +435,11 @@ def forward(
         runs.append([])
         outputs = []
         for direction in range(directions):
-            reverse = direction == 1
-            suffix = f"_l{layer}" + "_reverse" * reverse
+            backwards = reverse or direction == 1
+            suffix = f"_l{layer}" + "_reverse" * direction
             run = _Run(_weights(kind, parameters, suffix), suffix, [])
             before = tuple(s[layer * directions + direction] for s in initial)
-            y, final = _run_forward(kind, run, x, before, alive, _rows_fresh(reset, alive, reverse), reverse)
+            y, final = _run_forward(kind, run, x, before, alive, _rows_fresh(reset, alive, backwards), backwards)
             runs[-1].append(run)
             outputs.append(y)
             finals.append(final)

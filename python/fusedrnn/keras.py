@@ -1,0 +1,143 @@
+"""Weights of Keras's LSTM, GRU and SimpleRNN layers, as arrays, to ours and back. Keras itself is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.arguments import require_choice, require_flag
+from fusedrnn.gradients import Array
+
+# Our gate blocks in Keras's order; LSTM: i f c o, where c is our g; GRU: z r h, where h is our n. Each order is its own
+# inverse.
+_ORDERS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
+
+
+def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -> dict[str, Array]:
+    """Our parameters from the weights of a Keras layer.
+
+    The layer computes the same with Keras's default activations: tanh, and for gates sigmoid. Load the result with
+    ``layer.load_parameters``.
+
+    Parameters
+    ----------
+    weights : sequence of arrays
+        What Keras's ``layer.get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with `use_bias`,
+        bias (G*H,), or (2, 3*H) for a GRU with `reset_after`. Of a ``Bidirectional`` layer the forward direction's,
+        then the backward one's.
+    cell : {'LSTM', 'GRU', 'SimpleRNN'}
+        Name of Keras's layer, in any case.
+    reset_after : bool
+        Of a GRU, as Keras's argument: True is its default and ours. Without meaning for other cells.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (G*H, H) and, with biases, ``bias_ih_l0`` and ``bias_hh_l0`` (G*H,),
+        with the suffix ``_reverse`` for the backward direction. Where Keras has one bias, `bias_hh` is zero.
+
+    Raises
+    ------
+    TypeError
+        Where an entry is no array of floating-point numbers, or `cell` or `reset_after` is of another kind.
+    ValueError
+        Where the number of arrays or a shape is wrong, or `cell` is none of these.
+    """
+    cell = _cell(cell)
+    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
+    if isinstance(weights, (str, bytes)) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights must be a sequence of arrays, not {type(weights).__name__}")
+    if len(weights) not in (2, 3, 4, 6):
+        raise ValueError(
+            f"weights must be 2 arrays, 3 with a bias, or twice as many of a bidirectional layer, not {len(weights)}"
+        )
+    directions = 2 if len(weights) > 3 else 1
+    count, parameters = len(weights) // directions, {}
+    arrays = [_array(array, f"weights[{number}]") for number, array in enumerate(weights)]
+    hidden = arrays[1].shape[0] if arrays[1].ndim else 0
+    width = len(_ORDERS[cell]) * hidden
+    inputs = arrays[0].shape[0] if arrays[0].ndim else 0
+    bias_shape = (2, width) if two_biases else (width,)
+    for direction, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
+        first = direction * count
+        for place, shape in enumerate([(inputs, width), (hidden, width), bias_shape][:count]):
+            if arrays[first + place].shape != shape:
+                raise ValueError(f"weights[{first + place}] must have shape {shape}, not {arrays[first + place].shape}")
+        kernel, recurrent, *bias = arrays[first : first + count]
+        parameters["weight_ih" + suffix] = _ordered(kernel.T, cell)
+        parameters["weight_hh" + suffix] = _ordered(recurrent.T, cell)
+        for both in bias:
+            input_bias, recurrent_bias = both if both.ndim == 2 else (both, np.zeros_like(both))
+            parameters["bias_ih" + suffix] = _ordered(input_bias, cell)
+            parameters["bias_hh" + suffix] = _ordered(recurrent_bias, cell)
+    return parameters
+
+
+def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = True) -> list[Array]:
+    """The weights of a Keras layer, for its ``set_weights``, from the parameters of a layer of ours.
+
+    Parameters
+    ----------
+    parameters : mapping of str to array
+        Of a layer with num_layers=1: an LSTM without peepholes or coupled gates, a GRU or an RNN. The two biases of a
+        gate add where Keras has one.
+    cell : {'LSTM', 'GRU', 'SimpleRNN'}
+    reset_after : bool
+        Of a GRU; without meaning for other cells.
+
+    Returns
+    -------
+    list of ndarray
+        As `from_keras` takes them.
+
+    Raises
+    ------
+    TypeError
+        As `from_keras`, and where `parameters` is no mapping.
+    ValueError
+        Where a parameter is missing, unknown or of another shape.
+    """
+    cell = _cell(cell)
+    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters must be a mapping of names to arrays, not {type(parameters).__name__}")
+    suffixes = ["_l0", "_l0_reverse"][: 2 if "weight_ih_l0_reverse" in parameters else 1]
+    kinds = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"] * ("bias_ih_l0" in parameters)]
+    wanted = [kind + suffix for suffix in suffixes for kind in kinds]
+    if set(wanted) != set(parameters):
+        raise ValueError(f"parameters must be {wanted} for Keras's {cell}, not {sorted(parameters)}")
+    arrays = {name: _array(parameters[name], f"parameters[{name!r}]") for name in wanted}
+    hidden, inputs = (arrays[kind + "_l0"].shape[-1] if arrays[kind + "_l0"].ndim else 0 for kind in kinds[1::-1])
+    rows, weights = len(_ORDERS[cell]) * hidden, []
+    for name, array in arrays.items():
+        shape = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden)}.get(name.split("_l0")[0], (rows,))
+        if array.shape != shape:
+            raise ValueError(f"parameters[{name!r}] must have shape {shape}, not {array.shape}")
+    for suffix in suffixes:
+        blocks = [_ordered(arrays[kind + suffix], cell) for kind in kinds]
+        weights += [np.ascontiguousarray(matrix.T) for matrix in blocks[:2]]
+        if len(blocks) > 2:
+            weights.append(np.stack(blocks[2:]) if two_biases else blocks[2] + blocks[3])
+    return weights
+
+
+def _cell(cell: str) -> str:
+    if not isinstance(cell, str):
+        raise TypeError(f"cell must be a string, not {type(cell).__name__}")
+    known = {name.lower(): name for name in _ORDERS}
+    return require_choice(known.get(cell.lower(), cell), "cell", tuple(_ORDERS))
+
+
+def _array(value: Any, name: str) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be an array of floating-point numbers, not of {array.dtype}")
+    return array
+
+
+def _ordered(array: Array, cell: str) -> Array:
+    """A copy with its gate blocks along the first axis in the other library's order."""
+    blocks = np.split(array, len(_ORDERS[cell]))
+    return np.concatenate([blocks[number] for number in _ORDERS[cell]])

@@ -1,0 +1,131 @@
+"""Layers and cells in safetensors files. Needs the package ``safetensors``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+import fusedrnn
+from fusedrnn.gradients import Array
+from fusedrnn.recurrent import Recurrent
+
+_KEY = "fusedrnn"
+# What a file says of an object besides its arrays, whose names and shapes give the rest.
+_OPTIONS = {
+    "RNN": ("nonlinearity",),
+    "LSTM": ("peephole", "coupled"),
+    "GRU": ("reset_after",),
+}
+_LAYER_OPTIONS = ("batch_first", "dropout", "reverse")
+
+
+def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
+    """Write a layer or cell: its parameters by their names, and in the metadata what `load` makes it of again.
+
+    Parameters
+    ----------
+    module : layer or cell
+    path : path
+        Of the file; one that is there is replaced.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `module` is neither, or a parameter was replaced by what is no such array.
+    OSError
+        Where the file cannot be written.
+    """
+    kind = type(module).__name__
+    if getattr(fusedrnn, kind, None) is not type(module) or kind.removesuffix("Cell") not in _OPTIONS:
+        raise TypeError(f"module must be a layer or cell of fusedrnn, not {kind}")
+    module._engine.check_parameters(module.parameters)
+    options = {name: getattr(module, name) for name in _option_names(kind)}
+    metadata = {_KEY: json.dumps({"class": kind, "options": options})}
+    try:
+        save_file(module.parameters, os.fspath(path), metadata)
+    except SafetensorError as error:
+        raise OSError(f"{os.fspath(path)!r} cannot be written: {error}") from error
+
+
+def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, convert: bool = False) -> Any:
+    """Read a layer or cell that `save` wrote, or any file's arrays into one that is there.
+
+    Parameters
+    ----------
+    path : path
+    module : layer or cell, optional
+        To load the file's arrays into, which must be its parameters by name: such as the state_dict of a torch module.
+        None: a new one is made, as the file says.
+    convert : bool
+        With `module`, take arrays of another floating-point width and round them.
+
+    Returns
+    -------
+    layer or cell
+        `module`, or the new one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the file is no safetensors file, was not written by `save` and no `module` is given, or its arrays are not
+        the parameters; the message names the file.
+    OSError
+        Where it cannot be read.
+    """
+    path = os.fspath(path)
+    if module is not None and not isinstance(module, Recurrent):
+        raise TypeError(f"module must be a layer or cell of fusedrnn or None, not {type(module).__name__}")
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    except (SafetensorError, TypeError) as error:  # the latter for types that NumPy lacks
+        raise ValueError(f"{path!r} must be a safetensors file of arrays that NumPy has: {error}") from error
+    try:
+        made = _made(metadata, arrays) if module is None else module
+        made.load_parameters(arrays, convert=convert)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path!r}: {error}") from error
+    return made
+
+
+def _option_names(kind: str) -> tuple[str, ...]:
+    own = _OPTIONS[kind.removesuffix("Cell")]
+    return ("clip", *own) if kind.endswith("Cell") else ("clip", *own, *_LAYER_OPTIONS)
+
+
+def _made(metadata: dict[str, str], arrays: dict[str, Array]) -> Any:
+    """A new object of the kind that the metadata name, in the sizes of the arrays."""
+    if _KEY not in metadata:
+        raise ValueError(
+            f"the metadata must have {_KEY!r}, as fusedrnn.safetensors.save writes; give a module to load into"
+        )
+    try:
+        described = json.loads(metadata[_KEY])
+        kind, options = described["class"], dict(described["options"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the metadata's {_KEY!r} must be what fusedrnn.safetensors.save writes: {error}") from error
+    if not isinstance(kind, str) or kind.removesuffix("Cell") not in _OPTIONS:
+        raise ValueError(f"the metadata's class must be a layer or cell of fusedrnn, not {kind!r}")
+    unknown = sorted(set(options) - set(_option_names(kind)))
+    if unknown:
+        raise ValueError(f"the metadata's options {unknown} are none of {kind}")
+    ending = "" if kind.endswith("Cell") else "_l0"
+    for name in ("weight_ih" + ending, "weight_hh" + ending):
+        if name not in arrays or arrays[name].ndim != 2:
+            raise ValueError(f"there must be a matrix {name!r}")
+    sizes = [arrays[name + ending].shape[1] for name in ("weight_ih", "weight_hh")]
+    # Checked before memory is taken for them: a small file must not ask for much.
+    square = arrays["weight_hh" + ending].shape
+    recurrent = [array for name, array in arrays.items() if name.startswith("weight_hh")]
+    if square[0] not in (square[1], 3 * square[1], 4 * square[1]) or any(a.shape != square for a in recurrent):
+        raise ValueError(f"the arrays 'weight_hh...' must be (G*H, H), one as another, not {square}")
+    options |= {"bias": "bias_ih" + ending in arrays, "dtype": arrays["weight_ih" + ending].dtype, "seed": 0}
+    if ending:
+        options["bidirectional"] = "weight_ih_l0_reverse" in arrays
+        options["num_layers"] = len(recurrent) // (2 if options["bidirectional"] else 1)
+    return getattr(fusedrnn, kind)(*sizes, **options)
