@@ -154,6 +154,7 @@ class Backward : Net<T> {
     BackwardArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
     a.peephole = weights.peephole;
     a.gates = replays ? gates : own.gates;
@@ -191,6 +192,7 @@ class Backward : Net<T> {
     StepArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.first = first;
     a.capacity = a.product_rows = a.h_rows = a.cell_rows = capacity;
     a.bias = weights.bias;
@@ -261,10 +263,9 @@ class Backward : Net<T> {
     backend.gemm(product);
     const bool add = directions == 2;
     if (kWide && add)
-      backend.for_each(1, count, inputs,
-                       ScatterRows<A>{this->steps(), d == 1, first, dx_chunk, wide(inputs), inputs, add});
+      backend.for_each(1, count, inputs, ScatterRows<A>{this->steps(), d, first, dx_chunk, wide(inputs), inputs, add});
     else
-      backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d == 1, first, dx_chunk, dx, inputs, add});
+      backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d, first, dx_chunk, dx, inputs, add});
   }
   // gradient (count * H, width) += gate gradients of a window, transposed, times `right`.
   void add_weight_gradient(Backend& backend, const T* gradients, const Window& window, Index count, const T* right,

@@ -56,13 +56,16 @@ int find_cell(const std::string& name) {
 }
 
 NetConfig make_config(const std::string& cell, Index input_size, Index hidden_size, int layers, int directions,
-                      double dropout, std::uint64_t seed, const std::string& dtype, bool tf32) {
+                      bool reverse, double clip, double dropout, std::uint64_t seed, const std::string& dtype,
+                      bool tf32) {
   NetConfig config;
   config.cell = find_cell(cell);
   config.input_size = input_size;
   config.hidden_size = hidden_size;
   config.layers = layers;
   config.directions = directions;
+  config.reverse = reverse;
+  config.clip = clip;
   config.dropout = dropout;
   config.seed = seed;
   config.type = type_of(dtype);
@@ -180,8 +183,8 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
            py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("calls"));
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
-           py::arg("layers"), py::arg("directions"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
-           py::arg("tf32"))
+           py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
+           py::arg("seed"), py::arg("dtype"), py::arg("tf32"))
       .def("kept_bytes", &Engine::kept_bytes)
       .def("forward_bytes", &Engine::forward_bytes)
       .def("backward_bytes", &Engine::backward_bytes)

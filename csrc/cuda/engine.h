@@ -20,6 +20,8 @@ struct NetConfig {
   int cell = 0;  // index into Engine::cells
   Index input_size = 1, hidden_size = 1;
   int layers = 1, directions = 1;
+  bool reverse = false;  // of one direction: from the end
+  double clip = 0;       // bound on every gate's pre-activation, or 0
   double dropout = 0;
   std::uint64_t seed = 0;
   Type type = Type::float32;

@@ -124,6 +124,7 @@ class Forward : Net<T> {
     StepArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
     a.bias = weights.bias;
     a.peephole = weights.peephole;

@@ -115,6 +115,8 @@ class Net:
             hidden_size=self._hidden,
             layers=self._layers,
             directions=self._directions,
+            reverse=settings["reverse"],
+            clip=settings["clip"],
             dropout=settings["dropout"],
             seed=settings["seed"],
             dtype=settings["dtype"],
