@@ -172,7 +172,7 @@ class Net {
     return in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
   }
   bool in_order(Index time, Index row, Index width) const {
-    return row == width && (time == rows * width || call.steps <= 1);
+    return (row == width || rows <= 1) && (time == rows * width || call.steps <= 1);
   }
 
   // Rows of x in step order for a chunk: x's own where they lie so already, else gathered. Past a length the former may

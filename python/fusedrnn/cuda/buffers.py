@@ -12,8 +12,8 @@ from fusedrnn.gradients import Gradients
 class Buffers:
     """Everything that calls of one shape write; from ``layer.buffers(...)``, for ``out=``.
 
-    A call given these writes and returns the same arrays each time. The backward pass of a tape made with them writes
-    `gradients`, and returns it unless it is given ``grads=``.
+    A call given these writes and returns the same arrays each time; a tape that an earlier one made is then void. The
+    backward pass of a tape made with them writes `gradients`, and returns it unless it is given ``grads=``.
 
     Attributes
     ----------
