@@ -39,10 +39,14 @@ struct BackwardArrays {
     return steps.cut(d, s + 1, b, n) ? A(0) : dh[state] + products[state];
   }
   FUSEDRNN_INLINE A previous_c(Index d, Index s, Index b, Index n, Index u) const {
-    if (steps.cut(d, s, b, n)) return A(0);
-    if (s == 0) return c0 ? c0[(d * steps.rows + b) * hidden + u] : A(0);
-    if (s > gates_first) return cells[kept_row(d, s - 1, b) * hidden + u];
-    return entering[(d * entering_rows + (s / segment - 1) * steps.rows + b) * hidden + u];
+    const A* const before = steps.cut(d, s, b, n) ? nullptr : c_before(d, s);
+    return before ? before[b * hidden + u] : A(0);
+  }
+  // c before step s, (B, H), or null: zeros.
+  FUSEDRNN_INLINE const A* c_before(Index d, Index s) const {
+    if (s == 0) return c0 ? c0 + d * steps.rows * hidden : nullptr;
+    if (s > gates_first) return cells + kept_row(d, s - 1, 0) * hidden;
+    return entering + (d * entering_rows + (s / segment - 1) * steps.rows) * hidden;
   }
 };
 

@@ -63,6 +63,9 @@ struct StepArrays {
   FUSEDRNN_INLINE Index gate_at(Index d, Index s, Index b, Index slots, Index u) const {
     return ((d * capacity + (s - first) * steps.rows + b) * slots) * hidden + u;
   }
+  FUSEDRNN_INLINE Index cell_at(Index d, Index s, Index b, Index u) const {
+    return (d * cell_rows + (s - first) * steps.rows + b) * hidden + u;
+  }
   // Row of an array that has either one step's rows or the chunk's.
   FUSEDRNN_INLINE Index row_of(Index d, Index s, Index b, Index rows) const {
     return d * rows + (rows == steps.rows ? 0 : (s - first) * steps.rows) + b;
@@ -162,7 +165,7 @@ struct ForwardStep {
     if (y) *y = h;
     if (traits.states == 2) {
       a.c[state] = next.c.value;
-      if (a.cells) a.cells[(d * a.cell_rows + (s - a.first) * a.steps.rows + b) * a.hidden + u] = next.c.value;
+      if (a.cells) a.cells[a.cell_at(d, s, b, u)] = next.c.value;
     }
     if (a.keep) {
       FUSEDRNN_UNROLL

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/arena.h"
+#include "cuda/block_program.h"
 #include "cuda/cell_steps.h"
 #include "cuda/elementwise.h"
 #include "cuda/engine.h"

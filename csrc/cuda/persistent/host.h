@@ -4,17 +4,21 @@
 //   - shared memory begins as nan, and two threads that touch the same word without a barrier between them, one of them
 //     writing, are reported; so are blocks that wait for each other, and one that publishes before a barrier.
 // It shows nothing of memory ordering, of deadlock from a lack of multiprocessors, nor of time.
+// For tests/block_program/, and for the host build of the engine (host.cpp).
 #pragma once
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "cuda/persistent/product.h"
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/dispatch.h"
+#include "cuda/persistent/forward.h"
 
 namespace fusedrnn {
 namespace persistent {
@@ -221,6 +225,38 @@ class HostPolicy {
   Scheduler& scheduler_;
   bool stored_since_barrier_ = false;
 };
+
+// As launch_phases of launch.cuh.
+template <class Program>
+void run_phases(const Plan& plan, const typename Program::Arguments& arguments, Scheduler& scheduler) {
+  const auto kernel = [&](int first, int end) {
+    scheduler.run(plan.grid(), [&, first, end](int block) {
+      const auto policy = std::make_unique<HostPolicy<typename Program::Thread>>(block, plan.shared_bytes, scheduler);
+      Program::run(*policy, arguments, first, end);
+    });
+  };
+  const int phases = arguments.batch.steps() + 1;
+  std::memset(arguments.grid.flags, 0, plan.cleared_bytes);
+  if (plan.problem.form == Form::one_kernel) return kernel(0, phases);
+  for (int phase = 0; phase < phases; ++phase) kernel(phase, phase + 1);
+}
+
+// As launch_program of launch.cuh, for those programs whose Compiled::program is true: all would take half a minute to
+// compile.
+template <template <class, class, int> class Program, class Compiled, class T, class Arguments>
+void run_program(const Plan& plan, Arguments& arguments, void* workspace, Scheduler& scheduler) {
+  arguments.grid = grid_of(plan, workspace);
+  const bool found = with_cell(plan.problem.cell, false, [&](auto cell) {
+    using Cell = typename std::decay_t<decltype(cell)>::type;
+    return with_capacity(plan.capacity, false, [&](auto capacity) {
+      constexpr int kCapacity = decltype(capacity)::value;
+      if constexpr (Compiled::template program<T, Cell, kCapacity>)
+        run_phases<Program<T, Cell, kCapacity>>(plan, arguments, scheduler);
+      return Compiled::template program<T, Cell, kCapacity>;
+    });
+  });
+  if (!found) scheduler.fail("the tests do not compile this program");
+}
 
 }  // namespace persistent
 }  // namespace fusedrnn
