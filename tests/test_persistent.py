@@ -60,9 +60,7 @@ def assert_right(device: TestDevice, case: Case, precision: str, layer: Any, inp
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_every_output_and_gradient(
-    device: TestDevice, case: Case, precision: str, rng: np.random.Generator
-) -> None:
+def test_every_output_and_gradient(device: TestDevice, case: Case, precision: str, rng: np.random.Generator) -> None:
     layer, inputs = make(case, precision, rng)
     assert_right(device, case, precision, layer, inputs, run(device, layer, inputs))
 
@@ -193,7 +191,8 @@ def test_what_it_does_not_run_is_refused(device: TestDevice) -> None:
 def test_auto_is_stepwise(device: TestDevice) -> None:
     case = dataclasses.replace(CASES[0], hidden_size=64)
     auto, stepwise, persistent = (
-        run(device, *make(case, "tf32", np.random.default_rng(1), engine)) for engine in ("auto", "stepwise", "persistent")
+        run(device, *make(case, "tf32", np.random.default_rng(1), engine))
+        for engine in ("auto", "stepwise", "persistent")
     )
     assert_same(auto, stepwise)
     assert not np.array_equal(persistent.y, stepwise.y), "sums in another order round otherwise"
