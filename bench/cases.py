@@ -117,6 +117,7 @@ TABLES = {
     ),
     "stream": Table("one step at batch 1, called from Python", quick((1, 16), (1, 64)), unit="us"),
     "ragged": Table("lengths uniform in 1..T, in any order, beside whole sequences", quick((32, 256))),
+    "torch": Table("fusedrnn.torch beside the native call and torch's own modules", quick((1, 64), (32, 256))),
     "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
     "threads": Table("threads and processes", quick((32, 256))),
     "isa": Table("other instruction sets and float64, beside the peak of each", quick((32, 256))),
@@ -185,6 +186,11 @@ CASES: tuple[Case, ...] = (
     *grid("odd", PLAIN, ODD_SIZES, BOTH),
     *grid("stream", GATED, across((1,), (16, 64, 256)), [False]),
     *grid("ragged", PLAIN, across((32,), (256, 512)), BOTH),
+    *(
+        case
+        for variant in ("padded", "packed")
+        for case in grid("torch", PLAIN, ((1, 64), (8, 256), (32, 256), (64, 512)), BOTH, variant=variant)
+    ),
     *grid("memory", GATES, across((8,), (64,)), [True], steps=256),
     *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
     *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),

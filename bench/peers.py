@@ -176,11 +176,14 @@ class Torch(Peer):
         module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in problem.parameters.items()})
         return module
 
-    def work(self, problem: Problem, forward: Callable[[Any, Any], Any]) -> Work:
-        """The call or training step of a case, where forward(module, x) gives y."""
+    def work(
+        self, problem: Problem, forward: Callable[[Any, Any], Any], change: Callable[[Any], Any] = lambda module: None
+    ) -> Work:
+        """The call or training step of a case, where forward(module, x) gives y, and change(module) comes first."""
         import torch
 
         module = self.module_of(problem)
+        change(module)
         x, dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
         if not problem.case.training:
             return Work(lambda: forward(module, x), lambda y: {"y": y.numpy()}, torch.inference_mode)

@@ -94,11 +94,13 @@ def stored(array: Rounded, precision: str) -> Rounded:
     return Rounded(array.value, array.squares + scale**2, array.terms)
 
 
+@dataclasses.dataclass(frozen=True)
 class StoresH:
     """A cell whose h is stored when a step ends."""
 
-    def __init__(self, cell: Any, precision: str) -> None:
-        self.cell, self.precision = cell, precision
+    cell: Any
+    precision: str
+    clip: None = None  # which block programs do not have
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cell, name)

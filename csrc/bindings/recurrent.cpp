@@ -89,6 +89,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     config_.dropout = dropout;
     config_.seed = seed;
     config_.cell = find_cell(cell);
+    if (config_.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
+    traits_ = kernels<float>().cells[config_.cell].traits;
     list_parameters();
   }
 
@@ -134,16 +136,6 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   bool single_, bias_, batch_first_, single_step_;
   std::vector<Parameter> parameters_;
   std::atomic<std::uint64_t> calls_{0};
-
-  int find_cell(const std::string& name) {
-    const Kernels<float>& table = kernels<float>();
-    for (int cell = 0; cell < table.cell_count; ++cell)
-      if (name == table.cells[cell].traits.name) {
-        traits_ = table.cells[cell].traits;
-        return cell;
-      }
-    throw py::value_error("cell must be the name of a registered cell, not '" + name + "'");
-  }
 
   void list_parameters() {
     const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;

@@ -39,13 +39,17 @@ struct CellTraits {
   Window recurrent[kMaxPhases];
 };
 
-// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous.
+// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous. Where the
+// rows of a step follow those of the step before without padding, `starts` says how many came before.
 template <class Real>
 struct Sequence {
   Real* data = nullptr;
   Index time = 0;
   Index row = 0;
-  FUSEDRNN_INLINE Real* at(Index t, Index b) const { return data + t * time + b * row; }
+  const Index* starts = nullptr;  // (T,) or null
+  FUSEDRNN_INLINE Real* at(Index t, Index b) const {
+    return data + (starts ? (starts[t] + b) * row : t * time + b * row);
+  }
 };
 
 // Rows of a state array (B, H): address(b) = data + b * row. A null pointer reads as zeros.
@@ -135,7 +139,7 @@ struct ForwardArguments {
   }
 };
 
-// Gradients of one direction's parameters.
+// Gradients of one direction's parameters; null where nobody wants them.
 template <class Real>
 struct WeightGradients {
   Real* weight_ih;
@@ -153,12 +157,12 @@ struct BackwardArguments {
   Weights<Real> weights;
   Sequence<const Real> x, y;
   Sequence<const Real> dy;  // data null: zeros
-  Sequence<Real> dx;        // written; zeros past a row's length are the caller's
+  Sequence<Real> dx;        // written, unless null; zeros past a row's length are the caller's
   StateRows<const Real> h0, c0;
   StateRows<const Real> dhn, dcn;
-  StateRows<Real> dh0, dc0;                        // written
+  StateRows<Real> dh0, dc0;                        // written, unless null
   Real clip;                                       // as it was forward
-  WeightGradients<Real> gradients;                 // written where any row runs
+  WeightGradients<Real> gradients;                 // written where any row runs, unless null
   bool accumulate;                                 // added to instead
   Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
   const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again

@@ -115,7 +115,7 @@ Pool& pool() {
 Buffer::Buffer(std::size_t bytes) : bytes_(size_class(bytes ? bytes : 1)) { data_ = pool().take(bytes_); }
 
 Buffer::~Buffer() {
-  if (data_) pool().give(data_, bytes_);
+  if (data_ && owned_) pool().give(data_, bytes_);
 }
 
 PoolUse pool_use() {

@@ -11,6 +11,14 @@ class Buffer {
   Buffer() = default;
   // Throws std::bad_alloc. Aligned to a cache line.
   explicit Buffer(std::size_t bytes);
+  // Somebody else's memory, which must outlive it.
+  static Buffer view(void* data, std::size_t bytes) {
+    Buffer buffer;
+    buffer.data_ = data;
+    buffer.bytes_ = bytes;
+    buffer.owned_ = false;
+    return buffer;
+  }
   ~Buffer();
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -29,9 +37,11 @@ class Buffer {
   void swap(Buffer& other) {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(owned_, other.owned_);
   }
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
+  bool owned_ = true;
 };
 
 struct PoolUse {

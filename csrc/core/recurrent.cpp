@@ -117,6 +117,7 @@ void clear_row(Real* row, Index width) {
 template <class Real>
 void clear_padding(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread,
                    int threads) {
+  if (!sequence.data || sequence.starts) return;
   const Range mine = part_of(schedule.rows, thread, threads);
   for (Index p = mine.first; p < mine.last; ++p)
     for (Index t = schedule.length[p]; t < steps; ++t) clear_row(sequence.at(t, schedule.row[p]), width);
@@ -163,7 +164,7 @@ struct ForwardScratch {
 // The caller's state, copied so that the tape does not depend on it.
 template <class Real>
 void keep_state(const StateRows<const Real>& from, Index rows, Index hidden, Buffer& kept) {
-  if (!from.data) return;
+  if (!from.data || kept.data()) return;
   kept = buffer_of<Real>(rows * hidden);
   for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<Real>() + b * hidden);
 }
@@ -190,10 +191,10 @@ void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<Real>
       tape.cells = buffer_of<Real>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
     return lay_out_segments(recompute, tape.cells, a);
   }
-  tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
+  if (!tape.gates.data()) tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
   a.gates = blocked<Real>(tape.gates, packed_rows, traits.slots * kBlock);
   if (traits.states == 2) {
-    tape.cells = buffer_of<Real>(packed_rows * hidden);
+    if (!tape.cells.data()) tape.cells = buffer_of<Real>(packed_rows * hidden);
     a.cells = blocked<Real>(tape.cells, packed_rows, kBlock);
   }
 }
@@ -202,14 +203,20 @@ DropoutKey dropout_key(const RecurrentConfig& config, std::uint64_t call, int la
   return {config.dropout, config.seed, call, layer};
 }
 
+// Rows of a call's sequence arrays: padded or packed.
 template <class Real>
-Sequence<Real> time_major(Real* data, Index rows, Index width) {
-  return {data, rows * width, width};
+Index sequence_rows(const ForwardCall<Real>& call) {
+  return call.lists->starts() ? call.lists->packed_rows() : call.steps * call.rows;
+}
+
+template <class Real, class Item>
+Sequence<Item> time_major(const ForwardCall<Real>& call, Item* data, Index width) {
+  return {data, call.rows * width, width, call.lists->starts()};
 }
 
 template <class Real>
 Sequence<const Real> read_only(const Sequence<Real>& sequence) {
-  return {sequence.data, sequence.time, sequence.row};
+  return {sequence.data, sequence.time, sequence.row, sequence.starts};
 }
 
 template <class Real>
@@ -356,9 +363,11 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
 
 // dx += the reverse direction's, for this thread's part of the steps.
 template <class Real>
-void add_sequence(Sequence<const Real> from, Sequence<Real> to, Range steps, Index rows, Index width) {
+void add_sequence(const ForwardCall<Real>& call, Sequence<const Real> from, Sequence<Real> to, Range steps,
+                  Index width) {
+  const Index* starts = call.lists->starts();
   for (Index t = steps.first; t < steps.last; ++t)
-    for (Index b = 0; b < rows; ++b) {
+    for (Index b = 0; b < (starts ? starts[t + 1] - starts[t] : call.rows); ++b) {
       const Real* source = from.at(t, b);
       Real* target = to.at(t, b);
       for (Index i = 0; i < width; ++i) target[i] += source[i];
@@ -370,7 +379,7 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
                     Sequence<const Real> y, Sequence<const Real> dy, Sequence<Real> dx) {
   const RecurrentConfig& config = tape.config;
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  const Index steps = tape.call.steps, rows = tape.call.rows, width = config.input_of(layer);
+  const Index steps = tape.call.steps, width = config.input_of(layer);
   std::vector<BackwardArguments<Real>> arguments;
   std::vector<BackwardScratch<Real>> scratch(config.directions);
   std::vector<ReplayScratch<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
@@ -380,9 +389,9 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
     if (!replays.empty())
       replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
     arguments.back().dx = dx;
-    if (direction == 1) {  // the directions run side by side: each writes a dx of its own
-      scratch[1].dx = buffer_of<Real>(steps * rows * width);
-      arguments.back().dx = time_major(scratch[1].dx.template as<Real>(), rows, width);
+    if (direction == 1 && dx.data) {  // the directions run side by side: each writes a dx of its own
+      scratch[1].dx = buffer_of<Real>(sequence_rows(tape.call) * width);
+      arguments.back().dx = time_major(tape.call, scratch[1].dx.template as<Real>(), width);
     }
   }
   return run_layer<Real>(
@@ -393,8 +402,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
         kernels.backward(arguments[direction], worker);
       },
       [&](int thread, int threads) {
-        if (config.directions == 2)
-          add_sequence(read_only(arguments[1].dx), dx, part_of(steps, thread, threads), rows, width);
+        if (config.directions == 2 && dx.data)
+          add_sequence(tape.call, read_only(arguments[1].dx), dx, part_of(steps, thread, threads), width);
       });
 }
 
@@ -402,8 +411,8 @@ template <class Real>
 Sequence<const Real> dropped(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer,
                              Sequence<const Real> y, Buffer& buffer) {
   if (config.dropout == 0) return y;
-  buffer = buffer_of<Real>(call.steps * call.rows * config.width());
-  const Sequence<Real> to = time_major(buffer.as<Real>(), call.rows, config.width());
+  buffer = buffer_of<Real>(sequence_rows(call) * config.width());
+  const Sequence<Real> to = time_major(call, buffer.as<Real>(), config.width());
   apply_dropout(dropout_key(config, call.call, layer), y, to, 0, call.steps, call.rows, config.width());
   return read_only(to);
 }
@@ -418,6 +427,44 @@ std::size_t Tape<Real>::bytes() const {
   return bytes;
 }
 
+int find_cell(const std::string& name) {
+  const Kernels<float>& table = kernels<float>();
+  for (int cell = 0; cell < table.cell_count; ++cell)
+    if (name == table.cells[cell].traits.name) return cell;
+  return -1;
+}
+
+Index tape_row_elements(const RecurrentConfig& config) {
+  const CellTraits& traits = kernels<float>().cells[config.cell].traits;
+  const Index kept = padded(config.hidden_size) * (traits.slots + traits.states - 1);
+  return config.layers * config.directions * kept + (config.layers - 1) * config.width();
+}
+
+template <class Real>
+void borrow_tape(const ForwardCall<Real>& call, Real* memory, Tape<Real>& tape) {
+  const RecurrentConfig& config = tape.config;
+  const CellTraits& traits = kernels<Real>().cells[config.cell].traits;
+  const Index rows = sequence_rows(call), hidden = padded(config.hidden_size);
+  const Index state = call.rows * config.hidden_size;
+  const auto next = [&memory](Index elements) {
+    Buffer part = Buffer::view(memory, static_cast<std::size_t>(elements) * sizeof(Real));
+    memory += elements;
+    return part;
+  };
+  const auto lent = [state](const StateRows<const Real>& rows) {
+    return Buffer::view(const_cast<Real*>(rows.data), static_cast<std::size_t>(state) * sizeof(Real));
+  };
+  tape.directions.resize(config.layers * config.directions);
+  tape.outputs.resize(config.layers - 1);
+  for (std::size_t i = 0; i < tape.directions.size(); ++i) {
+    tape.directions[i].gates = next(rows * hidden * traits.slots);
+    if (traits.states == 2) tape.directions[i].cells = next(rows * hidden);
+    tape.directions[i].h0 = lent(call.h0.at(static_cast<int>(i)));
+    if (traits.states == 2) tape.directions[i].c0 = lent(call.c0.at(static_cast<int>(i)));
+  }
+  for (Buffer& output : tape.outputs) output = next(rows * config.width());
+}
+
 template <class Real>
 bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, Tape<Real>* tape) {
   if (tape) {
@@ -430,8 +477,9 @@ bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, T
     Sequence<Real> y = call.y;
     Buffer output;
     if (layer + 1 < config.layers) {
-      output = buffer_of<Real>(call.steps * call.rows * config.width());
-      y = time_major(output.as<Real>(), call.rows, config.width());
+      if (tape) output = std::move(tape->outputs[layer]);
+      if (!output.data()) output = buffer_of<Real>(sequence_rows(call) * config.width());
+      y = time_major(call, output.as<Real>(), config.width());
     }
     if (!forward_layer(config, call, layer, x, y, tape)) return false;
     if (layer + 1 == config.layers) break;
@@ -447,10 +495,9 @@ bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, T
 template <class Real>
 bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
   const RecurrentConfig& config = tape.config;
-  const Index rows = tape.call.rows;
   const auto output_of = [&](int layer) {
     if (layer + 1 == config.layers) return read_only(tape.call.y);
-    return time_major(tape.outputs[layer].template as<const Real>(), rows, config.width());
+    return time_major(tape.call, tape.outputs[layer].template as<const Real>(), config.width());
   };
   Sequence<const Real> dy = call.dy;
   Buffer gradient, masked;
@@ -460,13 +507,13 @@ bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
     Sequence<Real> dx = call.dx;
     Buffer below;
     if (layer > 0) {
-      below = buffer_of<Real>(tape.call.steps * rows * config.width());
-      dx = time_major(below.template as<Real>(), rows, config.width());
+      below = buffer_of<Real>(sequence_rows(tape.call) * config.width());
+      dx = time_major(tape.call, below.template as<Real>(), config.width());
     }
     if (!backward_layer(tape, call, layer, x, output_of(layer), dy, dx)) return false;
     if (layer > 0 && config.dropout > 0)
-      apply_dropout(dropout_key(config, tape.call.call, layer - 1), read_only(dx), dx, 0, tape.call.steps, rows,
-                    config.width());
+      apply_dropout(dropout_key(config, tape.call.call, layer - 1), read_only(dx), dx, 0, tape.call.steps,
+                    tape.call.rows, config.width());
     gradient = std::move(below);
     dy = read_only(dx);
   }
@@ -475,6 +522,8 @@ bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
 
 template struct Tape<float>;
 template struct Tape<double>;
+template void borrow_tape(const ForwardCall<float>&, float*, Tape<float>&);
+template void borrow_tape(const ForwardCall<double>&, double*, Tape<double>&);
 template bool run_forward(const RecurrentConfig&, const ForwardCall<float>&, Tape<float>*);
 template bool run_forward(const RecurrentConfig&, const ForwardCall<double>&, Tape<double>*);
 template bool run_backward(const Tape<float>&, const BackwardCall<float>&);

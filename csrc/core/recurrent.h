@@ -1,6 +1,7 @@
 // Layers of a recurrent net: both directions of every layer, dropout between layers, and the tape.
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/arguments.h"
@@ -71,6 +72,16 @@ struct BackwardCall {
   int threads = 1;
   Interrupt interrupt;
 };
+
+// Index of a cell by its name, or -1.
+int find_cell(const std::string& name);
+
+// A tape on memory of the caller's, who keeps it: tape_row_elements(config) for each row of the sequence arrays, padded
+// rows too where those have them, aligned to a cache line. The call's initial states must have contiguous rows; they
+// are not copied. The tape has its config; before run_backward it needs the call too.
+Index tape_row_elements(const RecurrentConfig& config);
+template <class Real>
+void borrow_tape(const ForwardCall<Real>& call, Real* memory, Tape<Real>& tape);
 
 // Both return false when the call was interrupted: outputs then hold no result. With a tape (its config set) the
 // forward pass trains: it applies dropout and fills the tape.

@@ -32,6 +32,19 @@ RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const b
     for (Index b = 0; b < rows; ++b) reset_[t * rows + b] = reset[t * reset_time + b * reset_row];
 }
 
+RowLists::RowLists(Index steps, const std::int64_t* active)
+    : steps_(steps), rows_(steps > 0 ? active[0] : 0), active_(active, active + steps), packed_(true) {
+  row_.resize(rows_);
+  std::iota(row_.begin(), row_.end(), Index(0));
+  length_.assign(rows_, 0);
+  offset_.assign(steps + 1, 0);
+  for (Index s = 0; s < steps; ++s) {
+    offset_[s + 1] = offset_[s] + active_[s];
+    const Index ending = s + 1 < steps ? active_[s + 1] : 0;
+    for (Index p = ending; p < active_[s]; ++p) length_[p] = s + 1;
+  }
+}
+
 Schedule RowLists::schedule(bool reverse) const {
   Schedule schedule;
   schedule.steps = steps_;

@@ -96,7 +96,7 @@ class Backward {
   Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
 
   void pack() {
-    pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
+    if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
     for (int phase = 0; phase < traits.phases; ++phase)
       pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
     const Range mine = part_of(blocks, w.thread, w.threads());
@@ -132,15 +132,17 @@ class Backward {
   void write_state_gradient() {
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
-        if constexpr (has_c) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+        if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c)
+          if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
       }
   }
 
   // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
   // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
   void stage_panels(Index first, Index last) {
-    const Range inputs = part_of(blocks_of(a.input_size), w.unit_part(), w.split.unit_parts);
+    const Range inputs =
+        part_of(a.gradients.weight_ih ? blocks_of(a.input_size) : 0, w.unit_part(), w.split.unit_parts);
     for (Index s = first; s < last; ++s) {
       if (w.skip(running(s) * (blocks + blocks_of(a.input_size)))) return;
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
@@ -312,6 +314,7 @@ class Backward {
 
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
+    if (!a.dx.data) return;
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
     multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
                       rows, [&](Index block) {
@@ -356,7 +359,7 @@ class Backward {
       accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
     for (Index item = mine.first; item < mine.last; ++item) accumulate_bias(item);
     if constexpr (traits.peepholes > 0) {
-      const Range peephole_blocks = part_of(blocks, w.thread, w.threads());
+      const Range peephole_blocks = part_of(a.gradients.peephole ? blocks : 0, w.thread, w.threads());
       for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
     }
     adding = true;
@@ -364,6 +367,7 @@ class Backward {
 
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
+    if (!gradient) return;
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
         if (w.skip(kBlock * kColumns * chunk_rows)) return;
@@ -384,6 +388,7 @@ class Backward {
     Real* bias_hh = nullptr;
     for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
       bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
+    if (!bias_ih && !bias_hh) return;
     const Index block = item / slots;
     accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih, bias_hh);
   }

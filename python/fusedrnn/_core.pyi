@@ -56,6 +56,80 @@ class Recurrent:
     def stream(self, parameters: dict[str, _Array], batch: int) -> Stepper: ...
     def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[_Array, Any, dict[str, _Array]]: ...
 
+class RowLists:
+    @staticmethod
+    def padded(steps: int, rows: int, lengths: int, reset: int, reset_time: int, reset_row: int) -> RowLists: ...
+    @staticmethod
+    def packed(steps: int, active: int, packed_rows: int) -> RowLists: ...
+    @property
+    def rows(self) -> int: ...
+
+class RawRecurrent:
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        layers: int,
+        bidirectional: bool,
+        bias: bool,
+        dtype: str,
+        /,
+    ) -> None: ...
+    @property
+    def tape_row(self) -> int: ...
+    @property
+    def parameter_shapes(self) -> list[list[int]]: ...
+    def forward(
+        self,
+        threads: int,
+        steps: int,
+        rows: int,
+        lists: RowLists | None,
+        x: int,
+        x_time: int,
+        x_row: int,
+        y: int,
+        y_time: int,
+        y_row: int,
+        h0: int,
+        c0: int,
+        hn: int,
+        cn: int,
+        weights: list[int],
+        tape: int,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        threads: int,
+        steps: int,
+        rows: int,
+        lists: RowLists | None,
+        x: int,
+        x_time: int,
+        x_row: int,
+        y: int,
+        y_time: int,
+        y_row: int,
+        h0: int,
+        c0: int,
+        weights: list[int],
+        tape: int,
+        dy: int,
+        dy_time: int,
+        dy_row: int,
+        dhn: int,
+        dcn: int,
+        dx: int,
+        dx_time: int,
+        dx_row: int,
+        dh0: int,
+        dc0: int,
+        gradients: list[int],
+        /,
+    ) -> None: ...
+
 def linear_cross_entropy_forward(
     x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int
 ) -> tuple[Any, CrossEntropyTape]: ...

@@ -1,0 +1,310 @@
+"""From a module's arguments to a call of the engine, or to torch's own forward where the engine does not take them.
+
+A check that fails never raises here: torch's own forward gets the arguments, and raises its own errors or computes. Only
+`lengths` and `reset`, which torch does not know, have errors of ours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.nn.parameter import Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, forward, unit_stride
+from fusedrnn.torch.rerun import LAYERS, torch_forward
+
+State = tuple[Tensor, ...]
+FLOATS = (torch.float32, torch.float64)
+
+
+def mode_obstacle() -> str | None:
+    """What of torch's modes the engine cannot run under."""
+    if torch._C._get_tracing_state() is not None:
+        return "the module is being traced"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a torch dispatch mode is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return None
+
+
+def tensor_obstacle(tensors: Sequence[Any]) -> str | None:
+    """Why the engine does not read these tensors."""
+    dtype = tensors[0].dtype if isinstance(tensors[0], Tensor) else None
+    for t in tensors:
+        kind = type(t)
+        if not ((kind is Tensor or kind is Parameter) and t.is_cpu and t.dtype is dtype and t.layout is torch.strided):
+            return _obstacle_of(t, dtype)
+    return None if dtype in FLOATS else f"the engine computes in float32 and float64, not in {dtype}"
+
+
+def _obstacle_of(t: Any, dtype: torch.dtype | None) -> str:
+    if type(t) is not Tensor and type(t) is not Parameter:
+        return f"{type(t).__name__} is not torch.Tensor itself"
+    if not t.is_cpu:
+        return f"tensors on {t.device.type} are torch's: the engine for torch is a CPU one"
+    if t.dtype is not dtype:
+        return "its tensors are of several dtypes"
+    return f"tensors of the layout {t.layout}"
+
+
+_warned: set[str] = set()
+
+
+def warn_once(module: Any, reason: str) -> None:
+    """Say that a module runs torch's own forward, once for each reason."""
+    if reason and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"fusedrnn.torch.{type(module).__name__} runs torch's own forward: {reason}", stacklevel=5)
+
+
+def weights_of(module: Any, names: Sequence[str]) -> list[Any]:
+    """The parameters as they are now: parametrizations, pruning and functional_call put others in their place."""
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in names]
+    except KeyError:
+        return [getattr(module, name) for name in names]
+
+
+def split_state(hx: Any, two_states: bool) -> State | None:
+    """The tensors of a state, () for None; None where it is not one."""
+    if hx is None:
+        return ()
+    if not two_states:
+        return (hx,) if isinstance(hx, Tensor) else None
+    if isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(h, Tensor) for h in hx):
+        return tuple(hx)
+    return None
+
+
+def under_autocast(
+    module: Any, x: Tensor, states: State, weights: Sequence[Any]
+) -> tuple[Tensor, State, torch.dtype | None, str | None]:
+    """Under autocast on the CPU: x and the states as the engine takes them, torch's output dtype, and any obstacle.
+
+    Autocast leaves float64 alone. Where torch would compute in bfloat16, the engine computes in float32, and rounds what
+    torch returns rounded.
+    """
+    if x.dtype == torch.float64:
+        return x, states, None, None
+    low = torch.get_autocast_dtype("cpu")
+    plain = all(isinstance(w, Tensor) and w.dtype == torch.float32 for w in weights)
+    same = x.dtype in (low, torch.float32) and all(s.dtype == x.dtype for s in states)
+    if low != torch.bfloat16 or not (plain and same):
+        return x, states, None, f"autocast to {low} of {x.dtype}"
+    narrow = low if x.dtype == low or module._autocast_narrows else None
+    return x.float(), tuple(s.float() for s in states), narrow, None
+
+
+def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    """y, and the final state: through the graph where anything asks for a gradient."""
+    x = unit_stride(x)
+    h0, c0 = (*map(contiguous, states), None, None)[:2]
+    weights = [contiguous(w) for w in weights]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
+        found = apply_layers(call, x, h0, c0, *weights)
+        if call.form != "step":
+            return found[0], found[1:]
+        return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
+    y, hn, cn, _ = forward(call, x, h0, c0, weights, training=False)
+    return y, (hn,) if cn is None else (hn, cn)
+
+
+def through_torch(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    """The same through torch's own operations."""
+    h0, c0 = (*states, None, None)[:2]
+    y, hn, cn = torch_forward(call, x, h0, c0, weights)
+    return hn if y is None else y, (hn,) if cn is None else (hn, cn)
+
+
+Run = Callable[[Call, Tensor, State, Sequence[Tensor]], tuple[Tensor, State]]
+
+
+def run_layers(
+    how: Run, call: Call, x: Tensor, states: State, weights: Sequence[Tensor], dropout: float
+) -> tuple[Tensor, State]:
+    """`how` on the whole call, or layer by layer with torch's dropout between, whose masks are then torch's."""
+    config = call.config
+    if dropout == 0.0 or config.layers == 1:
+        return how(call, x, states, weights)
+    turned = call.form == "batch"  # torch draws its masks time-major
+    if turned:
+        x = x.transpose(0, 1)
+    directions, each = config.directions, len(weights) // config.layers
+    finals = []
+    for layer in range(config.layers):
+        own = replace(call, config=config.at_layer(layer), form="time" if turned else call.form)
+        if turned and call.reset is not None:
+            own.reset = call.reset.T
+        if layer > 0:
+            x = functional.dropout(x, dropout, True)
+        part = slice(layer * directions, (layer + 1) * directions)
+        x, final = how(own, x, tuple(s[part] for s in states), weights[layer * each : (layer + 1) * each])
+        finals.append(final)
+    state = tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+    return x.transpose(0, 1) if turned else x, state
+
+
+def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any) -> None:
+    """Put `lengths` and `reset` into a call, checked."""
+    if isinstance(input, PackedSequence):
+        raise ValueError("lengths and reset must be None for a PackedSequence, which has lengths of its own")
+    if lengths is not None:
+        if input.dim() == 2:
+            raise ValueError("lengths must be None for an unbatched input")
+        call.lengths = checked_lengths(lengths, call)
+    if reset is not None:
+        if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+            raise TypeError(f"reset must be a tensor of bool, not {getattr(reset, 'dtype', type(reset).__name__)}")
+        if reset.shape != input.shape[:-1]:
+            raise ValueError(f"reset must have shape {tuple(input.shape[:-1])}, not {tuple(reset.shape)}")
+        if input.dim() == 2:
+            reset = reset.unsqueeze(0 if module.batch_first else 1)
+        call.reset = reset.to(input.device)
+
+
+def checked_lengths(lengths: Any, call: Call) -> Tensor:
+    """Lengths as a contiguous tensor of int64 on the CPU."""
+    try:
+        found = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths must be integers, not {type(lengths).__name__}") from error
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, not {found.dtype}")
+    if found.shape != (call.rows,):
+        raise ValueError(f"lengths must have shape ({call.rows},), not {tuple(found.shape)}")
+    found = found.to("cpu", torch.int64).contiguous()
+    if not torch.compiler.is_compiling() and ((found < 0) | (found > call.steps)).any():
+        raise ValueError(f"lengths must lie in [0, {call.steps}], not {found.tolist()}")
+    return found
+
+
+def fit_layer(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | None:
+    """The call, x with a batch axis and the states in the order of its rows; None where they do not fit together."""
+    states = split_state(hx, module._two_states)
+    packed = isinstance(input, PackedSequence)
+    x = input.data if packed else input
+    if states is None or not isinstance(x, Tensor):
+        return None
+    batch_first, batch_sizes = module.batch_first, None
+    if packed:
+        batch_sizes = input.batch_sizes
+        usable = batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
+        if x.dim() != 2 or not usable or len(batch_sizes) == 0:
+            return None
+        form, steps, rows = "packed", len(batch_sizes), int(batch_sizes[0])
+        batch_sizes = batch_sizes.contiguous()
+        if input.sorted_indices is not None and all(s.dim() == 3 for s in states):
+            states = tuple(s.index_select(1, input.sorted_indices) for s in states)
+    else:
+        if x.dim() == 2:
+            x = x.unsqueeze(0 if batch_first else 1)
+            states = tuple(s.unsqueeze(1) for s in states)
+        if x.dim() != 3:
+            return None
+        form = "batch" if batch_first else "time"
+        rows, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
+    shape = (module.num_layers * (2 if module.bidirectional else 1), rows, module.hidden_size)
+    if steps == 0 or x.shape[-1] != module.input_size or any(s.shape != shape for s in states):
+        return None
+    return call_of(module, form, steps, rows, batch_sizes), x, states
+
+
+def fit_cell(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | None:
+    """As `fit_layer`, for a cell."""
+    states = split_state(hx, module._two_states)
+    if states is None or not isinstance(input, Tensor):
+        return None
+    x = input
+    if x.dim() == 1:
+        x = x.unsqueeze(0)
+        states = tuple(s.unsqueeze(0) for s in states)
+    if x.dim() != 2 or x.shape[1] != module.input_size:
+        return None
+    shape = (x.shape[0], module.hidden_size)
+    if any(s.shape != shape for s in states):
+        return None
+    return call_of(module, "step", 1, x.shape[0]), x, states
+
+
+def call_of(module: Any, form: str, steps: int, rows: int, batch_sizes: Tensor | None = None) -> Call:
+    """A call with a module's sizes; a cell is a layer of one step."""
+    layers, bidirectional = (1, False) if module._is_cell else (module.num_layers, module.bidirectional)
+    sizes = (module._cell_name, module.input_size, module.hidden_size, layers, bidirectional, module.bias)
+    return Call(config_of(*sizes), form, steps, rows, batch_sizes)
+
+
+def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
+    """Why the engine does not take a call that fits together; "" where torch has an error for it."""
+    reason = module._static_obstacle() or mode_obstacle() or tensor_obstacle((x, *states, *weights))
+    if reason is None and not call.config.shapes_fit(weights):
+        return ""
+    if reason is None:
+        try:
+            call.make_lists()
+        except ValueError:
+            return ""
+    return reason
+
+
+def module_forward(
+    module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
+) -> Any:
+    """A layer's or a cell's forward; `own` is torch's."""
+    fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
+    if fitted is None:
+        return own(input, hx)
+    call, x, states = fitted
+    if lengths is not None or reset is not None:
+        add_options(call, module, input, lengths, reset)
+    weights = weights_of(module, module._weight_names())
+    narrow = reason = None
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+        x, states, narrow, reason = under_autocast(module, x, states, weights)
+    reason = reason if reason is not None else obstacle(module, call, x, states, weights)
+    if reason is None:
+        how = run
+    elif call.config.cell not in LAYERS:
+        detail = reason or "its parameters have other shapes"
+        raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take this call: {detail}")
+    elif lengths is None and reset is None:
+        found = own(input, hx)  # any error of torch's own comes before the warning
+        warn_once(module, reason)
+        return found
+    else:
+        how = through_torch
+    dropout = module.dropout if module.training and not module._is_cell else 0.0
+    y, states = run_layers(how, call, x, states, weights, dropout)
+    if narrow is not None:
+        y, states = y.to(narrow), tuple(s.to(narrow) for s in states)
+    return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
+
+
+def unfit_layer(module: Any, input: Any, y: Tensor, states: State) -> Any:
+    """What torch's layer returns: the axes and the order of rows that `fit_layer` changed are as they were."""
+    if isinstance(input, PackedSequence):
+        y = PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        if input.unsorted_indices is not None:
+            states = tuple(s.index_select(1, input.unsorted_indices) for s in states)
+    elif input.dim() == 2:
+        y = y.squeeze(0 if module.batch_first else 1)
+        states = tuple(s.squeeze(1) for s in states)
+    return y, states if module._two_states else states[0]
+
+
+def unfit_cell(module: Any, input: Tensor, states: State) -> Any:
+    """As `unfit_layer`, for a cell."""
+    if input.dim() == 1:
+        states = tuple(s.squeeze(0) for s in states)
+    return states if module._two_states else states[0]

@@ -1,0 +1,161 @@
+"""Under torch.compile and torch.export: the engine as two operators that the compiler need not look into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn.torch import calls, engine
+from fusedrnn.torch.engine import Call, config_of
+from fusedrnn.torch.rerun import LAYERS
+
+# A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, peephole, form.
+Plan = tuple[str, int, bool, bool, str]
+PLAN = "str cell, int layers, bool bidirectional, bool bias, str form"
+SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
+
+
+def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, reset: Tensor | None) -> Call:
+    """The call that an operator's arguments describe."""
+    cell, layers, bidirectional, bias, form = plan
+    first = 1 if form == "batch" else 0
+    steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
+    config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
+    return Call(config, form, steps, rows, None, lengths, reset)
+
+
+def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
+    """The call, checked as an eager one is, and its tensors as the engine reads them."""
+    call = call_of(plan, x, weights, lengths, reset)
+    states = tuple(s for s in (h0, c0) if s is not None)
+    reason = calls.tensor_obstacle((x, *states, *weights))
+    config = call.config
+    fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
+    if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
+        raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
+    call.make_lists()
+    h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
+    return call, engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights]
+
+
+torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(
+    "fusedrnn::layers_backward",
+    f"({SEQUENCE}, {PLAN}, Tensor y, Tensor tape, Tensor? dy, Tensor? dhn, Tensor? dcn, bool[] wanted) -> Tensor[]",
+)
+
+
+@torch.library.impl("fusedrnn::layers", "cpu")
+def _layers(
+    x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *plan, training = rest
+    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
+    y, hn, cn, tape = engine.forward(call, x, h0, c0, weights, training)
+    # An operator's outputs may not share memory, and are always there.
+    y = x.new_empty(0) if y is hn else y
+    return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
+
+
+@torch.library.register_fake("fusedrnn::layers")
+def _layers_fake(
+    x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *plan, training = rest
+    call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
+    y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
+    tape = x.new_empty(call.config.tape_row * call.steps * call.rows if training else 0)
+    return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
+
+
+@torch.library.impl("fusedrnn::layers_backward", "cpu")
+def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
+    *plan, y, tape, dy, dhn, dcn, wanted = rest
+    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
+    y, tape = engine.unit_stride(y), engine.contiguous(tape)
+    found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+@torch.library.register_fake("fusedrnn::layers_backward")
+def _layers_backward_fake(
+    x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
+) -> list[Tensor]:
+    *plan, _y, _tape, _dy, _dhn, _dcn, wanted = rest
+    call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
+    shapes = [x.shape, call.state_shape, call.state_shape, *(w.shape for w in weights)]
+    return [x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, weights, lengths, reset, *plan, _ = inputs
+    y, _, _, tape = output
+    ctx.plan = plan
+    ctx.save_for_backward(x, h0, c0, lengths, reset, y, tape, *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[Any, ...]:
+    x, h0, c0, lengths, reset, y, tape, *weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    asked = needs[3] if isinstance(needs[3], (list, tuple)) else [needs[3]] * len(weights)
+    wanted = [needs[0], needs[1], needs[2], *asked]
+    if ctx.plan[-1] == "step":
+        dy = None
+    dcn = dcn if ctx.plan[0].startswith("lstm") else None
+    found = torch.ops.fusedrnn.layers_backward(
+        x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted
+    )
+    dx, dh0, dc0, *dweights = (g if want else None for g, want in zip(found, wanted, strict=True))
+    return dx, dh0, dc0, dweights, None, None, *[None] * (len(ctx.plan) + 1)
+
+
+torch.library.register_autograd("fusedrnn::layers", _differentiate, setup_context=_save)
+
+
+def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -> tuple[Tensor, calls.State]:
+    """As `calls.run`, through the operator."""
+    h0, c0 = (*states, None, None)[:2]
+    config = call.config
+    plan = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
+    asked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights))
+    y, hn, cn, _ = torch.ops.fusedrnn.layers(x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked)
+    # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
+    # the copy with what comes next.
+    y = hn if call.form == "step" else y.clone() if asked else y
+    return y, (hn, cn) if config.two_states else (hn,)
+
+
+@torch.compiler.disable
+def _eagerly(module: Any, input: Any, hx: Any) -> Any:
+    return module.forward(input, hx)
+
+
+def compiled_forward(
+    module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
+) -> Any:
+    """As `calls.module_forward`, while a compiler traces it.
+
+    What is exported, and cells, which the compiler fuses with what is around them, are torch's own operations.
+    """
+    options = lengths is not None or reset is not None
+    standard = module._cell_name in LAYERS and not options
+    if standard and (module._is_cell or torch.compiler.is_exporting()):
+        return own(input, hx)
+    if isinstance(input, PackedSequence):
+        return _eagerly(module, input, hx)
+    fitted = calls.fit_cell(module, input, hx) if module._is_cell else calls.fit_layer(module, input, hx)
+    weights = [getattr(module, name) for name in module._weight_names()]
+    usable = input.device.type == "cpu" and input.dtype in calls.FLOATS and module._static_obstacle() is None
+    if fitted is None or (standard and (not usable or torch.is_autocast_enabled("cpu"))):
+        return own(input, hx)
+    call, x, states = fitted
+    if options:
+        calls.add_options(call, module, input, lengths, reset)
+    dropout = module.dropout if module.training and not module._is_cell else 0.0
+    y, states = calls.run_layers(run, call, x, states, weights, dropout)
+    return calls.unfit_cell(module, input, states) if module._is_cell else calls.unfit_layer(module, input, y, states)

@@ -1,0 +1,585 @@
+"""fusedrnn.torch against the native layers, bit by bit, and against torch's own modules, to rounding."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, LAYERS as NATIVE, Case, make_inputs, make_layer, small_cases
+from oracles import Result, as_tuple, assert_results_close, run_library
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn.utils import parametrize, prune  # noqa: E402
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch_support import (  # noqa: E402
+    CELLS,
+    LAYERS,
+    SIZE,
+    accelerated,
+    assert_near,
+    leaf,
+    loss_of,
+    outputs_and_gradients,
+    state_of,
+    tensors_in,
+)
+
+import fusedrnn as fr  # noqa: E402
+import fusedrnn.torch as ft  # noqa: E402
+from fusedrnn.torch import calls  # noqa: E402
+
+T, B = 6, 4
+DEPTH = 1024  # roundings in a row in what is compared with torch here: 6 steps, 3 layers, products of 19 terms, twice
+pytestmark = pytest.mark.filterwarnings("ignore:fusedrnn.torch")
+
+each_layer = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
+each_cell = pytest.mark.parametrize("kind", CELLS, ids=lambda kind: kind.__name__)
+
+
+def build(kind: Any, **options: Any) -> Any:
+    return kind(**SIZE, **{"dtype": torch.float64, **options})
+
+
+def sequence(batch_first: bool = False) -> Any:
+    return leaf(B, T, SIZE["input_size"]) if batch_first else leaf(T, B, SIZE["input_size"])
+
+
+def module_of(case: Case, layer: Any) -> Any:
+    """The adapter's module for a case, with a native layer's parameters."""
+    name, options = NATIVE[case.cell]
+    module = getattr(ft, name)(
+        case.input_size,
+        case.hidden_size,
+        case.num_layers,
+        bidirectional=case.directions == 2,
+        dtype=getattr(torch, case.dtype),
+        **options,
+    )
+    module.load_state_dict({name: torch.tensor(value) for name, value in layer.parameters.items()})
+    return module
+
+
+def run_module(case: Case, module: Any, inputs: Any) -> Result:
+    x = torch.tensor(inputs.x, requires_grad=True)
+    leaves = tuple(torch.tensor(s, requires_grad=True) for s in as_tuple(inputs.state))
+    reset = None if inputs.reset is None else torch.tensor(inputs.reset)
+    lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths)
+    y, final = module(x, leaves if case.two_states else leaves[0], lengths=lengths, reset=reset)
+    grads = [torch.tensor(d) for d in (inputs.dy, *as_tuple(inputs.dstate))]
+    torch.autograd.backward([y, *as_tuple(final)], grads)
+
+    def joined(arrays: list[Any]) -> Any:
+        return tuple(arrays) if case.two_states else arrays[0]
+
+    return Result(
+        y.detach().numpy(),
+        joined([s.detach().numpy() for s in as_tuple(final)]),
+        x.grad.numpy(),
+        joined([s.grad.numpy() for s in leaves]),
+        {name: module.get_parameter(name).grad.numpy() for name in module._flat_weights_names},
+    )
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.hidden_size < 100])
+def test_is_the_native_layer_bit_by_bit(case: Case, rng: np.random.Generator) -> None:
+    layer = make_layer(case)
+    inputs = make_inputs(case, rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing may run torch's own forward
+        actual = run_module(case, module_of(case, layer), inputs)
+    assert_results_close(actual, run_library(layer, inputs))
+
+
+@each_layer
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_masks_are_torchs(kind: Any, batch_first: bool, dropout: float, training: bool) -> None:
+    own = build(kind, num_layers=3, bidirectional=True, dropout=dropout, batch_first=batch_first).train(training)
+    x, hx = sequence(batch_first), state_of(kind, 6, B, SIZE["hidden_size"])
+    states = tensors_in(hx)
+    ours = outputs_and_gradients(accelerated(own), x, hx, seed=3)
+    after = torch.rand(1)
+    theirs = outputs_and_gradients(own, x, hx, seed=3)
+    assert torch.equal(after, torch.rand(1)) and len(states)  # the generator has gone as far
+    assert_near(ours, theirs, DEPTH)
+
+
+@each_layer
+@pytest.mark.parametrize("sort", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("given", [True, False])
+def test_packed_sequences(kind: Any, sort: bool, dropout: float, given: bool) -> None:
+    own = build(kind, num_layers=2, bidirectional=True, dropout=dropout)
+    lengths = [6, 4, 4, 1] if sort else [4, 1, 6, 4]
+    x, hx = sequence(), state_of(kind, 4, B, SIZE["hidden_size"]) if given else None
+
+    class Packed(nn.Module):
+        def __init__(self, module: Any) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Any, hx: Any) -> Any:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=sort)
+            y, state = self.module(packed, hx)
+            assert y.batch_sizes is packed.batch_sizes and y.sorted_indices is packed.sorted_indices
+            return pad_packed_sequence(y)[0], state
+
+    theirs = outputs_and_gradients(Packed(own), x, hx)
+    assert_near(outputs_and_gradients(accelerated(Packed(own)), x, hx), theirs, DEPTH)
+
+
+@each_layer
+def test_packed_and_padded_have_the_same_bits(kind: Any) -> None:
+    module = accelerated(build(kind, num_layers=2, bidirectional=True))
+    lengths = [4, 1, 6, 4]
+    x = sequence()
+    padded, state = module(x, lengths=lengths)
+    packed, packed_state = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    again = pad_packed_sequence(packed)[0]
+    assert torch.equal(padded, again)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_in(state), tensors_in(packed_state), strict=True))
+
+
+@each_layer
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched(kind: Any, batch_first: bool) -> None:
+    own = build(kind, num_layers=2, batch_first=batch_first)
+    x, hx = leaf(T, SIZE["input_size"]), state_of(kind, 2, SIZE["hidden_size"])
+    assert_near(outputs_and_gradients(accelerated(own), x, hx), outputs_and_gradients(own, x, hx), DEPTH)
+
+
+@each_cell
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_cells(kind: Any, batched: bool, bias: bool, given: bool) -> None:
+    own = build(kind, bias=bias)
+    x = leaf(*[B] * batched, SIZE["input_size"])
+    hx = state_of(kind, *[B] * batched, SIZE["hidden_size"]) if given else None
+    ours = accelerated(own)
+    assert_near(outputs_and_gradients(ours, x, hx), outputs_and_gradients(own, x, hx), DEPTH)
+    with torch.no_grad():
+        assert_near(tensors_in(ours(x, hx)), tensors_in(own(x, hx)), DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTMCell", {"peephole": True}),
+        ("LSTMCell", {"coupled": True}),
+        ("LSTMCell", {"peephole": True, "coupled": True}),
+        ("GRUCell", {"reset_after": False}),
+    ],
+)
+def test_cells_with_options_are_the_native_ones(kind: str, options: dict[str, bool]) -> None:
+    module = getattr(ft, kind)(**SIZE, **options)
+    native = getattr(fr, kind)(**SIZE, **options)
+    native.load_parameters(module.state_dict())
+    x = leaf(B, SIZE["input_size"], dtype=torch.float32)
+    hx = state_of(type(module), B, SIZE["hidden_size"], dtype=torch.float32)
+    found = module(x, hx)
+    states = tuple(h.detach().numpy() for h in tensors_in(hx))
+    expected, tape = native.forward(x.detach().numpy(), states if len(states) == 2 else states[0])
+    assert all(np.array_equal(a.detach(), b) for a, b in zip(tensors_in(found), as_tuple(expected), strict=True))
+    loss_of(tensors_in(found)).backward()
+    dstate = tuple(torch.cos(torch.arange(h.numel()).double()).reshape(h.shape).float().numpy() for h in tensors_in(hx))
+    grads = native.backward(tape, dstate if len(dstate) == 2 else dstate[0])
+    assert np.array_equal(x.grad, grads.x)
+    for name, parameter in module.named_parameters():
+        assert np.array_equal(parameter.grad, grads.parameters[name])
+
+
+@each_layer
+@pytest.mark.parametrize("frozen", ["x", "weight_ih", "weight_hh", "bias", "all"])
+def test_frozen_parameters(kind: Any, frozen: str) -> None:
+    own = build(kind, num_layers=2, bidirectional=True)
+    for name, parameter in own.named_parameters():
+        parameter.requires_grad_(not (name.startswith(frozen) or frozen == "all"))
+    x, hx = sequence(), state_of(kind, 4, B, SIZE["hidden_size"])
+    x.requires_grad_(frozen != "x")
+    ours = accelerated(own)
+    found = outputs_and_gradients(ours, x, hx)
+    assert_near(found, outputs_and_gradients(own, x, hx), DEPTH)
+    assert all((p.grad is None) == (not p.requires_grad) for p in ours.parameters())
+
+
+@each_layer
+def test_strides_do_not_matter(kind: Any) -> None:
+    module = accelerated(build(kind, num_layers=2, bidirectional=True))
+    x = sequence().detach()
+    wide = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0].requires_grad_()
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    plain = outputs_and_gradients(module, x.requires_grad_())
+    for other in (wide, turned):
+        assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, other), plain, strict=True))
+    imaginary = torch.complex(x.detach(), x.detach()).conj().imag  # a view with its sign yet to be turned
+    assert imaginary.is_neg()
+    assert torch.equal(module(imaginary)[0], module(-x)[0])
+
+
+@each_layer
+def test_gradients_of_every_layout(kind: Any) -> None:
+    """Expanded, transposed and missing gradients."""
+    own = build(kind)
+    ours, x = accelerated(own), sequence()
+    losses = (
+        lambda y, s: y.sum(),
+        lambda y, s: (y.transpose(0, 2) * torch.arange(B).double()[:, None]).sum(),
+        lambda y, s: sum(h.sum() for h in tensors_in(s)),
+        lambda y, s: y[-1, :, ::2].sum(),
+    )
+    for loss in losses:
+        pairs = []
+        for module in (ours, own):
+            found = torch.autograd.grad(loss(*module(x)), [x, *module.parameters()])
+            pairs.append(found)
+        assert_near(*pairs, DEPTH)
+
+
+@each_layer
+def test_what_is_returned_may_be_written_in_place(kind: Any) -> None:
+    own = build(kind)
+    x, found = sequence(), []
+    for module in (accelerated(own), own):
+        y, state = module(x)
+        y = y.clone() if module is own else y.mul_(1)  # torch's LSTM on oneDNN refuses it; ours makes y again
+        y.mul_(2).relu_()
+        tensors_in(state)[0].add_(1)
+        found.append(torch.autograd.grad(y.sum() + sum(h.sum() for h in tensors_in(state)), [x, *module.parameters()]))
+    assert_near(*found, DEPTH)
+
+
+@each_layer
+def test_backward_runs_twice_to_the_same_bits(kind: Any) -> None:
+    module = accelerated(build(kind, num_layers=2))
+    x = sequence()
+    loss = loss_of(tensors_in(module(x)))
+    first = torch.autograd.grad(loss, [x, *module.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_layer
+def test_inputs_that_depend_on_each_other_have_second_derivatives(kind: Any) -> None:
+    module = accelerated(build(kind))
+    x = sequence()
+
+    def run(x: Any) -> Any:
+        h = x[0, :, :1].expand(1, B, SIZE["hidden_size"]).contiguous()
+        return module(x, (h, h * 2) if kind is nn.LSTM else h)[0]
+
+    assert torch.autograd.gradcheck(run, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x,), fast_mode=True)
+
+
+@each_layer
+def test_second_derivatives_with_lengths_and_resets(kind: Any) -> None:
+    module = accelerated(build(kind, num_layers=2, bidirectional=True, batch_first=True))
+    x, reset = sequence(True), torch.rand(B, T) < 0.3
+
+    def run(x: Any) -> Any:
+        return tuple(tensors_in(module(x, lengths=[6, 3, 0, 1], reset=reset)))
+
+    assert torch.autograd.gradcheck(run, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", [c for c in small_cases(ragged=True, reset=True) if c.cell in calls.LAYERS])
+def test_lengths_and_resets_through_torchs_cells(case: Case, rng: np.random.Generator) -> None:
+    """The way that calls take which the engine cannot: here under a dispatch mode."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    layer = make_layer(case)
+    inputs = make_inputs(case, rng)
+    inputs.dy = np.nan_to_num(inputs.dy)
+    with Passing():
+        found = run_module(case, module_of(case, layer), inputs)
+    expected = run_library(layer, inputs)
+    for a, b in zip(tensors_in([found.y, found.dx]), tensors_in([expected.y, expected.dx]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=DEPTH * case.eps)
+    for name, gradient in expected.parameters.items():
+        np.testing.assert_allclose(found.parameters[name], gradient, rtol=0, atol=DEPTH * case.eps * 8)
+    np.testing.assert_allclose(found.dx, expected.dx, rtol=0, atol=DEPTH * case.eps)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("narrow_input", [True, False])
+def test_autocast_returns_torchs_dtypes(kind: Any, low: Any, narrow_input: bool) -> None:
+    own = build(kind, dtype=torch.float32)
+    x = torch.randn(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=low if narrow_input else torch.float32)
+    x.requires_grad_()
+    ours = accelerated(own)
+    try:
+        with torch.autocast("cpu", dtype=low):
+            theirs = tensors_in(own(x))
+    except RuntimeError:
+        with torch.autocast("cpu", dtype=low), pytest.raises(RuntimeError):
+            ours(x)
+        return
+    with torch.autocast("cpu", dtype=low):
+        found = tensors_in(ours(x))
+    assert [t.dtype for t in found] == [t.dtype for t in theirs]
+    with torch.no_grad():
+        exact = tensors_in(own(x.float()))
+    for a, b in zip(found, exact, strict=True):
+        # Computed in float32 and rounded at most once; torch's own float16 rounds at every step.
+        assert (
+            float((a.detach().float() - b).abs().max()) <= (1 if low == torch.bfloat16 else 16) * torch.finfo(low).eps
+        )
+    loss_of(found).backward()
+    assert x.grad.dtype == x.dtype and all(p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+@each_layer
+def test_checkpointing(kind: Any) -> None:
+    module = accelerated(build(kind, num_layers=2, dropout=0.5))
+    x = sequence()
+
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant: bool) -> None:
+            super().__init__()
+            self.module, self.reentrant = module, reentrant
+
+        def forward(self, x: Any) -> Any:
+            # The reentrant kind differentiates no tuple within a tuple.
+            return checkpoint(lambda x: self.module(x)[0], x, use_reentrant=self.reentrant)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Any) -> Any:
+            return self.module(x)[0]
+
+    plain = outputs_and_gradients(Plain(), x)
+    for reentrant in (False, True):
+        found = outputs_and_gradients(Checkpointed(reentrant), x)
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@each_layer
+def test_saved_tensor_hooks(kind: Any) -> None:
+    module = accelerated(build(kind, bidirectional=True))
+    x = sequence().detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    plain = outputs_and_gradients(module, x)
+    with torch.autograd.graph.save_on_cpu():
+        assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, x), plain, strict=True))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.reshape(-1)[:1]):
+        loss = module(x)[0].sum()
+    with pytest.raises(RuntimeError, match="saved-tensor hook"):
+        loss.backward()
+
+
+@each_layer
+def test_transforms_of_torch_func(kind: Any) -> None:
+    own = build(kind)
+    ours, x = accelerated(own), sequence().detach()
+    weights = dict(own.named_parameters())
+
+    def loss(module: Any) -> Any:
+        return lambda w: torch.func.functional_call(module, w, (x,))[0].sin().sum()
+
+    found, expected = (torch.func.grad(loss(m))(weights) for m in (ours, own))
+    assert_near(list(found.values()), list(expected.values()), DEPTH)
+    tangent = torch.ones_like(x)
+    (_, found), (_, expected) = (torch.func.jvp(lambda x, m=m: m(x)[0], (x,), (tangent,)) for m in (ours, own))
+    assert_near([found], [expected], DEPTH)
+
+
+@each_layer
+def test_parameters_that_are_computed(kind: Any) -> None:
+    """Pruning, parametrizations and functional_call put other tensors where the parameters were."""
+
+    class Doubled(nn.Module):
+        def forward(self, w: Any) -> Any:
+            return 2 * w.T.contiguous().T
+
+    own = build(kind)
+    ours, x = accelerated(own), sequence()
+    for module in (own, ours):
+        prune.l1_unstructured(module, "weight_ih_l0", 0.5)
+        parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
+    assert ft.why_not(ours) is None
+    assert_near(outputs_and_gradients(ours, x), outputs_and_gradients(own, x), DEPTH)
+    other = {name: p.detach() + 1 for name, p in build(kind).named_parameters()}
+    plain, fast = build(kind), accelerated(build(kind))
+    found, expected = (torch.func.functional_call(m, other, (x,))[0] for m in (fast, plain))
+    assert_near([found], [expected], DEPTH)
+
+
+def test_accelerate_reports_and_restores() -> None:
+    class Mine(nn.LSTM):
+        pass
+
+    shared = nn.GRU(3, 4)
+    model = nn.ModuleDict(
+        {
+            "a": nn.LSTM(3, 4, 2, dropout=0.1),
+            "b": nn.Sequential(shared, nn.GRUCell(3, 4)),
+            "again": shared,
+            "mine": Mine(3, 4),
+            "projected": nn.LSTM(3, 4, proj_size=2),
+            "narrow": nn.RNN(3, 4, dtype=torch.float16),
+            "odd": nn.RNNCell(3, 4, nonlinearity="cube"),
+            "linear": nn.Linear(3, 4),
+        }
+    )
+    before = {name: type(m) for name, m in model.named_modules()}
+    ids = [id(p) for p in model.parameters()]
+    keys = list(model.state_dict())
+    seen: list[Any] = []
+    shared.register_forward_hook(lambda module, args, out: seen.append(module))
+    swap = ft.accelerate(model)
+    assert set(swap.swapped) == {"a", "b.0", "b.1"} and model["again"] is model["b"][0]
+    assert set(swap.left) == {"mine", "projected", "narrow", "odd"}
+    for name, text in {
+        "mine": "subclass",
+        "projected": "proj_size",
+        "narrow": "float16",
+        "odd": "nonlinearity",
+    }.items():
+        assert text in swap.left[name] and swap.left[name] == ft.why_not(model[name]) and name in str(swap)
+    assert [id(p) for p in model.parameters()] == ids and list(model.state_dict()) == keys
+    assert ft.why_not(model["a"]) is None and "Linear" in str(ft.why_not(model["linear"]))
+    model["b"][0](torch.randn(2, 1, 3))
+    assert seen == [shared]
+    assert not ft.accelerate(model).swapped
+    assert set(ft.restore(model).swapped) == {"a", "b.0", "b.1"}
+    assert {name: type(m) for name, m in model.named_modules()} == before
+    for function in (ft.accelerate, ft.restore, ft.why_not):
+        with pytest.raises(TypeError, match="Module"):
+            function("model")
+    peephole = ft.LSTM(3, 4, peephole=True)
+    assert "peephole" in ft.restore(peephole).left[""]
+
+
+def test_what_the_engine_does_not_take_runs_torchs_own_and_says_so_once() -> None:
+    calls._warned.clear()
+    module = accelerated(nn.LSTM(3, 4))
+    x = torch.randn(5, 2, 3)
+    with pytest.warns(UserWarning, match="torch's own forward.*trac"):
+        traced = torch.jit.trace(module, (x,))
+    assert_near([traced(x)[0]], [module(x)[0]], DEPTH)
+    module.to(torch.bfloat16)
+    with pytest.warns(UserWarning, match="bfloat16"):
+        assert module(x.bfloat16())[0].dtype == torch.bfloat16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(x.bfloat16())
+    assert "bfloat16" in str(ft.why_not(module))
+    meta = ft.LSTM(3, 4, device="meta")
+    assert "meta" in str(ft.why_not(meta)) and meta(x.to("meta"))[0].shape == (5, 2, 4)
+
+
+def test_options_need_the_engine() -> None:
+    module = ft.GRU(3, 4, reset_after=False, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    (dx,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=False)
+    assert dx.abs().sum() > 0
+    with pytest.raises(RuntimeError, match="gru_reset_before"):
+        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        module.to(torch.bfloat16)(x.bfloat16())
+    with pytest.raises(TypeError, match="reset_after"):
+        ft.GRU(3, 4, reset_after=1)
+    with pytest.raises(ValueError, match="proj_size"):
+        ft.LSTM(3, 4, proj_size=2, coupled=True)
+    assert repr(ft.LSTM(3, 4, peephole=True)) == "LSTM(3, 4, peephole=True)"
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(other) == repr(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"lengths": [1.0, 2.0]}, TypeError, "lengths must be integers"),
+        ({"lengths": "ab"}, TypeError, "lengths must be integers"),
+        ({"lengths": [1, 2, 3]}, ValueError, r"lengths must have shape \(2,\)"),
+        ({"lengths": [1, 6]}, ValueError, r"lengths must lie in \[0, 5\]"),
+        ({"lengths": [-1, 5]}, ValueError, r"lengths must lie in \[0, 5\]"),
+        ({"reset": np.zeros((5, 2), bool)}, TypeError, "reset must be a tensor of bool"),
+        ({"reset": torch.zeros(5, 2)}, TypeError, "reset must be a tensor of bool"),
+        ({"reset": torch.zeros(2, 5, dtype=torch.bool)}, ValueError, r"reset must have shape \(5, 2\)"),
+    ],
+)
+def test_errors_of_lengths_and_reset(options: dict[str, Any], error: Any, text: str) -> None:
+    with pytest.raises(error, match=text):
+        ft.LSTM(3, 4)(torch.randn(5, 2, 3), **options)
+    with pytest.raises(ValueError, match="PackedSequence"):
+        ft.LSTM(3, 4)(pack_padded_sequence(torch.randn(5, 2, 3), [5, 2]), lengths=[5, 2])
+    with pytest.raises(ValueError, match="unbatched"):
+        ft.LSTM(3, 4)(torch.randn(5, 3), lengths=[5])
+
+
+def test_weights_of_wrong_shape_or_without_memory_crash_nothing() -> None:
+    module = ft.GRU(3, 4)
+    module.weight_hh_l0 = nn.Parameter(torch.randn(2, 2))
+    with pytest.raises(RuntimeError):
+        module(torch.randn(5, 2, 3))
+    module = ft.LSTM(3, 4, coupled=True)
+    module.bias_hh_l0 = nn.Parameter(torch.randn(2))
+    with pytest.raises(RuntimeError, match="shapes"):
+        module(torch.randn(5, 2, 3))
+    module = ft.GRU(3, 4)
+    module.weight_hh_l0.untyped_storage().resize_(0)
+    with pytest.raises((RuntimeError, ValueError)):
+        module(torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@each_layer
+def test_an_empty_batch(kind: Any, batch: int) -> None:
+    own = build(kind)
+    x = leaf(T, batch, SIZE["input_size"])
+    assert_near(outputs_and_gradients(accelerated(own), x), outputs_and_gradients(own, x), DEPTH)
+
+
+def test_torchs_thread_setting_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedrnn.torch import engine
+
+    asked = []
+    real = torch.get_num_threads
+    monkeypatch.setattr(engine.torch, "get_num_threads", lambda: asked.append(real()) or asked[-1])
+    before = real()
+    try:
+        module, results = accelerated(nn.LSTM(40, 40)), []
+        x = torch.randn(9, 6, 40, requires_grad=True)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(outputs_and_gradients(module, x))
+        assert asked == [1, 1, 2, 2, 3, 3]
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("imports", ["import fusedrnn.torch", "import fusedrnn, torch", "import torch, fusedrnn"])
+def test_there_is_one_openmp_runtime(imports: str) -> None:
+    code = f"""{imports}
+import re
+found = set(re.findall(r"\\S*/lib(?:gomp|omp|iomp5)[^/\\s]*", open("/proc/self/maps").read()))
+assert len(found) == 1, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_package_imports_torch_only_when_asked() -> None:
+    code = "import sys, fusedrnn; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

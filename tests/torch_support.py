@@ -1,0 +1,76 @@
+"""What the tests of fusedrnn.torch share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fusedrnn.torch as ft
+
+LAYERS = (nn.RNN, nn.LSTM, nn.GRU)
+CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+SIZE = {"input_size": 5, "hidden_size": 7}
+
+
+def accelerated(module: nn.Module) -> Any:
+    """A copy whose recurrent modules are swapped, every one of them."""
+    fast = copy.deepcopy(module)
+    swap = ft.accelerate(fast)
+    assert swap.swapped and not swap.left
+    return fast
+
+
+def tensors_in(found: Any) -> list[Tensor]:
+    """The tensors of a nested result, those of a PackedSequence too."""
+    if isinstance(found, Tensor):
+        return [found]
+    if isinstance(found, PackedSequence):
+        return [found.data]
+    return [t for part in found for t in tensors_in(part)] if isinstance(found, (tuple, list)) else []
+
+
+def loss_of(outputs: Sequence[Tensor]) -> Tensor:
+    """A scalar in which every element of every output has a weight of its own."""
+    return torch.stack(
+        [(t.double() * torch.cos(torch.arange(t.numel()).double()).reshape(t.shape)).sum() for t in outputs]
+    ).sum()
+
+
+def outputs_and_gradients(module: nn.Module, *arguments: Any, seed: int = 0, **options: Any) -> list[Tensor]:
+    """Outputs, then the gradients of every leaf among the arguments and of every parameter that has one."""
+    torch.manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = None
+    leaves = [t for t in tensors_in(list(arguments)) if t.requires_grad and t.is_leaf]
+    for leaf in leaves:
+        leaf.grad = None
+    outputs = tensors_in(module(*arguments, **options))
+    loss_of(outputs).backward()
+    grads = [t.grad for t in (*leaves, *module.parameters())]
+    return [*(t.detach() for t in outputs), *(g.clone() for g in grads if g is not None)]
+
+
+def assert_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], depth: int) -> None:
+    """Equal to rounding: `depth` roundings in a row, each of at most eps of the largest value of an array or of 1."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        if b.numel():
+            allowed = depth * torch.finfo(b.dtype).eps * max(1.0, float(b.abs().max()))
+            assert float((a - b).abs().max()) <= allowed
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A standard normal tensor that asks for its gradient."""
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def state_of(kind: type[nn.Module], *shape: int, dtype: torch.dtype = torch.float64) -> Any:
+    """A state for a module of torch's."""
+    halves = tuple(leaf(*shape, dtype=dtype) for _ in range(2))
+    return halves if issubclass(kind, (nn.LSTM, nn.LSTMCell)) else halves[0]
