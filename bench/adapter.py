@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from bench.cases import Case
 from bench.limits import Limits
-from bench.peers import FUSEDRNN, TORCH
-from bench.problem import make_problem
-from bench.ragged import draw_lengths, torch_packed
+from bench.peers import FUSEDRNN, TORCH, Outputs, Work
+from bench.problem import Array, Problem, make_problem
+from bench.ragged import Lengths, draw_lengths
 from bench.runner import Figure, Figures, Row, Run, interleave, prepare_agreeing
 
 NATIVE, ADAPTER, OWN = "native", "fusedrnn.torch", "torch"
@@ -24,6 +28,34 @@ def accelerate(module: Any) -> None:
         raise RuntimeError(str(swap))
 
 
+def packed_work(problem: Problem, lengths: Lengths, change: Callable[[Any], Any] = lambda module: None) -> Work:
+    """A module's work on a sequence that was packed before: what packing takes is no part of either module."""
+    import torch
+    from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+    def packed(array: Array) -> PackedSequence:
+        return pack_padded_sequence(torch.from_numpy(array), torch.from_numpy(lengths), enforce_sorted=False)
+
+    layout = packed(problem.x)
+    flat = replace(problem, x=layout.data.numpy(), dy=packed(problem.dy).data.numpy())
+    return TORCH.work(flat, lambda module, x: module(PackedSequence(x, *layout[1:]))[0].data, change)
+
+
+def packed_outputs(work: Work, lengths: Lengths) -> Work:
+    """The native ragged work, its sequences read as a PackedSequence has them."""
+    import torch
+
+    order = torch.sort(torch.from_numpy(lengths), descending=True)[1].numpy()  # as torch packs; ties in no fixed order
+    alive = np.arange(lengths.max())[:, None] < lengths[order]
+
+    def read(result: Any) -> Outputs:
+        outputs = work.read(result)
+        sequences = {name: outputs[name][: len(alive), order][alive] for name in ("y", "dx") if name in outputs}
+        return {**outputs, **sequences}
+
+    return replace(work, read=read)
+
+
 def measure(case: Case, run: Run) -> Row:
     """Time all three; both of torch's must agree with the native call."""
     row, problem = Row(case), make_problem(case)
@@ -32,8 +64,8 @@ def measure(case: Case, run: Run) -> Row:
         return row
     if case.variant == "packed":
         lengths = draw_lengths(case)
-        native = partial(FUSEDRNN.work, problem, lengths=lengths)
-        modules = partial(torch_packed, problem, lengths)
+        native = partial(packed_outputs, FUSEDRNN.work(problem, lengths=lengths), lengths)
+        modules = partial(packed_work, problem, lengths)
     else:
         native = partial(FUSEDRNN.prepare, problem)
         modules = partial(TORCH.work, problem, lambda module, x: module(x)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ def draw_lengths(case: Case) -> Lengths:
     return np.random.default_rng(SEED).integers(1, case.steps + 1, case.batch)
 
 
-def torch_packed(problem: Problem, lengths: Lengths, change: Callable[[Any], Any] = lambda module: None) -> Work:
+def torch_packed(problem: Problem, lengths: Lengths) -> Work:
     """What torch's users do: pack, run, pad."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -34,7 +33,7 @@ def torch_packed(problem: Problem, lengths: Lengths, change: Callable[[Any], Any
         packed, _ = module(pack_padded_sequence(x, counts, enforce_sorted=False))
         return pad_packed_sequence(packed, total_length=problem.case.steps)[0]
 
-    return TORCH.work(problem, forward, change)
+    return TORCH.work(problem, forward)
 
 
 def measure(case: Case, run: Run) -> Row:

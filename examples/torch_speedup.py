@@ -1,9 +1,9 @@
 """Train an ordinary torch model, swap its recurrent modules with one call, and train it again.
 
-The model is a character model with torch.nn.GRU on the text of `help()`'s topics. Both runs start from the same weights,
-take the same steps on the same batches, and print their time and their losses, which are equal to rounding.
+The model is a character model with torch.nn.GRU on the text of `help()`'s topics. Both runs start from the same
+weights, take the same steps on the same batches, and print their time and their losses, equal to rounding.
 
-    python examples/torch_speedup.py              # about a minute with torch's own modules, then as many steps with ours
+    python examples/torch_speedup.py              # a minute with torch's own modules, then as many steps with ours
     python examples/torch_speedup.py --cell lstm
     python examples/torch_speedup.py --quick      # a few seconds
 """

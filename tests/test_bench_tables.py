@@ -46,9 +46,11 @@ def test_table_runs(quick_run: dict[str, Any], table: str) -> None:
         assert not row["errors"]
         if row["refused"].get("fusedrnn"):  # an instruction set that this processor lacks
             continue
+        differences = [row["figures"].pop(name) for name in ("us over native",) if name in row["figures"]]
         values = [*row["figures"].values(), *(times["seconds"]["median"] for times in row["measured"].values())]
         assert values
         assert all(math.isfinite(value) and value > 0 for value in values)
+        assert all(map(math.isfinite, differences))
     assert f"\n{table}: " in quick_run["text"]
     assert f"\n## {table}\n" in quick_run["markdown"]
 

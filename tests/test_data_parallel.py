@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
-# "more processes than cores must not crawl": each of these runs takes a few seconds where nothing spins in another's way.
+# More processes than cores must not crawl: where nothing spins in the way of another, a run takes a few seconds.
 MOST_SECONDS = 60
 
 

@@ -101,8 +101,8 @@ def test_first_and_second_derivatives(info: Any) -> None:
         names = [name for name, _ in module.named_parameters()]
         weights = [p.detach().clone().requires_grad_() for p in module.parameters()]
 
-        def run(*inputs: Any, bound: Any = (module, args, names, len(leaves))) -> Any:
-            module, args, names, count = bound
+        def run(*inputs: Any, bound: Any = (module, args, names, leaves)) -> Any:
+            module, args, names, count = *bound[:3], len(bound[3])
             found = iter(inputs[:count])
             weights = dict(zip(names, inputs[count:], strict=True))
             return tuple(

@@ -1,7 +1,7 @@
 """torch.nn's recurrent modules on this library's engine.
 
-`RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the same
-constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
+`RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
+same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
 """
 
 from fusedrnn.torch.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell

@@ -1,7 +1,7 @@
 """From a module's arguments to a call of the engine, or to torch's own forward where the engine does not take them.
 
-A check that fails never raises here: torch's own forward gets the arguments, and raises its own errors or computes. Only
-`lengths` and `reset`, which torch does not know, have errors of ours.
+A check that fails never raises here: torch's own forward gets the arguments, and raises its own errors or computes.
+Only `lengths` and `reset`, which torch does not know, have errors of ours.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def under_autocast(
 ) -> tuple[Tensor, State, torch.dtype | None, str | None]:
     """Under autocast on the CPU: x and the states as the engine takes them, torch's output dtype, and any obstacle.
 
-    Autocast leaves float64 alone. Where torch would compute in bfloat16, the engine computes in float32, and rounds what
-    torch returns rounded.
+    Autocast leaves float64 alone. Where torch would compute in bfloat16, the engine computes in float32, and rounds
+    what torch returns rounded.
     """
     if x.dtype == torch.float64:
         return x, states, None, None
@@ -113,7 +113,7 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     h0, c0 = (*map(contiguous, states), None, None)[:2]
     weights = [contiguous(w) for w in weights]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
-        found = apply_layers(call, x, h0, c0, *weights)
+        found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
@@ -294,10 +294,11 @@ def module_forward(
 def unfit_layer(module: Any, input: Any, y: Tensor, states: State) -> Any:
     """What torch's layer returns: the axes and the order of rows that `fit_layer` changed are as they were."""
     if isinstance(input, PackedSequence):
-        y = PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
         if input.unsorted_indices is not None:
             states = tuple(s.index_select(1, input.unsorted_indices) for s in states)
-    elif input.dim() == 2:
+        packed = PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        return packed, states if module._two_states else states[0]
+    if input.dim() == 2:
         y = y.squeeze(0 if module.batch_first else 1)
         states = tuple(s.squeeze(1) for s in states)
     return y, states if module._two_states else states[0]

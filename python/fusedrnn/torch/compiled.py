@@ -54,19 +54,19 @@ def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
+    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     y, hn, cn, tape = engine.forward(call, x, h0, c0, weights, training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
 
 
-@torch.library.register_fake("fusedrnn::layers")
+@torch.library.register_fake("fusedrnn::layers")  # type: ignore[untyped-decorator]
 def _layers_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
-    call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
+    call = call_of(tuple(plan), x, weights, lengths, reset)
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
     tape = x.new_empty(call.config.tape_row * call.steps * call.rows if training else 0)
     return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
@@ -75,18 +75,18 @@ def _layers_fake(
 @torch.library.impl("fusedrnn::layers_backward", "cpu")
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)  # type: ignore[arg-type]
+    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     y, tape = engine.unit_stride(y), engine.contiguous(tape)
     found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
 
-@torch.library.register_fake("fusedrnn::layers_backward")
+@torch.library.register_fake("fusedrnn::layers_backward")  # type: ignore[untyped-decorator]
 def _layers_backward_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> list[Tensor]:
     *plan, _y, _tape, _dy, _dhn, _dcn, wanted = rest
-    call = call_of(tuple(plan), x, weights, lengths, reset)  # type: ignore[arg-type]
+    call = call_of(tuple(plan), x, weights, lengths, reset)
     shapes = [x.shape, call.state_shape, call.state_shape, *(w.shape for w in weights)]
     return [x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)]
 
@@ -130,7 +130,7 @@ def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -
     return y, (hn, cn) if config.two_states else (hn,)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _eagerly(module: Any, input: Any, hx: Any) -> Any:
     return module.forward(input, hx)
 

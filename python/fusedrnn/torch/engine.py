@@ -76,8 +76,9 @@ def config_of(cell: str, input_size: int, hidden_size: int, layers: int, bidirec
 class Call:
     """What a call runs, beside its tensors.
 
-    `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs to
-    "packed"; `lengths` (B,) of int64 and `reset` of bool and x's leading shape, are None where all rows run all steps.
+    `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
+    to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
+    and no link is cut.
     """
 
     config: Config
@@ -211,7 +212,7 @@ class Layers(torch.autograd.Function):
     """`forward` and `backward` as a node of the graph; a second derivative reruns the call through torch's own."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> Any:
         y, hn, cn, tape = forward(call, x, h0, c0, weights, training=True)
         ctx.call = call
         ctx.set_materialize_grads(False)

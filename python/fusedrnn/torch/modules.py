@@ -40,7 +40,8 @@ class _Fused:
 
     def extra_repr(self) -> str:
         options = "".join(f", {name.removeprefix('has_')}={value}" for name, value in self._options().items())
-        return super().extra_repr() + options  # type: ignore[misc]
+        own: str = super().extra_repr()  # type: ignore[misc]
+        return own + options
 
     @property
     def qconfig(self) -> Any:
@@ -128,8 +129,8 @@ class LSTM(_Layers, nn.LSTM):
     Parameters
     ----------
     peephole : bool
-        Gates i and f see ``p c_{t-1}``, o sees ``p c_t`` (Gers & Schmidhuber 2000): a parameter `peephole_l0` (3, H) for
-        each layer and direction, in the order i f o; coupled: (2, H), order f o.
+        Gates i and f see ``p c_{t-1}``, o sees ``p c_t`` (Gers & Schmidhuber 2000): a parameter `peephole_l0` (3, H)
+        for each layer and direction, in the order i f o; coupled: (2, H), order f o.
     coupled : bool
         ``i = 1 - f`` (Greff et al. 2015): gate blocks f g o, weights of 3*H rows.
     *args, **kwargs

@@ -48,8 +48,8 @@ def torch_forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, w
     """Run a call. RuntimeError for the cells that torch has no operation for."""
     if call.config.cell not in LAYERS:
         raise RuntimeError(
-            f"fusedrnn.torch: {call.config.cell} runs on float32 or float64 CPU tensors, outside of torch.func and other "
-            "modes, and has no second derivative: torch has no operation for it"
+            f"fusedrnn.torch: {call.config.cell} runs on float32 or float64 CPU tensors, outside of torch.func and "
+            "other modes, and has no second derivative: torch has no operation for it"
         )
     states = [s for s in (h0, c0)[: 1 + call.config.two_states] if s is not None]
     if not states:

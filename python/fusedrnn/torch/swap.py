@@ -48,8 +48,8 @@ def why_not(module: nn.Module) -> str | None:
     Notes
     -----
     Some calls of such a module run torch's own forward all the same: under torch.func transforms, forward-mode
-    differentiation, tracing, dispatch modes and float16 autocast, and with tensor subclasses. The first call of each kind
-    gives a warning.
+    differentiation, tracing, dispatch modes and float16 autocast, and with tensor subclasses. The first call of each
+    kind gives a warning.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
@@ -83,8 +83,8 @@ def accelerate(model: nn.Module) -> Swap:
     Parameters
     ----------
     model : torch.nn.Module
-        The model, or a recurrent module itself. Modules of exactly torch's classes RNN, LSTM, GRU, RNNCell, LSTMCell and
-        GRUCell are swapped; subclasses, and modules that the engine does not run, are left.
+        The model, or a recurrent module itself. Modules of exactly torch's classes RNN, LSTM, GRU, RNNCell, LSTMCell
+        and GRUCell are swapped; subclasses, and modules that the engine does not run, are left.
 
     Returns
     -------
