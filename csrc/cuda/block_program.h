@@ -117,11 +117,11 @@ class BlockProgram {
 
   // A direction's own rows of a sequence in step order, of a sequence of the caller's, and of a state (D, B, H).
   template <class Item>
-  static Sequence<Item> in_order(Item* data, Index rows, Index width) {
+  static persistent::Sequence<Item> in_order(Item* data, Index rows, Index width) {
     return {data, rows * width, width};
   }
   template <class Item>
-  static Sequence<Item> of_caller(const SequenceOf<Item>& all, Index d, Index hidden) {
+  static persistent::Sequence<Item> of_caller(const SequenceOf<Item>& all, Index d, Index hidden) {
     return {all.data ? all.data + d * hidden : nullptr, all.time, all.row};
   }
   template <class Item>

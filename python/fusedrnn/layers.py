@@ -282,7 +282,10 @@ class RNN(_Layer):
     precision : {'ieee', 'tf32'}
         'tf32' lets products of float32 on a CUDA device round their operands to 10 bits of mantissa.
     engine : {'auto', 'stepwise', 'persistent'}
-        How a CUDA device runs the recurrence; 'auto' chooses.
+        How a CUDA device runs the recurrence. 'persistent': with the recurrent weights in registers, for LSTM, coupled
+        LSTM and GRU with ``reset_after``, H up to 1024, 16-bit dtypes or ``precision='tf32'``, no clip; a ValueError
+        elsewhere, or in a call with too many rows. 'auto' is 'stepwise' until a GPU has shown the other to be right
+        and faster.
 
     Raises
     ------

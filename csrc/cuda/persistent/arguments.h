@@ -14,6 +14,14 @@ struct alignas(16) Words {
   std::uint32_t word[4];
 };
 
+// As that of core/arguments.h, which can also be packed; a thread has no registers to spare for that.
+template <class T>
+struct Sequence {
+  T* data = nullptr;
+  Index time = 0, row = 0;
+  FUSEDRNN_INLINE T* at(Index t, Index b) const { return data + t * time + b * row; }
+};
+
 struct Batch {
   Index rows = 0, hidden_size = 0;
   Index first_step = 0, end_step = 0;     // that the launch runs
