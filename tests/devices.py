@@ -185,7 +185,8 @@ def build_host_module(directory: Path) -> Any:
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     units = [("instance.cu", f"-DFUSEDRNN_NUMBER={number}") for number in ("float", "double", "Bfloat16", "Float16")]
-    units += [("engine.cu", "-DHOST"), ("bindings.cpp", "-DHOST")]
+    others = ("engine.cu", "bindings.cpp", "persistent/plan.cpp", "persistent/host.cpp")
+    units += [(source, "-DHOST") for source in others]
     objects = [target.parent / f"{os.getpid()}-{number}.o" for number in range(len(units))]
 
     def run(*command: str) -> None:
@@ -222,6 +223,7 @@ def stand_in(module: Any) -> Iterator[TestDevice]:
         module.set_reversed(False)
         module.set_capturing(False)
         module.set_chunk_bytes(0)
+        module.set_block_bytes(0)
 
 
 def real_device() -> TestDevice:

@@ -47,6 +47,9 @@ class Rounded(np.lib.mixins.NDArrayOperatorsMixin):
     least_activation = 0.0
     """Magnitude that an activation's error is relative to where its result is smaller."""
 
+    operation = 1.0
+    """Square of an operation's own rounding, in units of u²: less than 1 where u is that of a coarser store."""
+
     def __init__(self, value: Any, squares: np.ndarray | None = None, terms: int = 0) -> None:
         self.value = np.asarray(value, np.float64)
         self.squares = np.zeros(self.value.shape) if squares is None else squares
@@ -78,7 +81,9 @@ class Rounded(np.lib.mixins.NDArrayOperatorsMixin):
 
     def sum(self, axis: int) -> Rounded:
         value, terms = self.value.sum(axis), self.value.shape[axis]
-        return Rounded(value, self.squares.sum(axis) + terms * (value**2 + (self.value**2).sum(axis)), terms)
+        return Rounded(
+            value, self.squares.sum(axis) + Rounded.operation * terms * (value**2 + (self.value**2).sum(axis)), terms
+        )
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         out = options.pop("out", None)
@@ -96,17 +101,18 @@ class Rounded(np.lib.mixins.NDArrayOperatorsMixin):
 
 def _sum(a: Rounded, b: Rounded, value: np.ndarray) -> Rounded:
     chained = (a.terms + b.terms) * np.maximum(np.maximum(a.value**2, b.value**2), value**2)
-    return Rounded(value, a.squares + b.squares + value**2 + chained)
+    return Rounded(value, a.squares + b.squares + Rounded.operation * (value**2 + chained))
 
 
 def _product(a: Rounded, b: Rounded) -> Rounded:
     value = a.value * b.value
-    return Rounded(value, a.squares * b.value**2 + a.value**2 * b.squares + value**2)
+    return Rounded(value, a.squares * b.value**2 + a.value**2 * b.squares + Rounded.operation * value**2)
 
 
 def _matrix_product(a: Rounded, b: Rounded) -> Rounded:
     value, terms = a.value @ b.value, a.shape[-1]
-    squares = terms * value**2 + (terms * a.value**2 + a.squares) @ b.value**2
+    own = Rounded.operation * terms
+    squares = own * value**2 + (own * a.value**2 + a.squares) @ b.value**2
     if b.squares.any():
         squares += a.value**2 @ b.squares
     return Rounded(value, squares, terms)
@@ -114,7 +120,7 @@ def _matrix_product(a: Rounded, b: Rounded) -> Rounded:
 
 def _activation(value: np.ndarray, slope: np.ndarray, z: Rounded) -> Rounded:
     scale = np.maximum(np.abs(value), Rounded.least_activation)
-    return Rounded(value, slope**2 * z.squares + (ACTIVATION * scale) ** 2)
+    return Rounded(value, slope**2 * z.squares + Rounded.operation * (ACTIVATION * scale) ** 2)
 
 
 def _tanh(z: Rounded) -> Rounded:

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bitwise import assert_same
-from cases import CASES, EMPTY_CASES, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
+from cases import CASES, CLIP, EMPTY_CASES, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
 from cases import small_cases as small
+from device_runs import host, run, shortened, widened, widened_inputs
 from devices import TestDevice, stand_in
 from oracles import Result, as_tuple, assert_results_close, map_result, run_library, run_reference
 from rounding import error_bounds, run_rounded
@@ -20,58 +21,15 @@ from rounding import error_bounds, run_rounded
 import fusedrnn as fr
 
 # Every cell, number of layers and directions, dtype, ragged and reset: the suite's list but for its largest cases.
-CHOSEN = [
-    case for case in CASES if case.time * case.batch * case.hidden_size**2 < 2e6 and not (case.clip or case.reverse)
-]
+CHOSEN = [case for case in CASES if case.time * case.batch * case.hidden_size**2 < 2e6]
 GATED = small(num_layers=2, directions=2, dtype="float32", ragged=True, reset=True)
+CLIPPED = small(num_layers=2, directions=2, dtype="float32", ragged=True, reset=True, clip=CLIP)
+REVERSED = small(num_layers=2, dtype="float32", ragged=True, reset=True, reverse=True)
 
 
 def make_twins(case: Case, **options: Any) -> tuple[Any, Any]:
     """A layer on the CPU and one of the same parameters on the device."""
     return make_layer(case, **options), make_layer(case, device="cuda", **options)
-
-
-def host(layer: Any, device: TestDevice) -> dict[str, np.ndarray]:
-    return device.get(layer.parameters)
-
-
-def run(device: TestDevice, layer: Any, inputs: Inputs) -> Result:
-    """A training step on the device, its results on the host. Host lengths stay there: they are checked."""
-    moved = device.put(dataclasses.replace(inputs, lengths=None))
-    result = run_library(layer, dataclasses.replace(moved, lengths=inputs.lengths))
-    for array in (result.y, *as_tuple(result.state), result.dx, *as_tuple(result.dstate), *result.parameters.values()):
-        assert isinstance(array, device.arrays.kind)
-    return device.get(result)
-
-
-def widened(value: Any) -> Any:
-    """Every array of a nest in float64, in which all values of the 16-bit types are exact."""
-    if isinstance(value, np.ndarray):
-        return value if value.dtype.kind in "biu" else value.astype(np.float64)
-    if isinstance(value, dict):
-        return {key: widened(item) for key, item in value.items()}
-    return tuple(map(widened, value)) if isinstance(value, tuple) else value
-
-
-def shortened(inputs: Inputs, kind: np.dtype[Any]) -> Inputs:
-    """Inputs in a 16-bit type, but for c, which is float32."""
-
-    def rounded(state: Any) -> Any:
-        parts = [s.astype(kind if k == 0 else np.float32) for k, s in enumerate(as_tuple(state))]
-        return tuple(parts) if isinstance(state, tuple) else parts[0]
-
-    return dataclasses.replace(
-        inputs,
-        x=inputs.x.astype(kind),
-        dy=inputs.dy.astype(kind),
-        state=rounded(inputs.state),
-        dstate=rounded(inputs.dstate),
-    )
-
-
-def widened_inputs(inputs: Inputs) -> Inputs:
-    """Inputs in float64."""
-    return Inputs(*(widened(getattr(inputs, field.name)) for field in dataclasses.fields(inputs)))
 
 
 @pytest.mark.parametrize("case", CHOSEN + EMPTY_CASES)
@@ -101,7 +59,7 @@ def test_inference_computes_what_training_computes(device: TestDevice, case: Cas
 
 
 @pytest.mark.parametrize("recompute", [1, 2, 4, 100])
-@pytest.mark.parametrize("case", GATED)
+@pytest.mark.parametrize("case", GATED + CLIPPED + REVERSED)
 def test_recompute(device: TestDevice, case: Case, recompute: int, rng: np.random.Generator) -> None:
     layer = make_layer(case, device="cuda")
     inputs = make_clear_inputs(case, host(layer, device), rng)
@@ -162,7 +120,7 @@ def test_what_is_beyond_a_length_or_a_cut_link_influences_nothing(
         assert_same(a[:, rows], b[:, rows])
 
 
-@pytest.mark.parametrize("case", GATED)
+@pytest.mark.parametrize("case", GATED + CLIPPED + REVERSED)
 def test_no_kernel_depends_on_the_order_of_its_threads(
     cuda_host_module: Any, case: Case, rng: np.random.Generator
 ) -> None:
@@ -174,7 +132,7 @@ def test_no_kernel_depends_on_the_order_of_its_threads(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", GATED)
+@pytest.mark.parametrize("case", GATED + REVERSED)
 def test_chunks_of_time_add_up_to_the_whole(
     cuda_host_module: Any, case: Case, dtype: str, rng: np.random.Generator
 ) -> None:
@@ -257,12 +215,15 @@ def test_unbatched(device: TestDevice, case: Case, rng: np.random.Generator) -> 
     assert_same(run(device, layer, alone), expected)
 
 
-@pytest.mark.parametrize("batch", [None, 1, 6])
+@pytest.mark.parametrize(("batch", "clip"), [(None, None), (1, CLIP), (6, None), (6, CLIP)])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_cells_take_one_step(device: TestDevice, cell: str, batch: int | None, rng: np.random.Generator) -> None:
+def test_cells_take_one_step(
+    device: TestDevice, cell: str, batch: int | None, clip: float | None, rng: np.random.Generator
+) -> None:
     name, options = LAYERS[cell]
     modules = [
-        getattr(fr, f"{name}Cell")(5, 19, seed=7, dtype="float64", device=where, **options) for where in ("cpu", "cuda")
+        getattr(fr, f"{name}Cell")(5, 19, seed=7, clip=clip, dtype="float64", device=where, **options)
+        for where in ("cpu", "cuda")
     ]
     shape = () if batch is None else (batch,)
     states = 2 if name == "LSTM" else 1
@@ -351,7 +312,7 @@ def test_tf32(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", small(num_layers=2, dtype="float32"))
+@pytest.mark.parametrize("case", small(num_layers=2, dtype="float32") + small(dtype="float32", clip=CLIP))
 def test_a_stepper_steps_as_the_whole(device: TestDevice, case: Case, dtype: str, rng: np.random.Generator) -> None:
     layer = make_layer(case, device="cuda", dtype=dtype)
     inputs = make_inputs(case, rng)

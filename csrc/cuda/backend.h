@@ -3,6 +3,7 @@
 // which is how every line of the drivers is tested without a GPU.
 //
 //   for_each(outer, rows, columns, f)   calls f(o, r, c) for every index, in no order that f may count on
+//   run_blocks(plan, arguments, workspace)   a pass of a persistent block program; see block_program.h
 //   gemm(product)                       row-major C = A . B + beta C for a batch, one sum for each element
 //
 // A sum over many rows is two for_each: partial sums of fixed runs of rows, then the partials in order. That is the

@@ -14,7 +14,8 @@ class Backward : Net<T> {
       Base::columns;
 
  public:
-  Backward(const NetConfig& net, const NetForward& forward) : Base(net, forward) {}
+  Backward(const NetConfig& net, const NetForward& forward)
+      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::backward) {}
 
   std::size_t workspace_bytes() {
     Arena arena(nullptr);
@@ -45,7 +46,8 @@ class Backward : Net<T> {
   // A gradient of x is rounded once: two directions of a 16-bit net are added up before.
   static constexpr bool kWide = sizeof(T) != sizeof(A);
 
-  void* gemm_space;
+  const BlockProgram<T> blocks;
+  void *gemm_space, *block_space;
   Packed<T> packed;
   Index chunk;                                              // steps
   T *dropped, *below[2], *gathered, *h_previous, *operand;  // below: dx of a layer that is not the first
@@ -72,7 +74,8 @@ class Backward : Net<T> {
     dx_chunk = arena.take<A>(part, widest);
     dx_wide = arena.take<A>(kWide && directions == 2 ? all : 0, widest);
     dh = arena.take<A>(directions, rows, hidden);
-    products = arena.take<A>(directions, rows, hidden);
+    block_space = arena.take<char>(blocks.workspace_bytes());
+    products = arena.take<A>(directions, blocks.active() ? 0 : rows, hidden);
     dc = arena.take<A>(directions, two_states ? rows : 0, hidden);
     doperand = arena.take<A>(directions, two_phases ? rows : 0, hidden);
     gates = arena.take<A>(directions, replays ? part : 0, slots);
@@ -106,7 +109,10 @@ class Backward : Net<T> {
         replay(backend, layer, weights, x, first, last);
       }
       // 3. The steps, last to first.
-      for (Index s = last; s-- > first;) step(backend, weights, a, s);
+      if (blocks.active())
+        blocks.backward(backend, a, weights.recurrent, last, block_space);
+      else
+        for (Index s = last; s-- > first;) step(backend, weights, a, s);
       // 4. Gradients of x and of the weights: products over the chunk.
       for (Index d = 0; d < directions; ++d) differentiate_chunk(backend, layer, weights, x, dx, d, first, last);
       backend.for_each(directions, kParts, traits.slots * hidden,
@@ -154,6 +160,7 @@ class Backward : Net<T> {
     BackwardArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
     a.peephole = weights.peephole;
     a.gates = replays ? gates : own.gates;
@@ -191,6 +198,7 @@ class Backward : Net<T> {
     StepArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.first = first;
     a.capacity = a.product_rows = a.h_rows = a.cell_rows = capacity;
     a.bias = weights.bias;
@@ -261,10 +269,9 @@ class Backward : Net<T> {
     backend.gemm(product);
     const bool add = directions == 2;
     if (kWide && add)
-      backend.for_each(1, count, inputs,
-                       ScatterRows<A>{this->steps(), d == 1, first, dx_chunk, wide(inputs), inputs, add});
+      backend.for_each(1, count, inputs, ScatterRows<A>{this->steps(), d, first, dx_chunk, wide(inputs), inputs, add});
     else
-      backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d == 1, first, dx_chunk, dx, inputs, add});
+      backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d, first, dx_chunk, dx, inputs, add});
   }
   // gradient (count * H, width) += gate gradients of a window, transposed, times `right`.
   void add_weight_gradient(Backend& backend, const T* gradients, const Window& window, Index count, const T* right,
@@ -285,9 +292,13 @@ class Backward : Net<T> {
   void store_state_gradients(Backend& backend, int layer, const BackwardArrays<T>& a,
                              const NetBackward& gradient) const {
     const auto place = [&](const StateView& view, auto* data) { return data + layer * directions * view.layer; };
-    backend.for_each(directions, rows, hidden,
-                     StoreInitialGradient<T>{a, place(gradient.dh0, static_cast<T*>(gradient.dh0.data)),
-                                             gradient.dh0.layer, gradient.dh0.row});
+    T* const dh0 = place(gradient.dh0, static_cast<T*>(gradient.dh0.data));
+    // Step by step, what comes through weight_hh has still to be added.
+    if (blocks.active())
+      backend.for_each(directions, rows, hidden,
+                       CopyRows<A, T>{dh, rows * hidden, hidden, dh0, gradient.dh0.layer, gradient.dh0.row});
+    else
+      backend.for_each(directions, rows, hidden, StoreInitialGradient<T>{a, dh0, gradient.dh0.layer, gradient.dh0.row});
     if (traits.states == 2)
       backend.for_each(
           directions, rows, hidden,

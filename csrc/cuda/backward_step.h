@@ -10,6 +10,7 @@ struct BackwardArrays {
   using A = Accumulator<T>;
   Steps steps;
   Index hidden;
+  A clip;                 // bound on every gate's pre-activation, or 0
   Index first, capacity;  // the chunk's first step, and its rows by direction
   const A* peephole;      // (D, peepholes, H)
   const A* gates;         // (D, gate_rows, slots, H), activated, step order from `gates_first` on
@@ -35,13 +36,17 @@ struct BackwardArrays {
   FUSEDRNN_INLINE A incoming(Index d, Index s, Index b, Index n, Index u) const {
     const Index state = (d * steps.rows + b) * hidden + u;
     if (s + 1 >= n) return dh[state];
-    return steps.cut(d == 1, s + 1, b, n) ? A(0) : dh[state] + products[state];
+    return steps.cut(d, s + 1, b, n) ? A(0) : dh[state] + products[state];
   }
   FUSEDRNN_INLINE A previous_c(Index d, Index s, Index b, Index n, Index u) const {
-    if (steps.cut(d == 1, s, b, n)) return A(0);
-    if (s == 0) return c0 ? c0[(d * steps.rows + b) * hidden + u] : A(0);
-    if (s > gates_first) return cells[kept_row(d, s - 1, b) * hidden + u];
-    return entering[(d * entering_rows + (s / segment - 1) * steps.rows + b) * hidden + u];
+    const A* const before = steps.cut(d, s, b, n) ? nullptr : c_before(d, s);
+    return before ? before[b * hidden + u] : A(0);
+  }
+  // c before step s, (B, H), or null: zeros.
+  FUSEDRNN_INLINE const A* c_before(Index d, Index s) const {
+    if (s == 0) return c0 ? c0 + d * steps.rows * hidden : nullptr;
+    if (s > gates_first) return cells + kept_row(d, s - 1, 0) * hidden;
+    return entering + (d * entering_rows + (s / segment - 1) * steps.rows) * hidden;
   }
 };
 
@@ -74,18 +79,19 @@ struct BackwardStep {
     State<V> previous = {V(widen(a.h_previous[row * a.hidden + u])), V(A(0))}, grad = {V(A(0)), V(A(0))};
     State<V> dprevious = grad;
     grad.h = V(a.incoming(d, s, b, n, u));
-    if (a.dy.data) grad.h += V(widen(a.dy.at(a.steps.time(d == 1, s, n), b)[d * a.hidden + u]));
+    if (a.dy.data) grad.h += V(widen(a.dy.at(a.steps.time(d, s, n), b)[d * a.hidden + u]));
     if (traits.states == 2) {
       c = V(a.cells[a.kept_row(d, s, b) * a.hidden + u]);
       previous.c = V(a.previous_c(d, s, b, n, u));
       grad.c = V(a.dc[state]);
     }
     // 3. The cell.
-    Cell::backward(slot, previous, c, grad, weight, dslot, dprevious);
+    with_clip(a.clip,
+              [&](const auto& clip) { Cell::backward(slot, previous, c, grad, weight, dslot, dprevious, clip); });
     FUSEDRNN_UNROLL
     for (int k = 0; k < slots; ++k) dgate[k * a.hidden] = narrow<T>(dslot[k].value);
     a.dh[state] = dprevious.h.value;
-    if (traits.states == 2) a.dc[state] = a.steps.cut(d == 1, s, b, n) ? A(0) : dprevious.c.value;
+    if (traits.states == 2) a.dc[state] = a.steps.cut(d, s, b, n) ? A(0) : dprevious.c.value;
   }
 };
 
@@ -115,7 +121,9 @@ struct BackwardOperand {
     }
     const State<V> previous = {V(widen(a.h_previous[row * a.hidden + u])), V(A(0))};
     State<V> dprevious = {V(a.dh[state]), V(A(0))};
-    Cell::backward_operand(slot, previous, V(a.doperand[state]), dslot, dprevious);
+    with_clip(a.clip, [&](const auto& clip) {
+      Cell::backward_operand(slot, previous, V(a.doperand[state]), dslot, dprevious, clip);
+    });
     FUSEDRNN_UNROLL
     for (int k = 0; k < slots; ++k) dgate[k * a.hidden] = narrow<T>(dslot[k].value);
     a.dh[state] = dprevious.h.value;

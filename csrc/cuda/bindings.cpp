@@ -56,27 +56,32 @@ int find_cell(const std::string& name) {
 }
 
 NetConfig make_config(const std::string& cell, Index input_size, Index hidden_size, int layers, int directions,
-                      double dropout, std::uint64_t seed, const std::string& dtype, bool tf32) {
+                      bool reverse, double clip, double dropout, std::uint64_t seed, const std::string& dtype,
+                      bool tf32, int device) {
   NetConfig config;
   config.cell = find_cell(cell);
   config.input_size = input_size;
   config.hidden_size = hidden_size;
   config.layers = layers;
   config.directions = directions;
+  config.reverse = reverse;
+  config.clip = clip;
   config.dropout = dropout;
   config.seed = seed;
   config.type = type_of(dtype);
   config.tf32 = tf32;
+  config.multiprocessors = Engine::multiprocessors(device);
   return config;
 }
 
-NetForward make_forward(Index steps, Index rows, bool training, Index recompute, const std::vector<Five>& weights,
-                        const View& x, const View& y, const View& h0, const View& c0, const View& hn, const View& cn,
-                        Address lengths, const View& reset, Address calls) {
+NetForward make_forward(Index steps, Index rows, bool training, bool persistent, Index recompute,
+                        const std::vector<Five>& weights, const View& x, const View& y, const View& h0, const View& c0,
+                        const View& hn, const View& cn, Address lengths, const View& reset, Address calls) {
   NetForward call;
   call.steps = steps;
   call.rows = rows;
   call.training = training;
+  call.persistent = persistent;
   call.recompute = recompute;
   call.weights = directions_of<Weights<void>>(weights);
   call.x = sequence(x);
@@ -176,12 +181,13 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   // Local: a process may hold both builds of this file.
   py::class_<NetForward>(module, "ForwardCall", py::module_local())
       .def(py::init(&make_forward), py::kw_only(), py::arg("steps"), py::arg("rows"), py::arg("training"),
-           py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"), py::arg("c0"),
-           py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("calls"));
+           py::arg("persistent"), py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"),
+           py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("calls"));
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
-           py::arg("layers"), py::arg("directions"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
-           py::arg("tf32"))
+           py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
+           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("device"))
+      .def("persistent_refusal", &Engine::persistent_refusal)
       .def("kept_bytes", &Engine::kept_bytes)
       .def("forward_bytes", &Engine::forward_bytes)
       .def("backward_bytes", &Engine::backward_bytes)
@@ -210,6 +216,7 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
 #ifdef FUSEDRNN_CUDA_HOST
   module.def("set_reversed", [](bool reversed) { host_reversed = reversed; });
   module.def("set_chunk_bytes", [](Index bytes) { host_chunk_bytes = bytes; });
+  module.def("set_block_bytes", [](Index bytes) { host_block_bytes = bytes; });
   module.def("set_capturing", [](bool capturing) { host_capturing = capturing; });
 #else
   module.def("open_blas", &open_blas);

@@ -11,6 +11,7 @@
 #include "cuda/backend.h"
 #include "cuda/blas.h"
 #include "cuda/engine.h"
+#include "cuda/persistent/launch.h"
 
 namespace fusedrnn {
 namespace {
@@ -59,6 +60,7 @@ class Backend {
   static constexpr std::size_t kGemmBytes = kBlasWorkspace;
 
   static Index chunk_bytes(Index wanted) { return wanted; }
+  static std::size_t block_bytes(std::size_t wanted) { return wanted; }
 
   Backend(const Place& place, void* gemm_space, bool tf32)
       : place_(place),
@@ -89,6 +91,11 @@ class Backend {
     if (g.m <= 0 || g.n <= 0 || g.batch <= 0 || (g.k <= 0 && g.add)) return;
     if (!blas_) blas_.emplace(place_.device, place_.stream, gemm_space_);
     blas_->gemm(column_major(g), blas_type<T>(), tf32_);
+  }
+
+  template <class Arguments>
+  void run_blocks(const persistent::Plan& plan, const Arguments& arguments, void* workspace) {
+    check(persistent::launch(plan, arguments, workspace, stream_), "launch of a block program");
   }
 
  private:

@@ -91,14 +91,14 @@ struct KeepCall {
 template <class T>
 struct GatherRows {
   Steps steps;
-  bool reverse;
+  Index direction;
   Index first;
   SequenceOf<const T> from;
   T* to;
   Index width;
   FUSEDRNN_HOST_DEVICE void operator()(Index, Index r, Index c) const {
     const Index s = first + r / steps.rows, b = r % steps.rows, n = steps.length(b);
-    to[r * width + c] = s < n ? from.at(steps.time(reverse, s, n), b)[c] : narrow<T>(Accumulator<T>(0));
+    to[r * width + c] = s < n ? from.at(steps.time(direction, s, n), b)[c] : narrow<T>(Accumulator<T>(0));
   }
 };
 
@@ -113,9 +113,9 @@ struct GatherPrevious {
   FUSEDRNN_HOST_DEVICE void operator()(Index d, Index r, Index u) const {
     const Index s = first + r / steps.rows, b = r % steps.rows, n = steps.length(b);
     T value = narrow<T>(Accumulator<T>(0));
-    if (s < n && !steps.cut(d == 1, s, b, n)) {
+    if (s < n && !steps.cut(d, s, b, n)) {
       if (s > 0)
-        value = y.at(steps.time(d == 1, s - 1, n), b)[d * hidden + u];
+        value = y.at(steps.time(d, s - 1, n), b)[d * hidden + u];
       else if (h0)
         value = h0[(d * steps.rows + b) * hidden + u];
     }
@@ -128,7 +128,7 @@ template <class To>
 struct ScatterRows {
   using A = Accumulator<To>;
   Steps steps;
-  bool reverse;
+  Index direction;
   Index first;
   const A* from;
   SequenceOf<To> to;
@@ -136,7 +136,7 @@ struct ScatterRows {
   bool add;
   FUSEDRNN_HOST_DEVICE void operator()(Index, Index r, Index c) const {
     const Index s = first + r / steps.rows, b = r % steps.rows, n = steps.length(b);
-    To& target = to.at(steps.time(reverse, s, n), b)[c];
+    To& target = to.at(steps.time(direction, s, n), b)[c];
     A value = s < n ? from[r * width + c] : A(0);
     if (add) value += widen(target);
     target = narrow<To>(value);

@@ -33,6 +33,9 @@ std::vector<CellTraits> Engine::cells() {
   return traits;
 }
 
+const char* Engine::persistent_refusal(const NetConfig& config, Index rows, bool training) {
+  return with_instance(config.type, [&](auto instance) { return instance.persistent_refusal(config, rows, training); });
+}
 std::size_t Engine::kept_bytes(const NetConfig& config, const NetForward& call) {
   return with_instance(config.type, [&](auto instance) { return instance.kept_bytes(config, call); });
 }
@@ -76,11 +79,17 @@ void Engine::clip(const Place& place, const std::vector<ClippedArray>& arrays, d
 
 #ifdef FUSEDRNN_CUDA_HOST
 bool host_reversed = false, host_capturing = false;
-Index host_chunk_bytes = 0;
+Index host_chunk_bytes = 0, host_block_bytes = 0;
 const char* Engine::name() { return "host"; }
+int Engine::multiprocessors(int) { return 132; }
 bool Engine::capturing(const Place&) { return host_capturing; }
 #else
 const char* Engine::name() { return "cuda"; }
+int Engine::multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
 bool Engine::capturing(const Place& place) {
   const OnDevice device(place.device);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -20,10 +20,13 @@ struct NetConfig {
   int cell = 0;  // index into Engine::cells
   Index input_size = 1, hidden_size = 1;
   int layers = 1, directions = 1;
+  bool reverse = false;  // of one direction: from the end
+  double clip = 0;       // bound on every gate's pre-activation, or 0
   double dropout = 0;
   std::uint64_t seed = 0;
   Type type = Type::float32;
-  bool tf32 = false;  // products of floats may round their operands to 10 bits of mantissa
+  bool tf32 = false;        // products of floats may round their operands to 10 bits of mantissa
+  int multiprocessors = 1;  // of the device
 
   Index width() const { return directions * hidden_size; }
   Index input_of(int layer) const { return layer == 0 ? input_size : width(); }
@@ -44,6 +47,7 @@ struct StateView {
 struct NetForward {
   Index steps = 0, rows = 0;
   bool training = false;
+  bool persistent = false;             // run the steps by block programs; Engine::persistent_refusal must be null
   Index recompute = 0;                 // training: keep states every so many steps only; 0: keep all
   std::vector<Weights<void>> weights;  // layers * directions
   SequenceView x, y;
@@ -95,6 +99,8 @@ struct Engine {
   static const char* name();
   static std::vector<CellTraits> cells();
 
+  // Null, or why the block programs do not run such calls; see block_program.h.
+  static const char* persistent_refusal(const NetConfig& config, Index rows, bool training);
   static std::size_t kept_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t forward_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t backward_bytes(const NetConfig& config, const NetForward& call);
@@ -111,6 +117,7 @@ struct Engine {
   static void clip(const Place& place, const std::vector<ClippedArray>& arrays, double limit, double* norm,
                    void* workspace);
 
+  static int multiprocessors(int device);
   static bool capturing(const Place& place);
 };
 

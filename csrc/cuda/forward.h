@@ -13,7 +13,8 @@ class Forward : Net<T> {
       Base::columns;
 
  public:
-  Forward(const NetConfig& net, const NetForward& forward) : Base(net, forward) {}
+  Forward(const NetConfig& net, const NetForward& forward)
+      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::forward) {}
 
   std::size_t kept_bytes() {
     Arena arena(nullptr);
@@ -44,7 +45,8 @@ class Forward : Net<T> {
   }
 
  private:
-  void* gemm_space;
+  const BlockProgram<T> blocks;
+  void *gemm_space, *block_space;
   Packed<T> packed;
   Index chunk;
   A *gates, *products, *c;
@@ -60,7 +62,8 @@ class Forward : Net<T> {
     gemm_space = arena.take<char>(Backend::kGemmBytes);
     packed = this->lay_out_packed(arena);
     gates = whole ? nullptr : arena.take<A>(directions, chunk * rows, slots);
-    products = arena.take<A>(directions, rows, columns * hidden);
+    block_space = arena.take<char>(blocks.workspace_bytes());
+    products = arena.take<A>(directions, blocks.active() ? 0 : rows, columns * hidden);
     gathered = arena.take<T>(chunk * rows, this->gathered_width(false));
     h = arena.take<T>(directions, rows, hidden);
     c = arena.take<A>(directions, traits.states == 2 ? rows : 0, hidden);
@@ -111,8 +114,8 @@ class Forward : Net<T> {
         this->project(backend, weights, inputs, d, in_order, (last - first) * rows,
                       a.gates + d * a.capacity * traits.slots * hidden);
       }
-      // 3. The steps: for each phase h . weight_hh of both directions, then one kernel for all gates.
-      for (Index s = first; s < last; ++s) step(backend, layer, weights, a, s);
+      // 3. The steps.
+      run_steps(backend, layer, weights, a, last);
     }
     // 4. The final state.
     store_state<T>(backend, h, call.hn, layer);
@@ -124,6 +127,7 @@ class Forward : Net<T> {
     StepArrays<T> a = {};
     a.steps = this->steps();
     a.hidden = hidden;
+    a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
     a.bias = weights.bias;
     a.peephole = weights.peephole;
@@ -141,12 +145,29 @@ class Forward : Net<T> {
     return a;
   }
 
-  void step(Backend& backend, int layer, const Packed<T>& weights, const StepArrays<T>& a, Index s) const {
-    A* const entering = call.recompute > 0 && traits.states == 2 ? kept.layers[layer].cells : nullptr;
-    if (entering && s > 0 && s % call.recompute == 0)
-      backend.for_each(directions, rows, hidden,
-                       CopyRows<A, A>{c, rows * hidden, hidden, entering + (s / call.recompute - 1) * rows * hidden,
-                                      this->cell_rows() * hidden, hidden});
+  // Recomputing, the tape has c before the first step of every segment but the first.
+  Index segment() const { return call.recompute > 0 && traits.states == 2 ? call.recompute : call.steps; }
+  void keep_entering(Backend& backend, int layer, Index s) const {
+    if (s == 0 || s % segment() != 0) return;
+    A* const entering = kept.layers[layer].cells + (s / segment() - 1) * rows * hidden;
+    backend.for_each(directions, rows, hidden,
+                     CopyRows<A, A>{c, rows * hidden, hidden, entering, this->cell_rows() * hidden, hidden});
+  }
+
+  // Steps [a.first, last): a block program runs those of a segment at once.
+  void run_steps(Backend& backend, int layer, const Packed<T>& weights, const StepArrays<T>& a, Index last) const {
+    for (Index s = a.first, next; s < last; s = next) {
+      keep_entering(backend, layer, s);
+      next = blocks.active() ? std::min((s / segment() + 1) * segment(), last) : s + 1;
+      if (blocks.active())
+        blocks.forward(backend, a, weights.recurrent, s, next, block_space);
+      else
+        step(backend, weights, a, s);
+    }
+  }
+
+  // For each phase h . weight_hh of both directions, then one kernel for all gates.
+  void step(Backend& backend, const Packed<T>& weights, const StepArrays<T>& a, Index s) const {
     for (int phase = 0; phase < traits.phases; ++phase) {
       this->multiply_recurrent(backend, weights, phase, phase == 0 ? h : operand, rows * hidden, rows, products,
                                rows * columns * hidden);

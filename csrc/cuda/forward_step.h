@@ -22,6 +22,16 @@ struct SequenceOf {
   FUSEDRNN_INLINE T* at(Index t, Index b) const { return data + t * time + b * row; }
 };
 
+// Calls f with the bound on pre-activations; one branch that all threads of a kernel take alike, and no kernel of its
+// own.
+template <class A, class Function>
+FUSEDRNN_INLINE void with_clip(A limit, const Function& f) {
+  if (limit > A(0))
+    f(Clipped<Scalar<A>>(Scalar<A>(limit)));
+  else
+    f(Unclipped());
+}
+
 FUSEDRNN_INLINE constexpr bool within(const int first, const int count, int slot) {
   return slot >= first && slot < first + count;
 }
@@ -32,6 +42,7 @@ struct StepArrays {
   using A = Accumulator<T>;
   Steps steps;
   Index hidden;
+  A clip;             // bound on every gate's pre-activation, or 0
   Index first;        // step of the chunk's first row
   Index capacity;     // rows of a chunk, by direction
   const A* bias;      // (D, slots, H)
@@ -51,6 +62,9 @@ struct StepArrays {
 
   FUSEDRNN_INLINE Index gate_at(Index d, Index s, Index b, Index slots, Index u) const {
     return ((d * capacity + (s - first) * steps.rows + b) * slots) * hidden + u;
+  }
+  FUSEDRNN_INLINE Index cell_at(Index d, Index s, Index b, Index u) const {
+    return (d * cell_rows + (s - first) * steps.rows + b) * hidden + u;
   }
   // Row of an array that has either one step's rows or the chunk's.
   FUSEDRNN_INLINE Index row_of(Index d, Index s, Index b, Index rows) const {
@@ -75,7 +89,7 @@ struct OperandStep {
       a.operand[state] = narrow<T>(A(0));
       return;
     }
-    const bool cut = a.steps.cut(d == 1, s, b, n);
+    const bool cut = a.steps.cut(d, s, b, n);
     A* const gate = a.gates + a.gate_at(d, s, b, slots, u);
     const A* const product = a.products + a.row_of(d, s, b, a.product_rows) * a.columns * a.hidden + u;
     V slot[slots];
@@ -88,7 +102,8 @@ struct OperandStep {
       slot[first + k] = V(value);
     }
     const State<V> previous = {V(cut ? A(0) : widen(a.h_in[state])), V(A(0))};
-    a.operand[state] = narrow<T>(Cell::operand(slot, previous).value);
+    with_clip(a.clip,
+              [&](const auto& clip) { a.operand[state] = narrow<T>(Cell::operand(slot, previous, clip).value); });
     FUSEDRNN_UNROLL
     for (int k = 0; k < count; ++k) gate[(first + k) * a.hidden] = slot[first + k].value;
   }
@@ -112,7 +127,7 @@ struct ForwardStep {
     constexpr int done_first = traits.recurrent[0].first, done_count = last == 0 ? 0 : traits.recurrent[0].count;
     constexpr int x_first = traits.input.first, x_count = traits.input.count;
     constexpr int h_first = traits.recurrent[last].first, h_count = traits.recurrent[last].count;
-    const Index n = a.steps.length(b), t = a.steps.time(d == 1, s, n), state = (d * a.steps.rows + b) * a.hidden + u;
+    const Index n = a.steps.length(b), t = a.steps.time(d, s, n), state = (d * a.steps.rows + b) * a.hidden + u;
     T* const y = a.y.data ? a.y.at(t, b) + d * a.hidden + u : nullptr;
     // 1. Past its length a row puts out zeros and keeps its state.
     if (s >= n) {
@@ -120,7 +135,7 @@ struct ForwardStep {
       return;
     }
     // 2. Slots: bias, then x's part, then h's, which a cut link takes away; slots of an earlier phase are done.
-    const bool cut = a.steps.cut(d == 1, s, b, n);
+    const bool cut = a.steps.cut(d, s, b, n);
     A* const gate = a.gates + a.gate_at(d, s, b, slots, u);
     const A* const product = a.products + a.row_of(d, s, b, a.product_rows) * a.columns * a.hidden + u;
     V slot[slots], weight[peepholes + 1];
@@ -143,14 +158,14 @@ struct ForwardStep {
       previous.h = V(widen(a.h_in[a.row_of(d, s, b, a.h_rows) * a.hidden + u]));
       if (traits.states == 2) previous.c = V(a.c[state]);
     }
-    Cell::forward(slot, previous, weight, next);
+    with_clip(a.clip, [&](const auto& clip) { Cell::forward(slot, previous, weight, next, clip); });
     // 4. State, output, and what the tape keeps.
     const T h = narrow<T>(next.h.value);
     if (a.h_out) a.h_out[state] = h;
     if (y) *y = h;
     if (traits.states == 2) {
       a.c[state] = next.c.value;
-      if (a.cells) a.cells[(d * a.cell_rows + (s - a.first) * a.steps.rows + b) * a.hidden + u] = next.c.value;
+      if (a.cells) a.cells[a.cell_at(d, s, b, u)] = next.c.value;
     }
     if (a.keep) {
       FUSEDRNN_UNROLL

@@ -5,6 +5,7 @@
 
 #include "cuda/backend.h"
 #include "cuda/engine.h"
+#include "cuda/persistent/plan.h"
 
 namespace fusedrnn {
 
@@ -13,6 +14,18 @@ namespace fusedrnn {
 extern bool host_reversed, host_capturing;
 // Bytes of a chunk of time or of logits, where not 0: small, so that small cases have many.
 extern Index host_chunk_bytes;
+// Most bytes that a block program may take, where not 0.
+extern Index host_block_bytes;
+
+namespace persistent {
+
+// Of persistent/host.cpp; a std::runtime_error tells what the programs did wrong.
+template <class T>
+void run_on_host(const Plan& plan, ForwardArguments<T> arguments, void* workspace);
+template <class T>
+void run_on_host(const Plan& plan, BackwardArguments<T> arguments, void* workspace);
+
+}  // namespace persistent
 
 namespace {
 
@@ -21,6 +34,9 @@ class Backend {
   static constexpr std::size_t kGemmBytes = 0;
 
   static Index chunk_bytes(Index wanted) { return host_chunk_bytes > 0 ? host_chunk_bytes : wanted; }
+  static std::size_t block_bytes(std::size_t wanted) {
+    return host_block_bytes > 0 ? static_cast<std::size_t>(host_block_bytes) : wanted;
+  }
 
   Backend(const Place&, void*, bool tf32) : tf32_(tf32) {}
 
@@ -56,6 +72,11 @@ class Backend {
         for (Index m = 0; m < g.m; ++m) c[m] = g.add ? c[m] + column[m] : column[m];
       }
     }
+  }
+
+  template <class Arguments>
+  void run_blocks(const persistent::Plan& plan, const Arguments& arguments, void* workspace) {
+    persistent::run_on_host(plan, arguments, workspace);
   }
 
  private:

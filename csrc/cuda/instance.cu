@@ -8,6 +8,10 @@
 namespace fusedrnn {
 
 template <class T>
+const char* Instance<T>::persistent_refusal(const NetConfig& config, Index rows, bool training) {
+  return BlockProgram<T>::refusal(config, cell_steps<T>(config.cell).traits.name, rows, training);
+}
+template <class T>
 std::size_t Instance<T>::kept_bytes(const NetConfig& config, const NetForward& call) {
   return Forward<T>(config, call).kept_bytes();
 }

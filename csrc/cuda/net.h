@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/arena.h"
+#include "cuda/block_program.h"
 #include "cuda/cell_steps.h"
 #include "cuda/elementwise.h"
 #include "cuda/engine.h"
@@ -111,7 +112,7 @@ class Net {
     }
   }
 
-  Steps steps() const { return {call.steps, rows, kept.lengths, kept.reset}; }
+  Steps steps() const { return {call.steps, rows, kept.lengths, kept.reset, config.reverse}; }
   SequenceOf<T> sequence(T* data) const { return {data, rows * config.width(), config.width()}; }
   static SequenceOf<T> sequence(const SequenceView& view) { return {static_cast<T*>(view.data), view.time, view.row}; }
   static SequenceOf<const T> read_only(const SequenceOf<T>& from) { return {from.data, from.time, from.row}; }
@@ -168,7 +169,7 @@ class Net {
   // Elements of a row of x in the widest layer whose rows must be gathered; 0 if there is none.
   Index gathered_width(bool summed) const {
     const Index inner = config.layers > 1 ? config.width() : 0;
-    if (directions == 2 || (summed && call.lengths)) return std::max(config.input_size, inner);
+    if (directions == 2 || config.reverse || (summed && call.lengths)) return std::max(config.input_size, inner);
     return in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
   }
   bool in_order(Index time, Index row, Index width) const {
@@ -179,8 +180,8 @@ class Net {
   // hold anything: fit for products whose rows stand alone, not for sums over rows.
   const T* rows_in_order(Backend& backend, const SequenceOf<const T>& x, Index width, Index d, Index first, Index last,
                          bool summed, T* gathered) const {
-    if (d == 0 && in_order(x.time, x.row, width) && !(summed && call.lengths)) return x.at(first, 0);
-    backend.for_each(1, (last - first) * rows, width, GatherRows<T>{steps(), d == 1, first, x, gathered, width});
+    if (!steps().reverse(d) && in_order(x.time, x.row, width) && !(summed && call.lengths)) return x.at(first, 0);
+    backend.for_each(1, (last - first) * rows, width, GatherRows<T>{steps(), d, first, x, gathered, width});
     return gathered;
   }
 

@@ -22,6 +22,8 @@ struct Scalar {
   friend FUSEDRNN_INLINE Scalar operator*(Scalar a, Scalar b) { return Scalar(a.value * b.value); }
   friend FUSEDRNN_INLINE bool operator<(Scalar a, Scalar b) { return a.value < b.value; }
   friend FUSEDRNN_INLINE bool operator>(Scalar a, Scalar b) { return a.value > b.value; }
+  friend FUSEDRNN_INLINE bool operator<=(Scalar a, Scalar b) { return a.value <= b.value; }
+  friend FUSEDRNN_INLINE bool operator>=(Scalar a, Scalar b) { return a.value >= b.value; }
 };
 
 template <class Real>

@@ -112,23 +112,11 @@ def require_precision(value: str, device: str, dtype: str) -> str:
     return value
 
 
-def require_cpu_options(device: str, clip: float | None, reverse: bool) -> None:
-    """Refuse, on a CUDA device, what only the CPU engine has."""
-    for name, value in (("clip", clip), ("reverse", reverse)):
-        if value and device != "cpu":
-            raise ValueError(f"{name} must be {'None' if name == 'clip' else False} on {device}, not {value}")
-
-
 def require_engine(value: str, device: str) -> str:
-    """Return 'auto' or 'stepwise', which on a CUDA device are the same today."""
+    """Return 'auto', 'stepwise' or 'persistent'; what the last one cannot run is refused where that is known."""
     require_choice(value, "engine", ("auto", "stepwise", "persistent"))
     if value != "auto" and device == "cpu":
         raise ValueError(f"engine must be 'auto' on the CPU, not {value!r}: the choice is a CUDA device's")
-    if value == "persistent":
-        raise ValueError(
-            "engine must be 'auto' or 'stepwise' in this build, not 'persistent', which is for LSTM and reset-after "
-            "GRU of at most 1024 units in bfloat16, float16 or with precision='tf32'"
-        )
     return value
 
 

@@ -271,7 +271,7 @@ class RNN(_Layer):
         Probability, in training, of dropping an element between two layers.
     clip : float, optional
         Bound the input of every gate's activation to [-clip, clip], as the ONNX operators do; no gradient flows where
-        it acts. None: no bound. The CPU engine's alone, as is `reverse`.
+        it acts. None: no bound.
     dtype : {'float32', 'float64', 'bfloat16', 'float16'}
         The 16-bit ones on a CUDA device only; c of an LSTM's state is then float32.
     device : str
@@ -282,7 +282,10 @@ class RNN(_Layer):
     precision : {'ieee', 'tf32'}
         'tf32' lets products of float32 on a CUDA device round their operands to 10 bits of mantissa.
     engine : {'auto', 'stepwise', 'persistent'}
-        How a CUDA device runs the recurrence; 'auto' chooses.
+        How a CUDA device runs the recurrence. 'persistent': with the recurrent weights in registers, for LSTM, coupled
+        LSTM and GRU with ``reset_after``, H up to 1024, 16-bit dtypes or ``precision='tf32'``, no clip; a ValueError
+        elsewhere, or in a call with too many rows. 'auto' is 'stepwise' until a GPU has shown the other to be right
+        and faster.
 
     Raises
     ------
@@ -346,8 +349,8 @@ class LSTM(_Layer):
         order i f o; coupled: (2, H), order f o.
     coupled : bool
         ``i = 1 - f`` (Greff et al. 2015): three gate blocks, f g o.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device,
-    seed, precision, engine
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype,
+    device, seed, precision, engine
         As for `RNN`.
 
     Raises
@@ -411,8 +414,8 @@ class GRU(_Layer):
     reset_after : bool
         True: ``n = tanh(x W_in^T + b_in + r (h_{t-1} W_hn^T + b_hn))``, as torch, cuDNN and Keras v2 compute it.
         False: ``n = tanh(x W_in^T + b_in + (r h_{t-1}) W_hn^T + b_hn)``, as in Cho 2014.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype, device,
-    seed, precision, engine
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, clip, dtype,
+    device, seed, precision, engine
         As for `RNN`.
 
     Raises

@@ -11,7 +11,6 @@ import numpy as np
 from fusedrnn import _core, init
 from fusedrnn.arguments import (
     require_clip,
-    require_cpu_options,
     require_device,
     require_dtype,
     require_engine,
@@ -94,10 +93,9 @@ class Recurrent:
             "reverse": reverse,
             "clip": require_clip(clip) or 0.0,
         }
-        require_cpu_options(self.device, self.clip, reverse)
         self.precision = require_precision(precision, self.device, self._settings["dtype"])
         self.engine = require_engine(engine, self.device)
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(self._settings, self.device)
         empty = _aligned_empty if isinstance(self._engine, _core.Recurrent) else self._engine.device.empty
         #: Name -> live writable array. An edit shows at the next call.
         self.parameters: dict[str, Array] = {
@@ -105,13 +103,13 @@ class Recurrent:
         }
         init.uniform_(self, self._settings["seed"])
 
-    def _make_engine(self) -> _core.Recurrent | Net:
-        device = self._device()
-        return _core.Recurrent(**self._settings) if device is None else Net(self._settings, device, self.precision)
+    def _make_engine(self, settings: dict[str, Any], device: str) -> _core.Recurrent | Net:
+        where = self._device(device)
+        return _core.Recurrent(**settings) if where is None else Net(settings, where, self.precision, self.engine)
 
-    def _device(self) -> Device | None:
-        """The CUDA device, None for the CPU."""
-        return None if self.device == "cpu" else Device(arrays(), int(self.device.removeprefix("cuda:")))
+    def _device(self, name: str) -> Device | None:
+        """The CUDA device of a name, None for the CPU."""
+        return None if name == "cpu" else Device(arrays(), int(name.removeprefix("cuda:")))
 
     @property
     def input_size(self) -> int:
@@ -179,7 +177,7 @@ class Recurrent:
 
     def _load_to_device(self, mapping: Mapping[str, Any], convert: bool) -> None:
         """Through the host, whatever an entry is and wherever it lies: loading is no hot path."""
-        device = self._device()
+        device = self._device(self.device)
         assert device is not None
         host = {}
         for name in self.parameters:
@@ -215,23 +213,22 @@ class Recurrent:
         Raises
         ------
         TypeError, ValueError
-            Where either is none of these, or does not go with the other or with ``precision``.
+            Where either is none of these, or does not go with the other, with ``precision`` or with ``engine``.
         """
         device = self.device if device is None else require_device(device)
         name = require_dtype(self._settings["dtype"] if dtype is None else dtype, device)
         if name == self._settings["dtype"] and device == self.device:
             return self
-        require_cpu_options(device, self.clip, self._settings["reverse"])
         require_precision(self.precision, device, name)
         require_engine(self.engine, device)
         self._engine.check_parameters(self.parameters)
-        before, calls = self._device(), self._engine.calls
+        settings = {**self._settings, "dtype": name}
+        engine = self._make_engine(settings, device)
+        before, after, calls = self._device(self.device), self._device(device), self._engine.calls
         host = {key: array if before is None else before.to_host(array) for key, array in self.parameters.items()}
         host = {key: array.astype(numpy_dtype(name)) for key, array in host.items()}
-        self._settings["dtype"], self.device = name, device
-        after = self._device()
+        self._settings, self.device, self._engine = settings, device, engine
         self.parameters = host if after is None else {key: after.from_host(array) for key, array in host.items()}
-        self._engine = self._make_engine()
         self._engine.calls = calls
         return self
 
@@ -255,7 +252,7 @@ class Recurrent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         calls = state.pop("calls")
         self.__dict__.update(state)
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(self._settings, self.device)
         self._engine.calls = calls
 
     def _describe(self, **options: object) -> str:

@@ -28,6 +28,9 @@ from fusedrnn.cuda.device import Device, owner_of
 from fusedrnn.gradients import Gradients
 
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
+# Whether engine="auto" runs by block programs what they can run. No GPU has run one yet: until one has shown them to be
+# right, and faster than steps, they are for those who ask.
+_AUTO_IS_PERSISTENT = False
 _PRESENT: View = (1, 0, 0)  # of an array whose memory only has to be counted
 
 
@@ -98,7 +101,7 @@ class Tape:
 class Net:
     """What `fusedrnn._core.Recurrent` is for the CPU."""
 
-    def __init__(self, settings: Mapping[str, Any], device: Device, precision: str) -> None:
+    def __init__(self, settings: Mapping[str, Any], device: Device, precision: str, engine: str) -> None:
         self.device = device
         self.dtype = numpy_dtype(settings["dtype"])
         self.cell_dtype = accumulator(self.dtype)
@@ -115,11 +118,16 @@ class Net:
             hidden_size=self._hidden,
             layers=self._layers,
             directions=self._directions,
+            reverse=settings["reverse"],
+            clip=settings["clip"],
             dropout=settings["dropout"],
             seed=settings["seed"],
             dtype=settings["dtype"],
             tf32=precision == "tf32",
+            device=device.index,
         )
+        self._choice = engine
+        self._persistent(1, training=True)
         self._calls = device.from_host(np.zeros(1, np.uint64))
 
     @property
@@ -167,6 +175,15 @@ class Net:
                 groups.append([0] * len(_ROLES))
             groups[-1][role] = self.device.address(array)
         return [tuple(group) for group in groups]
+
+    def _persistent(self, rows: int, *, training: bool) -> bool:
+        """Whether calls of so many rows run by block programs; ValueError where they are asked for and cannot."""
+        if self._choice == "stepwise" or (self._choice == "auto" and not _AUTO_IS_PERSISTENT):
+            return False
+        reason = self._net.persistent_refusal(rows, training)
+        if reason is not None and self._choice == "persistent":
+            raise ValueError(f"engine must be 'auto' or 'stepwise' here, not 'persistent': {reason}")
+        return reason is None
 
     # ---- arguments ----
 
@@ -288,6 +305,7 @@ class Net:
             steps=layout.steps,
             rows=layout.rows,
             training=training,
+            persistent=self._persistent(layout.rows, training=training),
             recompute=recompute,
             weights=[],
             x=_PRESENT,
@@ -348,6 +366,7 @@ class Net:
             self._require_fitting(held, layout, recompute, training=training)
         lengths = self._lengths(lengths, layout)
         reset = self._reset(reset, layout)
+        persistent = self._persistent(layout.rows, training=training)
         if held is not None:
             hn, cn = held.state if self._two_states else (held.state, None)
         else:
@@ -359,6 +378,7 @@ class Net:
             steps=layout.steps,
             rows=layout.rows,
             training=training,
+            persistent=persistent,
             recompute=recompute,
             weights=self._addresses(weights),
             x=layout.sequence(device, x),
@@ -524,6 +544,7 @@ class Stepper:
             steps=1,
             rows=self._batch,
             training=False,
+            persistent=net._persistent(self._batch, training=False),
             recompute=0,
             weights=net._addresses([self._parameters[name] for name, _ in net._shapes]),
             x=(device.address(x_t), 0, stride_of(x_t, row_axis)),

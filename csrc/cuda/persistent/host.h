@@ -1,0 +1,262 @@
+// The policy of the block programs that is a host playing a GPU, as adversely as it can:
+//   - threads of a block run one after the other in an order drawn anew for every `each`;
+//   - blocks are stopped at every barrier, publish and wait, and one that can go on is drawn to do so;
+//   - shared memory begins as nan, and two threads that touch the same word without a barrier between them, one of them
+//     writing, are reported; so are blocks that wait for each other, and one that publishes before a barrier.
+// It shows nothing of memory ordering, of deadlock from a lack of multiprocessors, nor of time.
+// For tests/block_program/, and for the host build of the engine (host.cpp).
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/dispatch.h"
+#include "cuda/persistent/forward.h"
+
+namespace fusedrnn {
+namespace persistent {
+
+// Runs blocks as coroutines, one at a time.
+class Scheduler {
+ public:
+  Scheduler(unsigned seed, std::string& error) : random(seed), error(error) {}
+
+  std::mt19937 random;
+  std::string& error;  // empty, or what went wrong first
+
+  void run(int blocks, std::function<void(int)> body) {
+    body_ = std::move(body);
+    blocks_.clear();
+    for (int i = 0; i < blocks; ++i) start(i);
+    std::vector<Block*> ready;
+    while (error.empty()) {
+      ready.clear();
+      bool alive = false;
+      for (auto& block : blocks_) {
+        alive |= !block->done;
+        if (!block->done && (!block->may_go_on || block->may_go_on())) ready.push_back(block.get());
+      }
+      if (!alive) return;
+      if (ready.empty()) return fail("every block waits for another one");
+      running_ = ready[random() % ready.size()];
+      swapcontext(&main_, &running_->context);
+    }
+  }
+
+  // Called by a block: stop here until it is drawn again, which is not before the condition holds.
+  void stop(std::function<bool()> may_go_on = nullptr) {
+    Block* const self = running_;
+    self->may_go_on = std::move(may_go_on);
+    swapcontext(&self->context, &main_);
+  }
+  void fail(const std::string& what) {
+    if (error.empty()) error = what;
+  }
+
+ private:
+  struct Block {
+    int index;
+    bool done = false;
+    std::function<bool()> may_go_on;
+    std::unique_ptr<char[]> stack;
+    ucontext_t context;
+  };
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::function<void(int)> body_;
+  Block* running_ = nullptr;
+  ucontext_t main_;
+
+  void start(int index) {
+    constexpr std::size_t bytes = 64 << 10;
+    auto block = std::make_unique<Block>();
+    block->index = index;
+    block->stack.reset(new char[bytes]);
+    getcontext(&block->context);
+    block->context.uc_stack.ss_sp = block->stack.get();
+    block->context.uc_stack.ss_size = bytes;
+    block->context.uc_link = &main_;
+    const auto self = reinterpret_cast<std::uintptr_t>(this);
+    makecontext(&block->context, reinterpret_cast<void (*)()>(enter), 2, unsigned(self >> 32), unsigned(self));
+    blocks_.push_back(std::move(block));
+  }
+  static void enter(unsigned high, unsigned low) {
+    auto* const self = reinterpret_cast<Scheduler*>(std::uintptr_t(high) << 32 | low);
+    self->body_(self->running_->index);
+    self->running_->done = true;
+  }
+};
+
+// Shared memory that knows who touched a word since the last barrier.
+class SharedMemory {
+ public:
+  SharedMemory(std::size_t bytes, Scheduler& scheduler) : words_(bytes / sizeof(float)), scheduler_(scheduler) {}
+
+  void barrier() { ++epoch_; }
+  void store(int thread, int index, float value) {
+    Word& word = at(index);
+    if ((word.written == epoch_ && word.writer != thread) || (word.read == epoch_ && word.reader != thread))
+      scheduler_.fail("a thread writes shared memory that another one uses, without a barrier between them");
+    word.value = value;
+    word.written = epoch_;
+    word.writer = thread;
+  }
+  float load(int thread, int index) {
+    Word& word = at(index);
+    if (word.written == epoch_ && word.writer != thread)
+      scheduler_.fail("a thread reads shared memory that another one writes, without a barrier between them");
+    word.reader = word.read == epoch_ && word.reader != thread ? kSeveral : thread;
+    word.read = epoch_;
+    return word.value;
+  }
+
+ private:
+  static constexpr int kSeveral = -1;
+  struct Word {
+    float value = __builtin_nanf("");
+    int written = -1, writer = 0, read = -1, reader = 0;
+  };
+  std::vector<Word> words_;
+  Scheduler& scheduler_;
+  int epoch_ = 0;
+
+  Word& at(int index) {
+    if (index >= 0 && std::size_t(index) < words_.size()) return words_[index];
+    scheduler_.fail("a thread leaves its block's shared memory");
+    return words_[0];
+  }
+};
+
+// D += A B from the fragments of 32 lanes, laid out as csrc/cuda/persistent/operand.h says.
+template <class T>
+void host_mma(const Fragments* lanes) {
+  using O = Operand<T>;
+  const auto value = [](std::uint32_t word, int next) {
+    if constexpr (O::kPerWord == 1)
+      return float_of(word);
+    else
+      return widen(T{static_cast<std::uint16_t>(next ? word >> 16 : word)});
+  };
+  float a[16][O::kDepth], b[O::kDepth][8];
+  for (int lane = 0; lane < 32; ++lane)
+    for (int half = 0; half < 2; ++half)
+      for (int next = 0; next < O::kPerWord; ++next) {
+        const int g = lane / 4, k = O::kDepth / 2 * half + lane % 4 * O::kPerWord + next;
+        a[g][k] = value(lanes[lane].a[2 * half], next);
+        a[g + 8][k] = value(lanes[lane].a[2 * half + 1], next);
+        b[k][g] = value(lanes[lane].b[half], next);
+      }
+  float d[16][8] = {};
+  for (int row = 0; row < 16; ++row)
+    for (int k = 0; k < O::kDepth; ++k)
+      for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) lanes[lane].d[i] += d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+}
+
+// One block. Thread is what a thread of the program holds in registers.
+template <class Thread>
+class HostPolicy {
+ public:
+  HostPolicy(int block, std::size_t shared_bytes, Scheduler& scheduler)
+      : block_(block), threads_(kThreads), shared_(shared_bytes, scheduler), scheduler_(scheduler) {
+    // Registers begin as nan, too.
+    std::memset(static_cast<void*>(threads_.data()), 0xff, sizeof(Thread) * kThreads);
+  }
+
+  int block() const { return block_; }
+  template <class F>
+  void each(F f) {
+    // An odd stride permutes; std::shuffle would take most of the time.
+    const unsigned first = scheduler_.random(), stride = scheduler_.random() | 1;
+    for (unsigned i = 0; i < kThreads; ++i) {
+      const int thread = static_cast<int>((first + i * stride) % kThreads);
+      f(thread, threads_[thread]);
+    }
+  }
+  void barrier() {
+    shared_.barrier();
+    stored_since_barrier_ = false;
+    scheduler_.stop();
+  }
+  template <class T, class F>
+  void mma(F fragments) {
+    Fragments lanes[32];
+    for (int first = 0; first < kThreads; first += 32) {
+      for (int lane = 0; lane < 32; ++lane) lanes[lane] = fragments(threads_[first + lane]);
+      host_mma<T>(lanes);
+    }
+  }
+
+  void store_partial(int thread, int index, float value) { shared_.store(thread, index, value); }
+  float load_partial(int thread, int index) { return shared_.load(thread, index); }
+  template <class T>
+  void store_exchange(T* at, T value) {
+    *at = value;
+    stored_since_barrier_ = true;
+  }
+  Words load_exchange(const void* buffer, int index) {
+    Words words;
+    std::memcpy(&words, static_cast<const char*>(buffer) + sizeof(Words) * index, sizeof(Words));
+    return words;
+  }
+
+  void publish(unsigned* flag, unsigned value) {
+    if (stored_since_barrier_) scheduler_.fail("a block publishes what its other threads may not have written yet");
+    if (*flag + 1 != value) scheduler_.fail("a block publishes its phases out of order");
+    *flag = value;
+    scheduler_.stop();
+  }
+  void wait(const unsigned* flags, int count, unsigned value) {
+    scheduler_.stop([=] { return std::all_of(flags, flags + count, [=](unsigned flag) { return flag >= value; }); });
+    shared_.barrier();
+  }
+
+ private:
+  const int block_;
+  std::vector<Thread> threads_;
+  SharedMemory shared_;
+  Scheduler& scheduler_;
+  bool stored_since_barrier_ = false;
+};
+
+// As launch_phases of launch.cuh.
+template <class Program>
+void run_phases(const Plan& plan, const typename Program::Arguments& arguments, Scheduler& scheduler) {
+  const auto kernel = [&](int first, int end) {
+    scheduler.run(plan.grid(), [&, first, end](int block) {
+      const auto policy = std::make_unique<HostPolicy<typename Program::Thread>>(block, plan.shared_bytes, scheduler);
+      Program::run(*policy, arguments, first, end);
+    });
+  };
+  const int phases = arguments.batch.steps() + 1;
+  std::memset(arguments.grid.flags, 0, plan.cleared_bytes);
+  if (plan.problem.form == Form::one_kernel) return kernel(0, phases);
+  for (int phase = 0; phase < phases; ++phase) kernel(phase, phase + 1);
+}
+
+// As launch_program of launch.cuh, for those programs whose Compiled::program is true: all would take half a minute to
+// compile.
+template <template <class, class, int> class Program, class Compiled, class T, class Arguments>
+void run_program(const Plan& plan, Arguments& arguments, void* workspace, Scheduler& scheduler) {
+  arguments.grid = grid_of(plan, workspace);
+  const bool found = with_cell(plan.problem.cell, false, [&](auto cell) {
+    using Cell = typename std::decay_t<decltype(cell)>::type;
+    return with_capacity(plan.capacity, false, [&](auto capacity) {
+      constexpr int kCapacity = decltype(capacity)::value;
+      if constexpr (Compiled::template program<T, Cell, kCapacity>)
+        run_phases<Program<T, Cell, kCapacity>>(plan, arguments, scheduler);
+      return Compiled::template program<T, Cell, kCapacity>;
+    });
+  });
+  if (!found) scheduler.fail("the tests do not compile this program");
+}
+
+}  // namespace persistent
+}  // namespace fusedrnn

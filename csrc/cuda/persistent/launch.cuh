@@ -1,0 +1,71 @@
+// The kernels of one number type, and their launch. Included by a file for each type, so that they compile side by
+// side.
+#pragma once
+#include "cuda/persistent/backward.h"
+#include "cuda/persistent/device.cuh"
+#include "cuda/persistent/dispatch.h"
+#include "cuda/persistent/forward.h"
+#include "cuda/persistent/launch.h"
+
+namespace fusedrnn {
+namespace persistent {
+namespace {
+
+template <class Program>
+__global__ void __launch_bounds__(kThreads, 1)
+    run_phases(const __grid_constant__ typename Program::Arguments arguments, int first_phase, int end_phase) {
+  DevicePolicy<typename Program::Thread> policy;
+  Program::run(policy, arguments, first_phase, end_phase);
+}
+
+template <class Arguments>
+cudaError_t launch_phases(void (*kernel)(Arguments, int, int), const Plan& plan, Arguments& arguments,
+                          cudaStream_t stream) {
+  const int phases = arguments.batch.steps() + 1;
+  // More than 48 KiB of shared memory must be asked for.
+  cudaError_t error =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(plan.shared_bytes));
+  // The flags lie at the start of the workspace, the exchange buffers after them.
+  if (error == cudaSuccess) error = cudaMemsetAsync(arguments.grid.flags, 0, plan.cleared_bytes, stream);
+  if (error != cudaSuccess) return error;
+  if (plan.problem.form == Form::one_kernel) {
+    int first = 0, end = phases;
+    void* parameters[] = {&arguments, &first, &end};
+    return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(plan.grid()), dim3(kThreads),
+                                       parameters, plan.shared_bytes, stream);
+  }
+  for (int phase = 0; phase < phases; ++phase)
+    kernel<<<plan.grid(), kThreads, plan.shared_bytes, stream>>>(arguments, phase, phase + 1);
+  return cudaGetLastError();
+}
+
+template <template <class, class, int> class Program, class T, class Arguments>
+cudaError_t launch_program(const Plan& plan, Arguments& arguments, void* workspace, cudaStream_t stream) {
+  arguments.grid = grid_of(plan, workspace);
+  return with_cell(plan.problem.cell, cudaErrorInvalidValue, [&](auto cell) {
+    using Cell = typename std::decay_t<decltype(cell)>::type;
+    return with_capacity(plan.capacity, cudaErrorInvalidValue, [&](auto capacity) {
+      using Chosen = Program<T, Cell, decltype(capacity)::value>;
+      return launch_phases<Arguments>(run_phases<Chosen>, plan, arguments, stream);
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t launch(const Plan& plan, ForwardArguments<T> arguments, void* workspace, cudaStream_t stream) {
+  return launch_program<Forward, T>(plan, arguments, workspace, stream);
+}
+template <class T>
+cudaError_t launch(const Plan& plan, BackwardArguments<T> arguments, void* workspace, cudaStream_t stream) {
+  return launch_program<Backward, T>(plan, arguments, workspace, stream);
+}
+
+}  // namespace persistent
+}  // namespace fusedrnn
+
+#define FUSEDRNN_INSTANTIATE_LAUNCH(T)                                                \
+  template cudaError_t launch(const Plan&, ForwardArguments<T>, void*, cudaStream_t); \
+  template cudaError_t launch(const Plan&, BackwardArguments<T>, void*, cudaStream_t);

@@ -1,0 +1,72 @@
+// Which sizes the block program takes on, and how it lays them out: blocks, shared memory, workspace.
+//
+// A group of blocks serves one direction and one slice of the batch's rows; a block owns some units of its group.
+// Groups have nothing to do with each other.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/persistent/arguments.h"
+
+namespace fusedrnn {
+namespace persistent {
+
+// bfloat16 and float16: arrays of 16 bits. tf32: arrays of float32, which products round to 10 bits of mantissa.
+enum class Precision { bfloat16, float16, tf32 };
+enum class Pass { forward, backward };
+// One kernel a phase, each ended by the next one's start; or all phases in one cooperative kernel, parted by flags.
+enum class Form { kernel_a_phase, one_kernel };
+
+// The second form has never run on a GPU. Once it has, and is right, it is the one to prefer.
+constexpr Form kDefaultForm = Form::kernel_a_phase;
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kMaxSliceRows = 32;
+constexpr int kMaxHidden = 1024;
+constexpr int kCarriedValues = 3;  // of a cell from kernel to kernel: forward h, c; backward dh, dc and whether linked
+constexpr int kCapacities[] = {256, 512, 768, 1024};  // hidden sizes that kernels are compiled for
+
+// Rows of a block's weight matrix: a gate's units after another, or going backward one row for each unit.
+constexpr int weight_rows(Pass pass, int gates, int units) { return pass == Pass::forward ? gates * units : units; }
+// Length of the sums that a phase forms: h, or going backward the gradients of all gates.
+constexpr int product_depth(Pass pass, int gates, int capacity) {
+  return pass == Pass::forward ? capacity : gates * capacity;
+}
+// Those rows with what fills the tiles of an mma; 8 rows make half a tile, whose other half takes more of the sum.
+constexpr int padded_rows(int rows) { return rows > 8 ? (rows + 15) / 16 * 16 : rows; }
+// Distance in shared memory between the partial sums of two rows of the batch. 4 modulo 16 keeps the lanes of a warp,
+// 2 columns of 8 rows apart, in different banks.
+constexpr int partial_stride(int rows) { return padded_rows(rows) + 4; }
+
+struct Problem {
+  const char* cell;  // the name its traits carry
+  Precision precision;
+  Pass pass;
+  Form form;
+  Index hidden_size, rows;
+  int directions;  // that one launch runs
+};
+
+struct Plan {
+  Problem problem;
+  int capacity;                                  // hidden size of the kernel, at least the problem's
+  int units;                                     // of a block
+  int blocks;                                    // of a group
+  int slice_rows, slices;                        // rows of a slice but the last; 8, 16 or 32
+  Index exchange_stride;                         // elements of one of a group's two buffers
+  std::size_t shared_bytes;                      // of a block
+  std::size_t exchange_at, packed_at, carry_at;  // in the workspace, which begins with the flags
+  std::size_t cleared_bytes;                     // that every call clears: flags and exchange buffers
+  std::size_t workspace_bytes;                   // that the caller provides, aligned to 256
+  int grid() const { return problem.directions * slices * blocks; }
+};
+
+// Null, or why the block program does not do this; `multiprocessors` are the device's. Directions that do not fit in
+// one launch may fit one at a time. A plan does not depend on the steps.
+const char* make_plan(const Problem& problem, int multiprocessors, Plan& plan);
+
+// What blocks need to know of a plan and of the workspace that its call got.
+Grid grid_of(const Plan& plan, void* workspace);
+
+}  // namespace persistent
+}  // namespace fusedrnn

@@ -1,0 +1,192 @@
+// A block's product: for each of its weight rows r and each row n of its slice of the batch, the sum over k of
+// weight(r, k) * right(k, n). The block's warps split k. The weights stay in registers for all phases; the right
+// operand comes from the exchange buffer; the partial sums of the warps meet in shared memory.
+//
+// Everything here and in the block programs is written over a policy, which is the GPU or, in the tests, a host that
+// plays it:
+//   each(f)        f(thread, its registers) for all threads of the block; parted from what other threads do by
+//   barrier()
+//   mma<T>(f)    f(registers) names a thread's fragments; all lanes of a warp give theirs to one mma
+//   store_partial, load_partial      shared memory
+//   store_exchange, load_exchange    the exchange buffer: one element; four words
+//   publish(flag, value)             after a barrier: what the block wrote is there for whoever sees the value
+//   wait(flags, count, value)        until all flags are at least the value; ends with a barrier
+#pragma once
+#include "cuda/persistent/operand.h"
+#include "cuda/persistent/plan.h"
+
+#ifdef __CUDACC__
+#define FUSEDRNN_DEVICE __device__
+#define FUSEDRNN_UNROLL _Pragma("unroll")
+#define FUSEDRNN_KEEP_ROLLED _Pragma("unroll 1")
+#else
+#define FUSEDRNN_DEVICE
+#define FUSEDRNN_UNROLL
+#define FUSEDRNN_KEEP_ROLLED
+#endif
+
+namespace fusedrnn {
+namespace persistent {
+namespace {
+
+// A thread's part of the operands of one mma: D += A B.
+struct Fragments {
+  float* d;
+  const std::uint32_t* a;
+  const std::uint32_t* b;
+};
+
+// Fragments of the right operand that a thread loads ahead at once: an even part of all, eight at most.
+constexpr int chunk_of(int steps) {
+  for (int chunk = 8; chunk > 2; chunk -= 2)
+    if (steps % chunk == 0) return chunk;
+  return 2;
+}
+
+// kRows of weights, kLength values along k.
+template <class T, int kRows, int kLength>
+struct Product {
+  using O = Operand<T>;
+  // Eight rows fill half of an mma's sixteen. Then its other half takes the weights of the next fragment of k, and the
+  // mma is issued for both fragments of the right operand, each time with one half of the result to be used.
+  static constexpr int kFold = kRows < 16 ? 2 : 1;
+  static constexpr int kTiles = (padded_rows(kRows) + 15) / 16;  // of 16 weight rows
+  static constexpr int kSteps = kLength / kWarps / O::kDepth;    // fragments of k that a warp multiplies
+  static constexpr int kFragments = kSteps / kFold * kTiles;     // of weights that a warp holds
+  static constexpr int kPacked = kFragments * kThreads;          // Words of a block's weights
+  static constexpr int kChunk = chunk_of(kSteps), kChunks = kSteps / kChunk;
+  static constexpr int kPairs = kLength / O::kDepth / 2;  // of fragments, in eight columns of the exchange buffer
+  static constexpr int kStride = partial_stride(kRows);
+  static_assert(kSteps % kChunk == 0 && kChunk % 2 == 0, "fragments come in pairs");
+
+  struct Registers {
+    std::uint32_t weight[kFragments][4];
+    std::uint32_t right[kChunk][2], coming[kChunk][2];
+    float sum[kFold * kTiles][4];
+  };
+
+  // First, if `pack`, a thread lays its weights out in its own part of `packed`, (kFragments, kThreads); weight(r, k)
+  // is 0 for whatever pads kRows to tiles and the hidden size to the capacity. Straight from weight(r, k) into
+  // registers, all of whose places must be known when compiling, the addresses of hundreds of loads would fill the
+  // registers.
+  template <class Policy, class F>
+  FUSEDRNN_DEVICE static void load_weights(Policy& policy, Words* packed, bool pack, F weight) {
+    policy.each([&](int thread, auto& mine) {
+      Words* const own = packed + thread;
+      if (pack) {
+        FUSEDRNN_KEEP_ROLLED
+        for (int fragment = 0; fragment < kFragments; ++fragment)
+          own[fragment * kThreads] = fragment_of(thread, fragment, weight);
+      }
+      FUSEDRNN_UNROLL
+      for (int fragment = 0; fragment < kFragments; ++fragment) {
+        const Words words = own[fragment * kThreads];
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < 4; ++i) mine.product.weight[fragment][i] = words.word[i];
+      }
+    });
+  }
+
+  // The partial sums of `columns` rows of the batch, a multiple of eight, are in shared memory after the next barrier.
+  template <class Policy>
+  FUSEDRNN_DEVICE static void run(Policy& policy, const T* right, int columns) {
+    prefetch(policy, right, 0, 0);
+    FUSEDRNN_KEEP_ROLLED
+    for (int column = 0; column < columns; column += 8) {
+      policy.each([&](int, auto& mine) {
+        FUSEDRNN_UNROLL
+        for (auto& sum : mine.product.sum) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+      });
+      FUSEDRNN_UNROLL
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        policy.each([&](int, auto& mine) {
+          FUSEDRNN_UNROLL
+          for (int i = 0; i < kChunk; ++i) {
+            mine.product.right[i][0] = mine.product.coming[i][0];
+            mine.product.right[i][1] = mine.product.coming[i][1];
+          }
+        });
+        if (chunk + 1 < kChunks)
+          prefetch(policy, right, column, chunk + 1);
+        else if (column + 8 < columns)
+          prefetch(policy, right, column + 8, 0);
+        multiply(policy, chunk);
+      }
+      policy.each([&](int thread, auto& mine) { store(policy, thread, mine.product, column, columns); });
+    }
+  }
+
+  // After that barrier: the sum for weight row r and row n of the slice, the warps' parts always in the same order.
+  template <class Policy>
+  FUSEDRNN_DEVICE static float total(Policy& policy, int thread, int r, int n, int columns) {
+    float sum = 0;
+    FUSEDRNN_UNROLL
+    for (int warp = 0; warp < kWarps; ++warp) sum += policy.load_partial(thread, (warp * columns + n) * kStride + r);
+    return sum;
+  }
+
+ private:
+  template <class F>
+  FUSEDRNN_DEVICE static Words fragment_of(int thread, int fragment, F weight) {
+    const int lane = thread % 32, g = lane / 4, j = lane % 4;
+    const int step = thread / 32 * kSteps + fragment / kTiles * kFold, tile = fragment % kTiles;
+    Words words;
+    FUSEDRNN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int upper = i % 2, row = kFold == 2 ? g : tile * 16 + g + 8 * upper;
+      const int k = (step + (kFold == 2 ? upper : 0)) * O::kDepth + O::kDepth / 2 * (i / 2) + j * O::kPerWord;
+      words.word[i] = O::word([&](int next) { return weight(row, k + next); });
+    }
+    return words;
+  }
+
+  template <class Policy>
+  FUSEDRNN_DEVICE static void prefetch(Policy& policy, const T* right, int column, int chunk) {
+    policy.each([&](int thread, auto& mine) {
+      const int first = column / 8 * kPairs + (thread / 32 * kSteps + chunk * kChunk) / 2;
+      FUSEDRNN_UNROLL
+      for (int pair = 0; pair < kChunk / 2; ++pair) {
+        const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < 4; ++i) mine.product.coming[2 * pair + i / 2][i % 2] = words.word[i];
+      }
+    });
+  }
+
+  template <class Policy>
+  FUSEDRNN_DEVICE static void multiply(Policy& policy, int chunk) {
+    FUSEDRNN_UNROLL
+    for (int i = 0; i < kChunk; ++i) {
+      FUSEDRNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int step = chunk * kChunk + i, sum = step % kFold * kTiles + tile;
+        policy.template mma<T>([=](auto& mine) {
+          auto& product = mine.product;
+          return Fragments{product.sum[sum], product.weight[step / kFold * kTiles + tile], product.right[i]};
+        });
+      }
+    }
+  }
+
+  template <class Policy>
+  FUSEDRNN_DEVICE static void store(Policy& policy, int thread, const Registers& mine, int column, int columns) {
+    const int lane = thread % 32, g = lane / 4, j = lane % 4;
+    FUSEDRNN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int at = (thread / 32 * columns + column + 2 * j + i) * kStride + g;
+      if constexpr (kFold == 2) {
+        policy.store_partial(thread, at, mine.sum[0][i] + mine.sum[1][2 + i]);
+      } else {
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+          policy.store_partial(thread, at + tile * 16, mine.sum[tile][i]);
+          policy.store_partial(thread, at + tile * 16 + 8, mine.sum[tile][2 + i]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace persistent
+}  // namespace fusedrnn
