@@ -37,7 +37,7 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
     if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
-    call.make_lists()
+    call.make_lists(x)
     h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
     return call, engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights]
 
