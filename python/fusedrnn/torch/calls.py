@@ -262,7 +262,7 @@ def module_forward(
     module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
 ) -> Any:
     """A layer's or a cell's forward; `own` is torch's."""
-    if isinstance(input, torch.fx.Proxy) and input.tracer.root is not module:
+    if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
         return as_leaf(module, input, hx, lengths, reset)
     fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
     if fitted is None:
