@@ -91,6 +91,7 @@ def test_what_cannot_be_loaded(tmp_path: Any) -> None:
         (json.dumps({"class": "LSTM", "options": {}}), {}, "there must be a matrix 'weight_ih_l0'"),
         (json.dumps({"class": "LSTM", "options": {"clip": -1}}), {"ih": (4, 2), "hh": (4, 1)}, "clip must lie in"),
         (json.dumps({"class": "LSTM", "options": {}}), {"ih": (1, 10**6), "hh": (1, 10**6)}, "must be .G.H, H."),
+        (json.dumps({"class": "LSTM", "options": {}}), {"ih": (0, 10**13), "hh": (4, 1)}, "must have 4 rows, not 0"),
         (json.dumps({"class": "LSTM", "options": {}}), {"ih": (4, 2), "hh": (4, 1)}, "missing: .'bias_ih_l0'|names"),
     ],
 )

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize, prune  # noqa: E402
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_support import (  # noqa: E402
     CELLS,
@@ -611,6 +611,94 @@ def test_weights_of_wrong_shape_or_without_memory_crash_nothing() -> None:
     module.weight_hh_l0.untyped_storage().resize_(0)
     with pytest.raises((RuntimeError, ValueError)):
         module(torch.randn(5, 2, 3))
+
+
+@each_layer
+def test_a_packing_of_other_rows_than_its_data_is_torchs(kind: Any) -> None:
+    own = build(kind)
+    ours = accelerated(own)
+    sizes, short = torch.tensor([400_000, 400_000]), torch.randn(3, SIZE["input_size"], dtype=torch.float64)
+    for module in (own, ours):
+        with pytest.raises(RuntimeError):
+            module(PackedSequence(short, sizes))
+    long, sizes = torch.randn(30, SIZE["input_size"], dtype=torch.float64), torch.tensor([4, 4])
+    found, expected = (m(PackedSequence(long, sizes))[0].data for m in (ours, own))
+    assert_near([found], [expected], DEPTH)
+
+
+@each_layer
+@pytest.mark.parametrize("what", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "x", "h"])
+def test_tensors_that_change_without_a_version_crash_nothing(kind: Any, what: str) -> None:
+    def run() -> Any:
+        module = accelerated(kind(64, 64))
+        given = {"x": torch.randn(T, B, 64), "h": torch.randn(1, B, 64)}
+        y, _ = module(given["x"], (given["h"], given["h"].clone()) if kind is nn.LSTM else given["h"])
+        tensor = given[what] if what in given else module.get_parameter(what)
+        return module, tensor, lambda: y.backward(y.detach())
+
+    for data in (torch.zeros(1), torch.zeros(1, 1, 1)):
+        _, tensor, backward = run()
+        tensor.data = data
+        with pytest.raises(RuntimeError, match="another shape, dtype or device"):
+            backward()
+    _, tensor, backward = run()
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has been freed"):
+        backward()
+    for other in (torch.half, torch.float64):
+        module, _, backward = run()
+        module.to(other)
+        with pytest.raises(RuntimeError, match="another shape, dtype or device"):
+            backward()
+
+
+@each_layer
+def test_tensors_without_memory_are_an_error(kind: Any) -> None:
+    for what in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+        module = accelerated(build(kind))
+        module.get_parameter(what).untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="has been freed"):
+            module(sequence())
+    y = accelerated(build(kind))(sequence())[0]
+    gradient = torch.ones_like(y)
+    y.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has been freed"):
+        y.backward(gradient)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+def test_batches_of_gradients(kind: Any) -> None:
+    own = build(kind)
+    x = leaf(*[T] * (kind in LAYERS), B, SIZE["input_size"])
+    pairs = []
+    for module in (accelerated(own), own):
+        y = tensors_in(module(x))[0]
+        gradients = torch.cos(torch.arange(3 * y.numel()).double()).reshape(3, *y.shape)
+        pairs.append(torch.autograd.grad(y, [x, *module.parameters()], gradients, is_grads_batched=True))
+    assert_near(*pairs, DEPTH)
+
+
+@each_cell
+@pytest.mark.parametrize("sizes", [(0, 4), (3, 0)])
+def test_cells_of_size_zero(kind: Any, sizes: tuple[int, int]) -> None:
+    own = kind(*sizes)
+    x = leaf(B, sizes[0], dtype=torch.float32)
+    assert_near(outputs_and_gradients(accelerated(own), x), outputs_and_gradients(own, x), DEPTH)
+
+
+def test_symbolic_traces_call_the_module() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.cell = nn.LSTM(3, 4), nn.GRUCell(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            y, (h, _) = self.layer(x)
+            return self.cell(y[0], h[0])
+
+    model, x = accelerated(Model()), torch.randn(T, B, 3)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), model(x)) and type(traced.layer) is ft.LSTM
 
 
 @pytest.mark.parametrize("batch", [0, 1])

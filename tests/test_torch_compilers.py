@@ -131,6 +131,20 @@ def test_the_operator_refuses_what_does_not_fit() -> None:
     for x, state in ((torch.randn(T, B, 4), None), (torch.randn(T, B, 5), torch.randn(1, B, 6))):
         with pytest.raises(RuntimeError, match="fusedrnn::layers"):
             torch.ops.fusedrnn.layers(x, state, state, weights, None, None, *plan)
+    x = torch.randn(T, B, 5)
+    for lengths, reset in (
+        (torch.ones(1, dtype=torch.int64), None),
+        (torch.ones(B, dtype=torch.int32), None),
+        (None, torch.ones(1, B, dtype=torch.bool)),
+        (None, torch.ones(T, B)),
+    ):
+        with pytest.raises(RuntimeError, match="fusedrnn::layers"):
+            torch.ops.fusedrnn.layers(x, None, None, weights, lengths, reset, *plan)
+    y, hn, _, tape = torch.ops.fusedrnn.layers(x, None, None, weights, None, None, *plan[:-1], True)
+    small, wanted = torch.zeros(1), [True, False, False, True, True, True, True]
+    for given in ((small, tape, y, hn, hn), (y, small, y, hn, hn), (y, tape, small, hn, hn), (y, tape, y, hn, small)):
+        with pytest.raises(RuntimeError, match="fusedrnn::layers"):
+            torch.ops.fusedrnn.layers_backward(x, None, None, weights, None, None, *plan[:-1], *given, wanted)
 
 
 @each_layer

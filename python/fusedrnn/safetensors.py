@@ -107,7 +107,7 @@ def _made(metadata: dict[str, str], arrays: dict[str, Array]) -> Any:
     try:
         described = json.loads(metadata[_KEY])
         kind, options = described["class"], dict(described["options"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"the metadata's {_KEY!r} must be what fusedrnn.safetensors.save writes: {error}") from error
     if not isinstance(kind, str) or kind.removesuffix("Cell") not in _OPTIONS:
         raise ValueError(f"the metadata's class must be a layer or cell of fusedrnn, not {kind!r}")
@@ -124,6 +124,9 @@ def _made(metadata: dict[str, str], arrays: dict[str, Array]) -> Any:
     recurrent = [array for name, array in arrays.items() if name.startswith("weight_hh")]
     if square[0] not in (square[1], 3 * square[1], 4 * square[1]) or any(a.shape != square for a in recurrent):
         raise ValueError(f"the arrays 'weight_hh...' must be (G*H, H), one as another, not {square}")
+    rows = arrays["weight_ih" + ending].shape[0]
+    if rows != square[0]:
+        raise ValueError(f"the array {'weight_ih' + ending!r} must have {square[0]} rows, not {rows}")
     options |= {"bias": "bias_ih" + ending in arrays, "dtype": arrays["weight_ih" + ending].dtype, "seed": 0}
     if ending:
         options["bidirectional"] = "weight_ih_l0_reverse" in arrays

@@ -230,7 +230,7 @@ def fit_cell(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | N
     if x.dim() == 1:
         x = x.unsqueeze(0)
         states = tuple(s.unsqueeze(0) for s in states)
-    if x.dim() != 2 or x.shape[1] != module.input_size:
+    if x.dim() != 2 or x.shape[1] != module.input_size or 0 in (module.input_size, module.hidden_size):
         return None
     shape = (x.shape[0], module.hidden_size)
     if any(s.shape != shape for s in states):
@@ -252,7 +252,7 @@ def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequenc
         return ""
     if reason is None:
         try:
-            call.make_lists()
+            call.make_lists(x)
         except ValueError:
             return ""
     return reason
@@ -262,9 +262,14 @@ def module_forward(
     module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
 ) -> Any:
     """A layer's or a cell's forward; `own` is torch's."""
+    if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
+        return as_leaf(module, input, hx, lengths, reset)
     fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
     if fitted is None:
-        return own(input, hx)
+        found = own(input, hx)  # raises, but for the empty cells and odd packings that torch takes
+        if module._cell_name in LAYERS:
+            return found
+        raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
     call, x, states = fitted
     if lengths is not None or reset is not None:
         add_options(call, module, input, lengths, reset)
@@ -289,6 +294,14 @@ def module_forward(
     if narrow is not None:
         y, states = y.to(narrow), tuple(s.to(narrow) for s in states)
     return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
+
+
+def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any) -> torch.fx.Proxy:
+    """torch.fx's node for a call of a module that it does not look into, which is how it takes torch's own."""
+    while others and others[-1] is None:
+        others = others[:-1]
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), {})  # type: ignore[no-any-return]
 
 
 def unfit_layer(module: Any, input: Any, y: Tensor, states: State) -> Any:

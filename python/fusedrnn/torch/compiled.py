@@ -35,9 +35,12 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     reason = calls.tensor_obstacle((x, *states, *weights))
     config = call.config
     fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
+    fits &= lengths is None or (lengths.shape == (call.rows,) and lengths.dtype == torch.int64 and lengths.is_cpu)
+    fits &= reset is None or (reset.shape == x.shape[:-1] and reset.dtype == torch.bool and reset.is_cpu)
     if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
-    call.make_lists()
+    call.lengths = None if lengths is None else lengths.contiguous()
+    call.make_lists(x)
     h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
     return call, engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights]
 
@@ -76,6 +79,12 @@ def _layers_fake(
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
     call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
+    like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
+    made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
+    made &= tape.shape == (call.config.tape_row * call.steps * call.rows,)
+    if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, tape, dy, dhn, dcn) if t is not None]):
+        raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
     y, tape = engine.unit_stride(y), engine.contiguous(tape)
     found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]

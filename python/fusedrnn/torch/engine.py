@@ -6,13 +6,13 @@ Everything here works on tensors that `calls.py` has checked: strided, on the CP
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from fusedrnn import _core
 from fusedrnn.torch.rerun import rerun
@@ -97,16 +97,15 @@ class Call:
             return self.rows, self.config.hidden_size
         return self.config.layers * self.config.directions, self.rows, self.config.hidden_size
 
-    def make_lists(self) -> None:
-        """Say which rows run when, unless that is all of them always. ValueError where the counts make no sense."""
+    def make_lists(self, x: Tensor) -> None:
+        """Say which rows of x run when, unless that is all of them always. ValueError where the counts do not fit."""
         if self.batch_sizes is not None:
-            self.lists = _core.RowLists.packed(self.steps, self.batch_sizes.data_ptr(), sum_of(self.batch_sizes))
+            self.lists = _core.RowLists.packed(self.steps, address(self.batch_sizes), x.shape[0])
         elif self.lengths is not None or self.reset is not None:
             reset, strides = 0, (0, 0)
             if self.reset is not None:
-                reset, strides = self.reset.data_ptr(), self.strides(self.reset)
-            lengths = 0 if self.lengths is None else self.lengths.data_ptr()
-            self.lists = _core.RowLists.padded(self.steps, self.rows, lengths, reset, *strides)
+                reset, strides = address(self.reset), self.strides(self.reset)
+            self.lists = _core.RowLists.padded(self.steps, self.rows, address(self.lengths), reset, *strides)
 
     def strides(self, tensor: Tensor) -> tuple[int, int]:
         """Strides of time and row in a sequence of this form."""
@@ -116,14 +115,12 @@ class Call:
         return (strides[1] if self.form == "batch" else 0), strides[0]
 
 
-def sum_of(counts: Tensor) -> int:
-    """The sum of a tensor of integers."""
-    return int(counts.sum())
-
-
 def address(tensor: Tensor | None) -> int:
-    """Where a tensor's elements are; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """Where a tensor's elements are; 0 for None, and where there are none."""
+    found = 0 if tensor is None else tensor.data_ptr()
+    if not found and tensor is not None and tensor.numel():
+        raise RuntimeError("fusedrnn.torch: the memory of a tensor has been freed, as by resizing its storage")
+    return found
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
@@ -152,15 +149,15 @@ def forward(
         call.steps,
         call.rows,
         call.lists,
-        x.data_ptr(),
+        address(x),
         *call.strides(x),
-        y.data_ptr(),
+        address(y),
         *call.strides(y),
         address(h0),
         address(c0),
-        hn.data_ptr(),
+        address(hn),
         address(cn),
-        [w.data_ptr() for w in weights],
+        [address(w) for w in weights],
         address(tape),
     )
     return y, hn, cn, tape
@@ -189,18 +186,18 @@ def backward(
         call.steps,
         call.rows,
         call.lists,
-        x.data_ptr(),
+        address(x),
         *call.strides(x),
-        y.data_ptr(),
+        address(y),
         *call.strides(y),
         address(h0),
         address(c0),
-        [w.data_ptr() for w in weights],
-        tape.data_ptr(),
-        *(NO_SEQUENCE if dy is None else (dy.data_ptr(), *call.strides(dy))),
+        [address(w) for w in weights],
+        address(tape),
+        *(NO_SEQUENCE if dy is None else (address(dy), *call.strides(dy))),
         address(dhn),
         address(dcn),
-        *(NO_SEQUENCE if dx is None else (dx.data_ptr(), *call.strides(dx))),
+        *(NO_SEQUENCE if dx is None else (address(dx), *call.strides(dx))),
         address(dh0),
         address(dc0),
         [address(d) for d in dweights],
@@ -217,8 +214,6 @@ class Layers(torch.autograd.Function):
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, tape, *weights)
-        # Hooks may hand back other tensors than were saved, which the engine would read by these sizes.
-        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         # y is not saved as the others are: what torch's own layers return may be written in place before the backward
         # pass. Where its version tells that it was, its values are made again, to the same bits.
         ctx.y, ctx.version = y.detach(), y._version
@@ -234,14 +229,20 @@ class Layers(torch.autograd.Function):
             gradients = (None, *gradients)
         dy, dhn, dcn = gradients if call.config.two_states else (*gradients, None)
         wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(map(is_batched, gradients)):
             return None, *rerun(call, (x, h0, c0, *weights), (dy, dhn, dcn), wanted)
-        if ctx.hooked:
-            x, h0, c0, tape, weights = check_saved(call, x, h0, c0, tape, weights)
         y = ctx.y
+        x, h0, c0, tape, weights = check_saved(call, x, y, h0, c0, tape, weights)
         if y._version != ctx.version:
             y = forward(call, x, h0, c0, weights, training=False)[0]
         return None, *backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+
+
+def is_batched(gradient: Tensor | None) -> bool:
+    """Whether vmap runs the backward pass on a batch of gradients, as for `is_grads_batched=True`."""
+    if gradient is None:
+        return False
+    return _functorch.is_legacy_batchedtensor(gradient) or _functorch.is_batchedtensor(gradient)
 
 
 # torch.autograd.Function.apply less what it does for torch.func, which is not active where this is called.
@@ -249,16 +250,23 @@ apply_layers = super(torch.autograd.Function, Layers).apply
 
 
 def check_saved(
-    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, tape: Tensor, weights: list[Tensor]
+    call: Call, x: Tensor, y: Tensor, h0: Tensor | None, c0: Tensor | None, tape: Tensor, weights: list[Tensor]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, list[Tensor]]:
-    """What a saved-tensor hook gave back, laid out as the engine reads it; a RuntimeError where it does not fit."""
-    rows = call.steps * call.rows if call.batch_sizes is None else sum_of(call.batch_sizes)
-    state = math.prod(call.state_shape)
-    sizes = [rows * call.config.input_size, state, state, call.config.tape_row * rows]
-    found = (x, h0, c0, tape)
-    fits = all(t is None or t.numel() == size for t, size in zip(found, sizes, strict=True))
-    alike = all(t is None or (t.dtype == x.dtype and t.is_cpu) for t in (*found, *weights))
-    if not (fits and alike and call.config.shapes_fit(weights)):
-        raise RuntimeError("a saved-tensor hook gave back a tensor of another shape, dtype or device than was saved")
+    """What was saved, laid out as the engine reads it; a RuntimeError where it is not of its shape and dtype any more.
+
+    A saved-tensor hook may give back anything, and an assignment to ``.data``, as ``module.half()`` makes it, changes a
+    tensor without a trace in its version.
+    """
+    config, dtype = call.config, y.dtype
+    shapes = [(*y.shape[:-1], config.input_size), (y.numel() // config.width * config.tape_row,), *config.shapes]
+    states = [s for s in (h0, c0) if s is not None]
+    shapes += [call.state_shape] * len(states)
+    for t, shape in zip((x, tape, *weights, *states), shapes, strict=True):
+        if t.shape == shape and t.dtype is dtype and t.is_cpu and t.layout is torch.strided:
+            continue
+        raise RuntimeError(
+            "fusedrnn.torch: an input or a parameter has got another shape, dtype or device between the forward and "
+            "the backward pass, by .data, .half() or the like, or a saved-tensor hook gave back another tensor"
+        )
     h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
-    return contiguous(x), h0, c0, contiguous(tape), [contiguous(w) for w in weights]
+    return unit_stride(x), h0, c0, contiguous(tape), [contiguous(w) for w in weights]

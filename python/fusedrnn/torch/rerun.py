@@ -29,16 +29,20 @@ def rerun(
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs (x, h0, c0, *weights) that can be differentiated again."""
-    # An input may depend on another one: only what goes through the call itself belongs to its gradient.
-    fresh = [None if t is None else t.view_as(t) for t in inputs]
-    with torch.autocast("cpu", enabled=False):
+    """Gradients of the inputs (x, h0, c0, *weights) through torch's own operations.
+
+    They can be differentiated again where that is asked for, and may be batches of gradients.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        # An input may depend on another one: only what goes through the call itself belongs to its gradient.
+        fresh = [None if t is None else t.view_as(t) for t in inputs]
         outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
     pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
     sources = [t for t, want in zip(fresh, wanted, strict=True) if t is not None and want]
     found = iter(
         torch.autograd.grad(
-            [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=again, allow_unused=True
         )
     )
     return tuple(next(found) if t is not None and want else None for t, want in zip(fresh, wanted, strict=True))
