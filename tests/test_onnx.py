@@ -224,6 +224,9 @@ def test_several_nodes_are_named(tmp_path: Any) -> None:
     for node in model.graph.node:
         node.name = ""
     assert list(from_onnx(model)) == ["Y_l0", "Y_l1"]  # their first outputs
+    next(node for node in model.graph.node if "Y_l0" in node.output).name = "Y_l1"
+    with pytest.raises(ValueError, match="model_or_node must not name a node as the output of another"):
+        from_onnx(model)
 
 
 def plain_node(op: str = "LSTM", directions: int = 1, **attributes: Any) -> Node:

@@ -139,6 +139,8 @@ def _nodes_and_values(model_or_node: Any, node: str | None) -> tuple[dict[str, o
             raise ValueError(f"model_or_node must be of operator set {_OLDEST_OPSET} or newer, not {opset.version}")
     uses = Counter(proto.name for proto in nodes)
     named = {proto.name if proto.name and uses[proto.name] == 1 else _first_output(proto): proto for proto in nodes}
+    if len(named) < len(nodes):
+        raise ValueError("model_or_node must not name a node as the output of another; rename it")
     if node is not None and node not in named:
         raise ValueError(f"node must be one of {list(named)}, not {node!r}")
     return named if node is None else {node: named[node]}, _constants(model.graph)
