@@ -17,9 +17,6 @@ enum class Pass { forward, backward };
 // One kernel a phase, each ended by the next one's start; or all phases in one cooperative kernel, parted by flags.
 enum class Form { kernel_a_phase, one_kernel };
 
-// The second form has never run on a GPU. Once it has, and is right, it is the one to prefer.
-constexpr Form kDefaultForm = Form::kernel_a_phase;
-
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxSliceRows = 32;
 constexpr int kMaxHidden = 1024;
