@@ -187,8 +187,7 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
-           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"),
-           py::arg("device"))
+           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"), py::arg("device"))
       .def("persistent_refusal", &Engine::persistent_refusal)
       .def("kept_bytes", &Engine::kept_bytes)
       .def("forward_bytes", &Engine::forward_bytes)
