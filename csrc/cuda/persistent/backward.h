@@ -182,28 +182,35 @@ struct Backward {
     }
 
     FUSEDRNN_DEVICE void go_back(int s) {
-      each_thread([&](Thread& mine, int thread) {
+      each_thread([&](Thread& mine, int) {
         const bool alive = step_of(s) < mine.length;
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < kCells; ++i) {
-          V dslot[kSlots];
+        if (!alive) {
           FUSEDRNN_UNROLL
-          for (int k = 0; k < kSlots; ++k) dslot[k] = V(0);
-          if (alive && at.unit(thread) + i < hidden()) apply_cell(mine, i, dslot);
-          FUSEDRNN_UNROLL
-          for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = dslot[k].value;
+          for (auto& slots : mine.slot) {
+            FUSEDRNN_UNROLL
+            for (float& slot : slots) slot = 0;
+          }
+          return;
         }
-        if (alive) mine.linked = !mine.cut;
+        // Of a unit beyond the last one too: without a branch the cells are computed side by side.
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kCells; ++i) apply_cell(mine, i);
+        mine.linked = !mine.cut;
       });
     }
-    FUSEDRNN_DEVICE static void apply_cell(Thread& mine, int i, V (&dslot)[kSlots]) {
-      V slot[kSlots];
+    FUSEDRNN_DEVICE static void apply_cell(Thread& mine, int i) {
+      V slot[kSlots], dslot[kSlots];
       FUSEDRNN_UNROLL
-      for (int k = 0; k < kSlots; ++k) slot[k] = V(mine.slot[i][k]);
+      for (int k = 0; k < kSlots; ++k) {
+        slot[k] = V(mine.slot[i][k]);
+        dslot[k] = V(0);
+      }
       const State<V> previous = {V(widen(mine.previous_h[i])), V(mine.cut ? 0 : mine.previous_c[i])};
       const State<V> gradient = {V(mine.dh[i] + widen(mine.dy[i])), V(mine.dc[i])};
       State<V> dprevious = {V(0), V(0)};
       Cell::backward(slot, previous, V(mine.c[i]), gradient, static_cast<const V*>(nullptr), dslot, dprevious);
+      FUSEDRNN_UNROLL
+      for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = dslot[k].value;
       mine.dh[i] = mine.cut ? 0 : dprevious.h.value;
       mine.dc[i] = mine.cut ? 0 : dprevious.c.value;
     }
@@ -215,7 +222,8 @@ struct Backward {
         for (int gate = 0; gate < kGates; ++gate) {
           T value[kCells];
           FUSEDRNN_UNROLL
-          for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(mine.slot[i][first + gate]);
+          for (int i = 0; i < kCells; ++i)
+            value[i] = narrow<T>(at.unit(thread) + i < hidden() ? mine.slot[i][first + gate] : 0);
           exchange.send(policy, phase, gate * kCapacity + at.unit(thread), at.row_of(thread), value);
         }
       });

@@ -67,7 +67,7 @@ class DevicePolicy {
     while (!ready(mine_)) again(static_cast<int>(threadIdx.x), mine_);
     __syncwarp();
   }
-  __device__ void fence() { __threadfence(); }
+  __device__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
   __device__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
  private:

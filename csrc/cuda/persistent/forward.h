@@ -164,9 +164,9 @@ struct Forward {
           }
         }
         add_products(mine, thread, columns);
+        // Of a unit beyond the last one too: without a branch the cells are computed side by side.
         FUSEDRNN_UNROLL
-        for (int i = 0; i < kCells; ++i)
-          if (at.unit(thread) + i < hidden()) apply_cell(mine, i);
+        for (int i = 0; i < kCells; ++i) apply_cell(mine, i);
       });
     }
     FUSEDRNN_DEVICE void add_products(Thread& mine, int thread, int columns) {
@@ -193,12 +193,11 @@ struct Forward {
       if (kHasC) mine.c[i] = next.c.value;
     }
 
-    // A unit beyond the last one sends the zero that load_state gave it.
     FUSEDRNN_DEVICE void send(int phase) {
       each_thread([&](Thread& mine, int thread) {
         T value[kCells];
         FUSEDRNN_UNROLL
-        for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(mine.h[i]);
+        for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(at.unit(thread) + i < hidden() ? mine.h[i] : 0);
         exchange.send(policy, phase, at.unit(thread), at.row_of(thread), value);
       });
     }

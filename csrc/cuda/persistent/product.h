@@ -57,8 +57,10 @@ struct Product {
   static constexpr int kFold = kRows < 16 ? 2 : 1;
   static constexpr int kTiles = (padded_rows(kRows) + 15) / 16;  // of 16 weight rows
   static constexpr int kSteps = kLength / kWarps / O::kDepth;    // fragments of k that a warp multiplies
-  static constexpr int kFragments = kSteps / kFold * kTiles;     // of weights that a warp holds
-  static constexpr int kPacked = kFragments * kThreads;          // Words of a block's weights
+  // Sums that are formed side by side, as an mma waits for the one before that adds to the same.
+  static constexpr int kChains = kTiles > 2 ? kFold : kTiles == 2 ? 2 : 4;
+  static constexpr int kFragments = kSteps / kFold * kTiles;  // of weights that a warp holds
+  static constexpr int kPacked = kFragments * kThreads;       // Words of a block's weights
   static constexpr int kChunk = chunk_of(kSteps), kChunks = kSteps / kChunk;
   static constexpr int kPairs = kLength / O::kDepth / 2;  // of fragments, in eight columns of the exchange buffer
   static constexpr int kStride = partial_stride(kRows);
@@ -67,7 +69,7 @@ struct Product {
   struct Registers {
     std::uint32_t weight[kFragments][4];
     std::uint32_t right[kChunk][2], coming[kChunk][2];
-    float sum[kFold * kTiles][4];
+    float sum[kChains][kTiles][4];
   };
 
   // First, if `pack`, a thread lays its weights out in its own part of `packed`, (kFragments, kThreads); weight(r, k)
@@ -101,7 +103,10 @@ struct Product {
     for (int column = 0; column < columns; column += 8) {
       policy.each([&](int, auto& mine) {
         FUSEDRNN_UNROLL
-        for (auto& sum : mine.product.sum) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+        for (auto& chain : mine.product.sum) {
+          FUSEDRNN_UNROLL
+          for (auto& sum : chain) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+        }
       });
       FUSEDRNN_UNROLL
       for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -156,7 +161,10 @@ struct Product {
   // Asks for a chunk of the right operand, whether it is there or not.
   template <class Policy>
   FUSEDRNN_DEVICE static void request(Policy& policy, const std::uint32_t* right, int column, int chunk) {
-    policy.each([&](int thread, auto& mine) { load(policy, right, column, chunk, thread, mine.product); });
+    policy.each([&](int thread, auto& mine) {
+      FUSEDRNN_UNROLL
+      for (int pair = 0; pair < kChunk / 2; ++pair) load(policy, right, column, chunk, thread, mine.product, pair);
+    });
   }
   // Asks again until all of it is there.
   template <class Policy>
@@ -165,21 +173,27 @@ struct Product {
         [](const auto& mine) {
           bool missing = false;
           FUSEDRNN_UNROLL
-          for (const auto& fragment : mine.product.coming) missing |= fragment[0] == kMissing | fragment[1] == kMissing;
+          for (int pair = 0; pair < kChunk / 2; ++pair) missing |= lacks(mine.product, pair);
           return !missing;
         },
-        [&](int thread, auto& mine) { load(policy, right, column, chunk, thread, mine.product); });
+        [&](int thread, auto& mine) {
+          FUSEDRNN_UNROLL
+          for (int pair = 0; pair < kChunk / 2; ++pair)
+            if (lacks(mine.product, pair)) load(policy, right, column, chunk, thread, mine.product, pair);
+        });
+  }
+  FUSEDRNN_DEVICE static bool lacks(const Registers& mine, int pair) {
+    const auto& a = mine.coming[2 * pair];
+    const auto& b = mine.coming[2 * pair + 1];
+    return a[0] == kMissing || a[1] == kMissing || b[0] == kMissing || b[1] == kMissing;
   }
   template <class Policy>
   FUSEDRNN_DEVICE static void load(Policy& policy, const std::uint32_t* right, int column, int chunk, int thread,
-                                   Registers& mine) {
+                                   Registers& mine, int pair) {
     const int first = column / 8 * kPairs + (thread / 32 * kSteps + chunk * kChunk) / 2;
+    const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
     FUSEDRNN_UNROLL
-    for (int pair = 0; pair < kChunk / 2; ++pair) {
-      const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
-      FUSEDRNN_UNROLL
-      for (int i = 0; i < 4; ++i) mine.coming[2 * pair + i / 2][i % 2] = words.word[i];
-    }
+    for (int i = 0; i < 4; ++i) mine.coming[2 * pair + i / 2][i % 2] = words.word[i];
   }
 
   template <class Policy>
@@ -188,10 +202,11 @@ struct Product {
     for (int i = 0; i < kChunk; ++i) {
       FUSEDRNN_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        const int step = chunk * kChunk + i, sum = step % kFold * kTiles + tile;
+        const int step = chunk * kChunk + i;
         policy.template mma<T>([=](auto& mine) {
           auto& product = mine.product;
-          return Fragments{product.sum[sum], product.weight[step / kFold * kTiles + tile], product.right[i]};
+          return Fragments{product.sum[step % kChains][tile], product.weight[step / kFold * kTiles + tile],
+                           product.right[i]};
         });
       }
     }
@@ -203,16 +218,19 @@ struct Product {
     FUSEDRNN_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int at = thread / 32 * partial_words(kStride, columns) + partial_at(kStride, column + 2 * j + i, g);
-      if constexpr (kFold == 2) {
-        policy.store_partial(thread, at, mine.sum[0][i] + mine.sum[1][2 + i]);
-      } else {
-        FUSEDRNN_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-          policy.store_partial(thread, at + tile * 16, mine.sum[tile][i]);
-          policy.store_partial(thread, at + tile * 16 + 8, mine.sum[tile][2 + i]);
-        }
+      FUSEDRNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        policy.store_partial(thread, at + tile * 16, joined(mine, tile, i, 0));
+        if (kFold == 1) policy.store_partial(thread, at + tile * 16 + 8, joined(mine, tile, i, 2));
       }
     }
+  }
+  // The chains of a sum together. Where halves of an mma's rows are parts of the same sums, odd chains give the lower.
+  FUSEDRNN_DEVICE static float joined(const Registers& mine, int tile, int i, int half) {
+    float sum = 0;
+    FUSEDRNN_UNROLL
+    for (int chain = 0; chain < kChains; ++chain) sum += mine.sum[chain][tile][i + (kFold == 2 ? chain % 2 * 2 : half)];
+    return sum;
   }
 };
 
