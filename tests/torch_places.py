@@ -24,8 +24,9 @@ STREAM = 33
 class HostPlace:
     """`fusedrnn.torch.device.Cuda` on the host. Tapes and workspaces lie between guard bands and are nan at first."""
 
-    def __init__(self, native: Any) -> None:
+    def __init__(self, native: Any, reason: str | None = None) -> None:
         self.native = native
+        self.reason = reason
         self.bands: list[tuple[np.ndarray, int]] = []
 
     def holds(self, tensor: Tensor) -> bool:

@@ -33,13 +33,25 @@ class Cuda:
     """torch's CUDA tensors and the module for them. The tests put others in its place."""
 
     @functools.cached_property
-    def native(self) -> Any:
-        """The compiled module, or `Unavailable`."""
+    def _found(self) -> tuple[Any, str | None]:
         if torch.version.cuda is None:
-            raise Unavailable("this build of torch is not one for CUDA")
-        module = load_native()
-        open_blas(module, loaded_blas())
-        return module
+            return None, "this build of torch is not one for CUDA"
+        try:
+            module = load_native()
+            open_blas(module, loaded_blas())
+        except Unavailable as error:
+            return None, str(error)
+        return module, None
+
+    @property
+    def native(self) -> Any:
+        """The compiled module."""
+        return self._found[0]
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is none."""
+        return self._found[1]
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies on a device of this kind."""
@@ -80,11 +92,7 @@ def loaded_blas() -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def missing() -> str | None:
     """Why there is no engine for CUDA tensors."""
-    try:
-        place.native  # noqa: B018
-    except Unavailable as error:
-        return str(error)
-    return None
+    return place.reason  # type: ignore[no-any-return]
 
 
 def allows_tf32(single_step: bool) -> bool:

@@ -47,17 +47,20 @@ def rerun(
     They can be differentiated again where that is asked for, and may be batches of gradients.
     """
     again = torch.is_grad_enabled()
+    # torch's fused cells on a device have a backward pass for batches of gradients only where it can be differentiated.
+    graph = again or call.on_device
     with _twice_differentiable(inputs[0]):  # type: ignore[arg-type]
         # An input may depend on another one: only what goes through the call itself belongs to its gradient.
         fresh = [None if t is None else t.view_as(t) for t in inputs]
         outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
     pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
     sources = [t for t, want in zip(fresh, wanted, strict=True) if t is not None and want]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=again, allow_unused=True
-        )
+    grads: tuple[Any, ...] = torch.autograd.grad(
+        [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=graph, allow_unused=True
     )
+    if graph and not again:  # a copy has no graph; batches cannot be detached
+        grads = tuple(grad if grad is None else grad.clone() for grad in grads)
+    found = iter(grads)
     return tuple(next(found) if t is not None and want else None for t, want in zip(fresh, wanted, strict=True))
 
 
