@@ -43,13 +43,14 @@ def mode_obstacle() -> str | None:
 def tensor_obstacle(tensors: Sequence[Any]) -> str | None:
     """Why the engine does not read these tensors."""
     first = tensors[0]
-    dtype, where = (first.dtype, first.device) if isinstance(first, Tensor) else (None, None)
     for t in tensors:
         kind = type(t)
         if kind is not Tensor and kind is not Parameter:
             return f"{kind.__name__} is not torch.Tensor itself"
-        if t.dtype is not dtype or t.device != where:
-            return f"its tensors are of several {'dtypes' if t.dtype is not dtype else 'devices'}"
+        if t.dtype is not first.dtype:
+            return "its tensors are of several dtypes"
+        if t.is_cpu is not first.is_cpu or t.get_device() != first.get_device():
+            return "its tensors are on several devices"
         if t.layout is not torch.strided:
             return f"tensors of the layout {t.layout}"
     return place_obstacle(first)

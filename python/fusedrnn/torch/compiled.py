@@ -26,7 +26,9 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
     config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
-    return Call(config, form, steps, rows, None, lengths, reset, on_device=device.place.holds(x))
+    return Call(
+        config, form, steps, rows, None, lengths, reset, on_device=device.place.holds(x) and device.missing() is None
+    )
 
 
 def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
