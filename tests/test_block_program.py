@@ -50,6 +50,8 @@ BOTH = {"directions": 2, "ragged": True, "reset": True}
 CASES = [
     *(block_case(cell, p, 17, 5, 5, **BOTH) for cell in ("lstm", "lstm_coupled", "gru") for p in PRECISIONS),
     *(block_case(cell, p, 129, 16) for cell in ("lstm", "gru") for p in PRECISIONS),
+    # So many steps that every exchange buffer is used again.
+    *(block_case(cell, p, 17, 5, 40, **BOTH) for cell, p in (("lstm", "bfloat16"), ("gru", "tf32"))),
     block_case("lstm", "bfloat16", 16, 33, 6, **BOTH),
     block_case("gru", "bfloat16", 129, 33, **BOTH),
     block_case("lstm", "tf32", 129, 1, 6, ragged=True, directions=2),

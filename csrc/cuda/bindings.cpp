@@ -57,7 +57,7 @@ int find_cell(const std::string& name) {
 
 NetConfig make_config(const std::string& cell, Index input_size, Index hidden_size, int layers, int directions,
                       bool reverse, double clip, double dropout, std::uint64_t seed, const std::string& dtype,
-                      bool tf32, int device) {
+                      bool tf32, bool loop_inside, int device) {
   NetConfig config;
   config.cell = find_cell(cell);
   config.input_size = input_size;
@@ -70,6 +70,7 @@ NetConfig make_config(const std::string& cell, Index input_size, Index hidden_si
   config.seed = seed;
   config.type = type_of(dtype);
   config.tf32 = tf32;
+  config.loop_inside = loop_inside;
   config.multiprocessors = Engine::multiprocessors(device);
   return config;
 }
@@ -189,7 +190,7 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
-           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("device"))
+           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"), py::arg("device"))
       .def("persistent_refusal", &Engine::persistent_refusal)
       .def("kept_bytes", &Engine::kept_bytes)
       .def("forward_bytes", &Engine::forward_bytes)

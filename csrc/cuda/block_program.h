@@ -75,18 +75,21 @@ class BlockProgram {
     return config.clip > 0 ? "the block program has no clip" : nullptr;
   }
 
-  // Both directions in a launch, or one where both are too much.
+  // All steps in a kernel where that can be, rather than one for each. Both directions in a launch, or one where both
+  // are too much.
   static const char* make(const NetConfig& config, const char* cell, Index rows, persistent::Pass pass,
                           persistent::Plan& plan) {
     const char* reason = out_of_scope(config);
     if (reason) return reason;
-    for (int directions = config.directions; directions > 0; --directions) {
-      const persistent::Problem problem = {cell, kPrecision, pass, persistent::kDefaultForm, config.hidden_size,
-                                           rows, directions};
-      reason = persistent::make_plan(problem, config.multiprocessors, plan);
-      if (!reason && plan.workspace_bytes > Backend::block_bytes(kMostBlockBytes))
-        reason = "the batch has so many rows that the block program would take more than 256 MiB of workspace";
-      if (!reason) break;
+    for (const persistent::Form form : {persistent::Form::one_kernel, persistent::Form::kernel_a_phase}) {
+      if (form == persistent::Form::one_kernel && !config.loop_inside) continue;
+      for (int directions = config.directions; directions > 0; --directions) {
+        reason = persistent::make_plan({cell, kPrecision, pass, form, config.hidden_size, rows, directions},
+                                       config.multiprocessors, plan);
+        if (!reason && plan.workspace_bytes > Backend::block_bytes(kMostBlockBytes))
+          reason = "the batch has so many rows that the block program would take more than 256 MiB of workspace";
+        if (!reason) return nullptr;
+      }
     }
     return reason;
   }

@@ -27,6 +27,7 @@ struct NetConfig {
   Type type = Type::float32;
   bool tf32 = false;        // products of floats may round their operands to 10 bits of mantissa
   int multiprocessors = 1;  // of the device
+  bool loop_inside = true;  // block programs: all steps in one kernel, where the device holds all of its blocks at once
 
   Index width() const { return directions * hidden_size; }
   Index input_of(int layer) const { return layer == 0 ? input_size : width(); }

@@ -60,7 +60,7 @@ class Plan(Structure):
         ("problem", Problem),
         *((name, c_int) for name in ("capacity", "units", "blocks", "slice_rows", "slices")),
         ("exchange_stride", c_ssize_t),
-        *((name, c_size_t) for name in ("shared", "exchange_at", "packed_at", "carry_at", "cleared", "workspace")),
+        *((name, c_size_t) for name in ("shared", "packed_at", "carry_at", "workspace")),
     )
 
 
@@ -86,7 +86,6 @@ class Batch(Structure):
 class Grid(Structure):
     _fields_ = (
         *((name, c_int) for name in ("blocks", "slices", "slice_rows")),
-        ("flags", c_void_p),
         ("exchange", c_void_p),
         ("exchange_stride", c_ssize_t),
         ("packed", c_void_p),

@@ -37,8 +37,7 @@ struct Batch {
 // How the blocks share the work and where they meet; launch fills it in from the plan and the workspace.
 struct Grid {
   int blocks = 0, slices = 0, slice_rows = 0;
-  unsigned* flags = nullptr;  // (groups, blocks): how many phases a block has published
-  void* exchange = nullptr;   // (groups, 2, exchange_stride) numbers
+  std::uint32_t* exchange = nullptr;  // (groups, kExchangeBuffers, exchange_stride) words
   Index exchange_stride = 0;
   Words* packed = nullptr;  // (grid, fragments, kThreads): the blocks' weights, in the order of their registers
   float* carry = nullptr;   // (grid, cells of a thread, kCarriedValues, kThreads): from one kernel to the next

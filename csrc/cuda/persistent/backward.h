@@ -18,20 +18,23 @@ struct Backward {
                        kGates = Cell::traits.recurrent[0].count;
   static constexpr int kLength = product_depth(Pass::backward, kGates, kCapacity);
   static constexpr bool kHasC = Cell::traits.states == 2;
-  using At = Place<kUnits>;
+  using At = Place<T>;
   using Product = persistent::Product<T, weight_rows(Pass::backward, kGates, kUnits), kLength>;
+  using Exchange = persistent::Exchange<T, kLength, kCapacity>;
+  static constexpr int kCells = At::kCells;
 
   static_assert(in_gate_order(Cell::traits.recurrent[0]) && Cell::traits.phases == 1 && Cell::traits.peepholes == 0);
 
   struct Thread {
     typename Product::Registers product;
-    float dh[At::kCells], dc[At::kCells];  // from the step after, without what comes through weight_hh
-    bool linked[At::kCells];               // whether anything does: the step after is the row's own, and not cut off
-    int length[At::kCells];                // -1 for a cell that does not exist
+    float dh[kCells], dc[kCells];  // from the step after, without what comes through weight_hh
+    bool linked;                   // whether anything does: the step after is the row's own, and not cut off
+    int length;                    // of the cells' row; -1 if there is none, or no such units
     // Of the step at hand.
-    float slot[At::kCells][kSlots];  // activated gates, then their gradients
-    float previous_h[At::kCells], previous_c[At::kCells], c[At::kCells], dy[At::kCells];
-    bool cut[At::kCells];
+    float slot[kCells][kSlots];  // activated gates, then their gradients
+    float previous_c[kCells], c[kCells];
+    T previous_h[kCells], dy[kCells];
+    bool cut;
   };
 
   template <class Policy>
@@ -47,7 +50,7 @@ struct Backward {
           a(arguments),
           at(policy.block(), a.batch, a.grid),
           d(a.direction[at.direction]),
-          exchange(a.grid, at) {}
+          exchange(a.grid, at.group) {}
 
     FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
@@ -56,26 +59,26 @@ struct Backward {
       FUSEDRNN_KEEP_ROLLED
       for (int phase = first_phase; phase < end_phase; ++phase) {
         const int s = steps - 1 - phase;
-        // 1. The tape and dy are on their way while the other blocks are still at the step after.
+        // 1. The tape and dy are on their way while gate gradients come from the other blocks.
         if (s >= 0) load_tape(s);
         if (phase > 0) {
-          // 2. The gate gradients of the step after are complete.
-          exchange.wait_for_phase_before(policy, phase);
-          // 3. dgates . weight_hh: each warp its part of the gates, then together.
+          // 2. dgates . weight_hh: each warp its part of the gates, as soon as those are there; then together.
           Product::run(policy, exchange.of_phase(phase - 1), columns);
           policy.barrier();
           add_recurrent(columns);
         }
         if (s >= 0) {
-          // 4. The gates of the block's own units.
+          // 3. The gates of the block's own units.
           go_back(s);
-          // 5. Their gradients go to the other blocks as early as can be.
+          // 4. Their gradients go to the other blocks as early as can be.
           send(phase);
-          policy.barrier();
-          exchange.publish(policy, phase);
-          // 6. What nobody waits for.
-          store_outputs(s);
         }
+        // 5. The partial sums have been read: the next phase may write them.
+        policy.barrier();
+        // 6. What nobody waits for.
+        if (s >= 0) store_outputs(s);
+        if (phase >= 2) take_back(phase - 2);
+        if (phase % kFencePeriod == 0) policy.fence();
       }
       end_phase == steps + 1 ? store_gradients() : store_carried();
     }
@@ -85,18 +88,24 @@ struct Backward {
     const Arguments& a;
     const At at;
     const BackwardDirection<T>& d;
-    const Exchange<T> exchange;
+    const Exchange exchange;
 
     FUSEDRNN_DEVICE Index hidden() const { return a.batch.hidden_size; }
     FUSEDRNN_DEVICE int step_of(int s) const { return static_cast<int>(a.batch.first_step) + s; }
 
-    // f(thread's registers, thread, i) for each cell of each thread that exists.
+    // f(thread's registers, thread) for each thread that has cells; with i, for each of its cells that exists.
+    template <class F>
+    FUSEDRNN_DEVICE void each_thread(F f) {
+      policy.each([&](int thread, Thread& mine) {
+        if (mine.length >= 0) f(mine, thread);
+      });
+    }
     template <class F>
     FUSEDRNN_DEVICE void each_cell(F f) {
-      policy.each([&](int thread, Thread& mine) {
+      each_thread([&](Thread& mine, int thread) {
         FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i)
-          if (mine.length[i] >= 0) f(mine, thread, i);
+        for (int i = 0; i < kCells; ++i)
+          if (at.unit(thread) + i < hidden()) f(mine, thread, i);
       });
     }
 
@@ -111,93 +120,117 @@ struct Backward {
 
     FUSEDRNN_DEVICE void load_state(bool initial) {
       policy.each([&](int thread, Thread& mine) {
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i) {
-          mine.length[i] = at.holds(thread, i, a.batch) ? at.length(thread, i, a.batch) : -1;
-          mine.dh[i] = mine.dc[i] = 0;
-          mine.linked[i] = false;
-          if (mine.length[i] < 0) continue;
-          if (initial) {
-            const Index row = at.row(thread, i);
-            mine.dh[i] = d.dh.at(row)[at.unit(thread)];
-            if (kHasC) mine.dc[i] = d.dc.at(row)[at.unit(thread)];
-          } else {
-            mine.dh[i] = *at.carried(thread, i, 0, a.grid);
-            mine.dc[i] = *at.carried(thread, i, 1, a.grid);
-            mine.linked[i] = *at.carried(thread, i, 2, a.grid) != 0;
-          }
+        mine.length = at.holds(thread, a.batch) ? at.length(thread, a.batch) : -1;
+        mine.linked = false;
+      });
+      each_cell([&](Thread& mine, int thread, int i) {
+        mine.dc[i] = 0;
+        if (initial) {
+          mine.dh[i] = d.dh.at(at.row(thread))[at.unit(thread) + i];
+          if (kHasC) mine.dc[i] = d.dc.at(at.row(thread))[at.unit(thread) + i];
+        } else {
+          mine.dh[i] = *at.carried(thread, i, 0, a.grid);
+          mine.dc[i] = *at.carried(thread, i, 1, a.grid);
+          mine.linked = *at.carried(thread, i, 2, a.grid) != 0;
         }
       });
     }
 
+    // Only loads, no arithmetic: that would wait for them here.
     FUSEDRNN_DEVICE void load_tape(int s) {
+      const int step = step_of(s);
+      each_thread([&](Thread& mine, int thread) {
+        if (step < mine.length) mine.cut = at.cut(step, at.time(step, mine.length), at.row(thread), a.batch);
+        if (s > 0) prefetch_tape(s - 1, mine, thread);
+      });
       each_cell([&](Thread& mine, int thread, int i) {
-        const int step = step_of(s), unit = at.unit(thread);
-        if (step >= mine.length[i]) return;
-        const Index row = at.row(thread, i);
-        const int time = at.time(step, mine.length[i]);
-        mine.cut[i] = at.cut(step, time, row, a.batch);
+        if (step >= mine.length) return;
+        const int unit = at.unit(thread) + i;
+        const Index row = at.row(thread);
         FUSEDRNN_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) mine.slot[i][slot] = d.gates.at(s, row)[slot * hidden() + unit];
-        mine.dy[i] = d.dy.data ? widen(d.dy.at(time, row)[unit]) : 0;
-        mine.previous_h[i] = mine.previous_c[i] = mine.c[i] = 0;
-        if constexpr (!kHasC) {
-          mine.previous_h[i] = widen(d.h_previous.at(s, row)[unit]);
-        } else {
+        mine.dy[i] = d.dy.data ? d.dy.at(at.time(step, mine.length), row)[unit] : narrow<T>(0);
+        mine.previous_h[i] = narrow<T>(0);
+        mine.previous_c[i] = mine.c[i] = 0;
+        if constexpr (kHasC) {
           mine.c[i] = d.cells.at(s, row)[unit];
-          if (mine.cut[i]) return;
           if (s > 0) mine.previous_c[i] = d.cells.at(s - 1, row)[unit];
           if (s == 0 && d.c0.data) mine.previous_c[i] = d.c0.at(row)[unit];
+        } else {
+          mine.previous_h[i] = d.h_previous.at(s, row)[unit];
         }
       });
+    }
+    FUSEDRNN_DEVICE void prefetch_tape(int s, const Thread& mine, int thread) {
+      const Index row = at.row(thread);
+      FUSEDRNN_UNROLL
+      for (int slot = 0; slot < kSlots; ++slot) policy.prefetch(d.gates.at(s, row) + slot * hidden() + at.unit(thread));
+      if (d.dy.data) policy.prefetch(d.dy.at(at.time(step_of(s), mine.length), row) + at.unit(thread));
+      if constexpr (!kHasC) policy.prefetch(d.h_previous.at(s, row) + at.unit(thread));
+      if (kHasC && s > 0) policy.prefetch(d.cells.at(s - 1, row) + at.unit(thread));
     }
 
     FUSEDRNN_DEVICE void add_recurrent(int columns) {
-      each_cell([&](Thread& mine, int thread, int i) {
+      each_thread([&](Thread& mine, int thread) {
         // Chosen, not multiplied by zero: what stands beyond a cut may be nan.
-        if (!mine.linked[i]) return;
-        mine.dh[i] += Product::total(policy, thread, at.unit_of(thread), at.row_of(thread, i), columns);
+        if (!mine.linked) return;
+        float sum[kCells];
+        Product::total(policy, thread, at.unit_of(thread), at.row_of(thread), columns, sum);
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kCells; ++i) mine.dh[i] += sum[i];
       });
     }
 
     FUSEDRNN_DEVICE void go_back(int s) {
-      each_cell([&](Thread& mine, int, int i) {
-        V slot[kSlots], dslot[kSlots];
+      each_thread([&](Thread& mine, int thread) {
+        const bool alive = step_of(s) < mine.length;
         FUSEDRNN_UNROLL
-        for (int k = 0; k < kSlots; ++k) {
-          slot[k] = V(mine.slot[i][k]);
-          dslot[k] = V(0);
+        for (int i = 0; i < kCells; ++i) {
+          V dslot[kSlots];
+          FUSEDRNN_UNROLL
+          for (int k = 0; k < kSlots; ++k) dslot[k] = V(0);
+          if (alive && at.unit(thread) + i < hidden()) apply_cell(mine, i, dslot);
+          FUSEDRNN_UNROLL
+          for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = dslot[k].value;
         }
-        if (step_of(s) < mine.length[i]) {
-          const State<V> previous = {V(mine.previous_h[i]), V(mine.previous_c[i])};
-          const State<V> gradient = {V(mine.dh[i] + mine.dy[i]), V(mine.dc[i])};
-          State<V> dprevious = {V(0), V(0)};
-          Cell::backward(slot, previous, V(mine.c[i]), gradient, static_cast<const V*>(nullptr), dslot, dprevious);
-          mine.linked[i] = !mine.cut[i];
-          mine.dh[i] = mine.cut[i] ? 0 : dprevious.h.value;
-          mine.dc[i] = mine.cut[i] ? 0 : dprevious.c.value;
-        }
-        FUSEDRNN_UNROLL
-        for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = dslot[k].value;
+        if (alive) mine.linked = !mine.cut;
       });
     }
+    FUSEDRNN_DEVICE static void apply_cell(Thread& mine, int i, V (&dslot)[kSlots]) {
+      V slot[kSlots];
+      FUSEDRNN_UNROLL
+      for (int k = 0; k < kSlots; ++k) slot[k] = V(mine.slot[i][k]);
+      const State<V> previous = {V(widen(mine.previous_h[i])), V(mine.cut ? 0 : mine.previous_c[i])};
+      const State<V> gradient = {V(mine.dh[i] + widen(mine.dy[i])), V(mine.dc[i])};
+      State<V> dprevious = {V(0), V(0)};
+      Cell::backward(slot, previous, V(mine.c[i]), gradient, static_cast<const V*>(nullptr), dslot, dprevious);
+      mine.dh[i] = mine.cut ? 0 : dprevious.h.value;
+      mine.dc[i] = mine.cut ? 0 : dprevious.c.value;
+    }
 
-    // What pads rows and units stays as the call cleared it, so that it cannot turn zeros among the weights into nan.
     FUSEDRNN_DEVICE void send(int phase) {
-      each_cell([&](Thread& mine, int thread, int i) {
+      each_thread([&](Thread& mine, int thread) {
         constexpr int first = Cell::traits.recurrent[0].first;
         FUSEDRNN_UNROLL
         for (int gate = 0; gate < kGates; ++gate) {
-          const T gradient = narrow<T>(mine.slot[i][first + gate]);
-          const int index = exchange_index<T>(gate * kCapacity + at.unit(thread), at.row_of(thread, i), kLength);
-          policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(gradient));
+          T value[kCells];
+          FUSEDRNN_UNROLL
+          for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(mine.slot[i][first + gate]);
+          exchange.send(policy, phase, gate * kCapacity + at.unit(thread), at.row_of(thread), value);
         }
+      });
+    }
+    FUSEDRNN_DEVICE void take_back(int phase) {
+      each_thread([&](Thread&, int thread) {
+        FUSEDRNN_UNROLL
+        for (int gate = 0; gate < kGates; ++gate)
+          exchange.take_back(policy, phase, gate * kCapacity + at.unit(thread), at.row_of(thread));
       });
     }
 
     FUSEDRNN_DEVICE void store_outputs(int s) {
       each_cell([&](Thread& mine, int thread, int i) {
-        T* const dgates = d.dgates.at(s, at.row(thread, i)) + at.unit(thread);
+        T* const dgates = d.dgates.at(s, at.row(thread)) + at.unit(thread) + i;
         FUSEDRNN_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) dgates[slot * hidden()] = narrow<T>(mine.slot[i][slot]);
       });
@@ -205,16 +238,16 @@ struct Backward {
 
     FUSEDRNN_DEVICE void store_gradients() {
       each_cell([&](Thread& mine, int thread, int i) {
-        const Index row = at.row(thread, i);
-        d.dh.at(row)[at.unit(thread)] = mine.dh[i];
-        if (kHasC) d.dc.at(row)[at.unit(thread)] = mine.dc[i];
+        const Index row = at.row(thread);
+        d.dh.at(row)[at.unit(thread) + i] = mine.dh[i];
+        if (kHasC) d.dc.at(row)[at.unit(thread) + i] = mine.dc[i];
       });
     }
     FUSEDRNN_DEVICE void store_carried() {
       each_cell([&](Thread& mine, int thread, int i) {
         *at.carried(thread, i, 0, a.grid) = mine.dh[i];
         *at.carried(thread, i, 1, a.grid) = mine.dc[i];
-        *at.carried(thread, i, 2, a.grid) = mine.linked[i];
+        *at.carried(thread, i, 2, a.grid) = mine.linked;
       });
     }
   };

@@ -18,11 +18,12 @@ constexpr bool in_gate_order(Window window) {
   return true;
 }
 
-// One block's place in the grid.
-template <int kUnits>
+// One block's place in the grid, and which cells its threads have: the units of a word, of one row of the slice.
+template <class T>
 struct Place {
-  static constexpr int kRowsAtOnce = kThreads / kUnits;  // a thread for each unit of so many rows of the batch
-  static constexpr int kCells = kMaxSliceRows / kRowsAtOnce;
+  static constexpr int kUnits = Operand<T>::kUnits, kCells = Operand<T>::kPerWord;
+  static constexpr int kAcross = kUnits / kCells;  // threads that share a row
+  static_assert(kThreads / kAcross == kMaxSliceRows, "each row of a slice has its threads");
 
   int index, group, direction, first_unit;
   int rows;  // of the slice
@@ -37,17 +38,17 @@ struct Place {
     reverse = (direction == 1) != batch.first_is_reverse;
   }
 
-  // Of a thread's cell i: its unit within the block, its row within the slice, its unit and row in the arrays.
-  FUSEDRNN_DEVICE static int unit_of(int thread) { return thread % kUnits; }
-  FUSEDRNN_DEVICE static int row_of(int thread, int i) { return thread / kUnits + i * kRowsAtOnce; }
+  // Of a thread: the first of its units within the block, its row within the slice; unit and row in the arrays.
+  FUSEDRNN_DEVICE static int unit_of(int thread) { return thread % kAcross * kCells; }
+  FUSEDRNN_DEVICE static int row_of(int thread) { return thread / kAcross; }
   FUSEDRNN_DEVICE int unit(int thread) const { return first_unit + unit_of(thread); }
-  FUSEDRNN_DEVICE Index row(int thread, int i) const { return first_row + row_of(thread, i); }
-  FUSEDRNN_DEVICE bool holds(int thread, int i, const Batch& batch) const {
-    return row_of(thread, i) < rows && unit(thread) < batch.hidden_size;
+  FUSEDRNN_DEVICE Index row(int thread) const { return first_row + row_of(thread); }
+  FUSEDRNN_DEVICE bool holds(int thread, const Batch& batch) const {
+    return row_of(thread) < rows && unit(thread) < batch.hidden_size;
   }
 
-  FUSEDRNN_DEVICE int length(int thread, int i, const Batch& batch) const {
-    const Index length = batch.lengths ? batch.lengths[row(thread, i)] : batch.total_steps;
+  FUSEDRNN_DEVICE int length(int thread, const Batch& batch) const {
+    const Index length = batch.lengths ? batch.lengths[row(thread)] : batch.total_steps;
     return static_cast<int>(smaller(larger(length, 0), batch.total_steps));
   }
   FUSEDRNN_DEVICE int time(int step, int length) const { return reverse && step < length ? length - 1 - step : step; }
@@ -63,32 +64,46 @@ struct Place {
   }
 };
 
-// The group's two buffers and its flags. Phase p publishes p + 1 and, unless it is the last, fills buffer p % 2 with
-// what phase p + 1 multiplies.
-template <class T>
+// How the blocks of a group hand each other the kLength numbers of each row that a phase's product multiplies. A word
+// is missing until it is sent; whoever needs it looks again and again, without a flag. Phase p fills buffer p % 16.
+template <class T, int kLength, int kCapacity>
 struct Exchange {
-  T* buffers;
+  using O = Operand<T>;
+
+  std::uint32_t* buffers;
   Index stride;
-  unsigned* flags;
-  int blocks, own;
 
-  template <class At>
-  FUSEDRNN_DEVICE Exchange(const Grid& grid, const At& at) : stride(grid.exchange_stride), blocks(grid.blocks) {
-    buffers = static_cast<T*>(grid.exchange) + at.group * 2 * stride;
-    flags = grid.flags + at.group * blocks;
-    own = at.index % blocks;
-  }
-  FUSEDRNN_DEVICE T* of_phase(int phase) const { return buffers + phase % 2 * stride; }
+  FUSEDRNN_DEVICE Exchange(const Grid& grid, int group)
+      : buffers(grid.exchange + Index(group) * kExchangeBuffers * grid.exchange_stride), stride(grid.exchange_stride) {}
 
-  // Until every block of the group has done the phase before.
+  FUSEDRNN_DEVICE std::uint32_t* of_phase(int phase) const { return buffers + phase % kExchangeBuffers * stride; }
+
+  // The numbers k, k + 1, ... of a word, of row n. One bit pattern of nan, which says that a word is missing, becomes
+  // another.
   template <class Policy>
-  FUSEDRNN_DEVICE void wait_for_phase_before(Policy& policy, int phase) const {
-    policy.wait(flags, blocks, static_cast<unsigned>(phase));
+  FUSEDRNN_DEVICE void send(Policy& policy, int phase, int k, int n, const T (&value)[O::kPerWord]) const {
+    const std::uint32_t word = O::word([&](int next) { return O::factor(value[next]); });
+    policy.store_exchange(of_phase(phase) + at(k, n), word == kMissing ? word & 0x7fff7fff : word);
   }
+  // A word that a thread sent in a phase is missing again. The next phase's words are all there: so every block has
+  // read this phase's, without which it could not have sent them.
   template <class Policy>
-  FUSEDRNN_DEVICE void publish(Policy& policy, int phase) const {
-    policy.publish(flags + own, static_cast<unsigned>(phase) + 1);
+  FUSEDRNN_DEVICE void take_back(Policy& policy, int phase, int k, int n) const {
+    policy.store_exchange(of_phase(phase) + at(k, n), kMissing);
   }
+
+  // Before the first phase, for the i-th word of all groups' buffers: what will be sent is missing, and what pads rows
+  // and units is zero for good, as a zero weight would make nan of a nan left there.
+  FUSEDRNN_DEVICE static void prepare(const Batch& batch, const Grid& grid, Index i) {
+    constexpr int words = kLength / O::kPerWord;  // of a row
+    const Index buffer = i / grid.exchange_stride, group = buffer / kExchangeBuffers;
+    const int within = static_cast<int>(i % grid.exchange_stride), k = within % words * O::kPerWord, n = within / words;
+    const bool sent = k % kCapacity < batch.hidden_size && group % grid.slices * grid.slice_rows + n < batch.rows;
+    grid.exchange[buffer * grid.exchange_stride + at(k, n)] = sent ? kMissing : 0;
+  }
+
+ private:
+  FUSEDRNN_DEVICE static int at(int k, int n) { return exchange_index<T>(k, n, kLength) / O::kPerWord; }
 };
 
 }  // namespace

@@ -1,19 +1,11 @@
-// The policy of the block programs that is the GPU. docs/persistent.md argues why the flags order memory as they must.
+// The policy of the block programs that is the GPU. docs/persistent.md argues why its accesses order memory as they
+// must.
 #pragma once
 #include "cuda/persistent/product.h"
 
 namespace fusedrnn {
 namespace persistent {
 namespace {
-
-__device__ inline unsigned load_acquire(const unsigned* flag) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
-}
-__device__ inline void store_release(unsigned* flag, unsigned value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
 
 // D += A B of a warp.
 __device__ inline void mma(Bfloat16, Fragments f) {
@@ -47,29 +39,36 @@ class DevicePolicy {
   }
 
   __device__ void store_partial(int, int index, float value) { shared()[index] = value; }
-  __device__ float load_partial(int, int index) { return shared()[index]; }
-
-  // Both past L1, which is not coherent between multiprocessors.
-  template <class T>
-  __device__ void store_exchange(T* at, T value) {
-    __stcg(&at->bits, value.bits);
-  }
-  __device__ void store_exchange(float* at, float value) { __stcg(at, value); }
-  __device__ Words load_exchange(const void* buffer, int index) {
-    const uint4 words = __ldcg(static_cast<const uint4*>(buffer) + index);
-    return {{words.x, words.y, words.z, words.w}};
+  template <int kCount>
+  __device__ void load_partials(int, int index, float (&values)[kCount]) {
+    if constexpr (kCount == 2) {
+      const float2 two = *reinterpret_cast<const float2*>(shared() + index);
+      values[0] = two.x;
+      values[1] = two.y;
+    } else {
+      values[0] = shared()[index];
+    }
   }
 
-  __device__ void publish(unsigned* flag, unsigned value) {
-    if (threadIdx.x == 0) store_release(flag, value);
+  // Strong accesses, of a word each: docs/persistent.md argues from that. They go past L1.
+  __device__ void store_exchange(std::uint32_t* at, std::uint32_t word) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
   }
-  __device__ void wait(const unsigned* flags, int count, unsigned value) {
-    if (threadIdx.x < 32)
-      for (int i = static_cast<int>(threadIdx.x); i < count; i += 32)
-        while (load_acquire(flags + i) < value) {
-        }
-    __syncthreads();
+  __device__ Words load_exchange(const std::uint32_t* buffer, int index) {
+    Words w;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
+                 : "l"(buffer + 4 * index)
+                 : "memory");
+    return w;
   }
+  template <class Ready, class Again>
+  __device__ void await(Ready ready, Again again) {
+    while (!ready(mine_)) again(static_cast<int>(threadIdx.x), mine_);
+    __syncwarp();
+  }
+  __device__ void fence() { __threadfence(); }
+  __device__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
  private:
   __device__ static float* shared() {

@@ -15,21 +15,23 @@ struct Forward {
   using V = Scalar<float>;
   static constexpr int kUnits = Operand<T>::kUnits, kSlots = Cell::traits.slots,
                        kGates = Cell::traits.recurrent[0].count;
+  static constexpr int kLength = product_depth(Pass::forward, kGates, kCapacity);
   static constexpr bool kHasC = Cell::traits.states == 2;
-  using At = Place<kUnits>;
-  using Product = persistent::Product<T, weight_rows(Pass::forward, kGates, kUnits),
-                                      product_depth(Pass::forward, kGates, kCapacity)>;
+  using At = Place<T>;
+  using Product = persistent::Product<T, weight_rows(Pass::forward, kGates, kUnits), kLength>;
+  using Exchange = persistent::Exchange<T, kLength, kCapacity>;
+  static constexpr int kCells = At::kCells;
 
   static_assert(in_gate_order(Cell::traits.recurrent[0]) && Cell::traits.phases == 1 && Cell::traits.peepholes == 0);
 
   struct Thread {
     typename Product::Registers product;
-    float bias[kSlots];  // of the thread's unit: its cells differ in the row only
-    float h[At::kCells], c[At::kCells];
-    int length[At::kCells];  // -1 for a cell that does not exist
-    // Of the step at hand.
-    float slot[At::kCells][kSlots];
-    bool cut[At::kCells];
+    float bias[kCells][kSlots];
+    float h[kCells], c[kCells];
+    int length;  // of the cells' row; -1 if there is none, or no such units
+    // Of the step at hand: x's part of the slots, then all of them, activated.
+    float slot[kCells][kSlots];
+    bool cut;
   };
 
   template <class Policy>
@@ -45,7 +47,7 @@ struct Forward {
           a(arguments),
           at(policy.block(), a.batch, a.grid),
           d(a.direction[at.direction]),
-          exchange(a.grid, at) {}
+          exchange(a.grid, at.group) {}
 
     FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
@@ -55,24 +57,22 @@ struct Forward {
       for (int phase = first_phase; phase < end_phase; ++phase) {
         const int s = phase - 1;
         if (s >= 0) {
-          // 1. What the step needs of x is on its way while the other blocks are still at the step before.
+          // 1. What the step needs of x is on its way while h comes from the other blocks.
           load_inputs(s);
-          // 2. The h that the step starts from is complete.
-          exchange.wait_for_phase_before(policy, phase);
-          // 3. h . weight_hh: each warp its part of k, then together.
+          // 2. h . weight_hh: each warp its part of k, as soon as that h is there; then together.
           Product::run(policy, exchange.of_phase(s), columns);
           policy.barrier();
-          // 4. The gates of the block's own units; h, c in registers.
+          // 3. The gates of the block's own units; h, c in registers.
           advance(s, columns);
         }
-        if (phase < steps) {
-          // 5. The new h goes to the other blocks as early as can be.
-          send(phase);
-          policy.barrier();
-          exchange.publish(policy, phase);
-        }
+        // 4. The new h goes to the other blocks as early as can be.
+        if (phase < steps) send(phase);
+        // 5. The partial sums have been read: the next phase may write them.
+        policy.barrier();
         // 6. What nobody waits for.
         if (s >= 0) store_outputs(s);
+        if (phase >= 2) take_back(phase - 2);
+        if (phase % kFencePeriod == 0) policy.fence();
       }
       end_phase == steps + 1 ? store_state() : store_carried();
     }
@@ -82,18 +82,24 @@ struct Forward {
     const Arguments& a;
     const At at;
     const ForwardDirection<T>& d;
-    const Exchange<T> exchange;
+    const Exchange exchange;
 
     FUSEDRNN_DEVICE Index hidden() const { return a.batch.hidden_size; }
     FUSEDRNN_DEVICE int step_of(int s) const { return static_cast<int>(a.batch.first_step) + s; }
 
-    // f(thread's registers, thread, i) for each cell of each thread that exists.
+    // f(thread's registers, thread) for each thread that has cells; with i, for each of its cells that exists.
+    template <class F>
+    FUSEDRNN_DEVICE void each_thread(F f) {
+      policy.each([&](int thread, Thread& mine) {
+        if (mine.length >= 0) f(mine, thread);
+      });
+    }
     template <class F>
     FUSEDRNN_DEVICE void each_cell(F f) {
-      policy.each([&](int thread, Thread& mine) {
+      each_thread([&](Thread& mine, int thread) {
         FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i)
-          if (mine.length[i] >= 0) f(mine, thread, i);
+        for (int i = 0; i < kCells; ++i)
+          if (at.unit(thread) + i < hidden()) f(mine, thread, i);
       });
     }
 
@@ -108,81 +114,104 @@ struct Forward {
 
     FUSEDRNN_DEVICE void load_state(bool initial) {
       policy.each([&](int thread, Thread& mine) {
+        mine.length = at.holds(thread, a.batch) ? at.length(thread, a.batch) : -1;
         FUSEDRNN_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot)
-          mine.bias[slot] = at.unit(thread) < hidden() ? d.bias[slot * hidden() + at.unit(thread)] : 0;
+        for (int i = 0; i < kCells; ++i) mine.h[i] = mine.c[i] = 0;
+      });
+      each_cell([&](Thread& mine, int thread, int i) {
+        const int unit = at.unit(thread) + i;
         FUSEDRNN_UNROLL
-        for (int i = 0; i < At::kCells; ++i) {
-          mine.length[i] = at.holds(thread, i, a.batch) ? at.length(thread, i, a.batch) : -1;
-          mine.h[i] = mine.c[i] = 0;
-          if (mine.length[i] < 0) continue;
-          if (initial) {
-            const Index row = at.row(thread, i);
-            if (d.h0.data) mine.h[i] = widen(d.h0.at(row)[at.unit(thread)]);
-            if (kHasC && d.c0.data) mine.c[i] = d.c0.at(row)[at.unit(thread)];
-          } else {
-            mine.h[i] = *at.carried(thread, i, 0, a.grid);
-            mine.c[i] = *at.carried(thread, i, 1, a.grid);
-          }
+        for (int slot = 0; slot < kSlots; ++slot) mine.bias[i][slot] = d.bias[slot * hidden() + unit];
+        if (initial) {
+          if (d.h0.data) mine.h[i] = widen(d.h0.at(at.row(thread))[unit]);
+          if (kHasC && d.c0.data) mine.c[i] = d.c0.at(at.row(thread))[unit];
+        } else {
+          mine.h[i] = *at.carried(thread, i, 0, a.grid);
+          mine.c[i] = *at.carried(thread, i, 1, a.grid);
         }
       });
     }
 
+    // Only loads, no arithmetic: that would wait for them here.
     FUSEDRNN_DEVICE void load_inputs(int s) {
-      each_cell([&](Thread& mine, int thread, int i) {
-        constexpr int first = Cell::traits.input.first, count = Cell::traits.input.count;
-        const int step = step_of(s);
-        if (step >= mine.length[i]) return;
-        const Index row = at.row(thread, i);
-        mine.cut[i] = at.cut(step, at.time(step, mine.length[i]), row, a.batch);
-        const float* input = d.gates.at(s, row) + at.unit(thread);
+      constexpr int first = Cell::traits.input.first, count = Cell::traits.input.count;
+      const int step = step_of(s);
+      each_thread([&](Thread& mine, int thread) {
+        if (step < mine.length) mine.cut = at.cut(step, at.time(step, mine.length), at.row(thread), a.batch);
+        if (s + 1 == a.batch.steps()) return;
         FUSEDRNN_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot) {
-          mine.slot[i][slot] = mine.bias[slot];
-          if (slot >= first && slot < first + count) mine.slot[i][slot] += input[slot * hidden()];
-        }
+        for (int slot = first; slot < first + count; ++slot)
+          policy.prefetch(d.gates.at(s + 1, at.row(thread)) + slot * hidden() + at.unit(thread));
+      });
+      each_cell([&](Thread& mine, int thread, int i) {
+        if (step >= mine.length) return;
+        const float* const input = d.gates.at(s, at.row(thread)) + at.unit(thread) + i;
+        FUSEDRNN_UNROLL
+        for (int slot = first; slot < first + count; ++slot) mine.slot[i][slot] = input[slot * hidden()];
       });
     }
 
     FUSEDRNN_DEVICE void advance(int s, int columns) {
-      each_cell([&](Thread& mine, int thread, int i) {
-        constexpr int first = Cell::traits.recurrent[0].first;
-        if (step_of(s) >= mine.length[i]) return;
-        const bool cut = mine.cut[i];
+      each_thread([&](Thread& mine, int thread) {
+        if (step_of(s) >= mine.length) return;
+        constexpr int first = Cell::traits.input.first, count = Cell::traits.input.count;
         FUSEDRNN_UNROLL
-        for (int gate = 0; gate < kGates; ++gate) {
-          const int r = gate * kUnits + at.unit_of(thread);
-          const float sum = Product::total(policy, thread, r, at.row_of(thread, i), columns);
-          // Chosen, not multiplied by zero: what stood before the cut may be nan.
-          mine.slot[i][first + gate] += cut ? 0 : sum;
+        for (int i = 0; i < kCells; ++i) {
+          FUSEDRNN_UNROLL
+          for (int slot = 0; slot < kSlots; ++slot) {
+            const bool fed = slot >= first && slot < first + count;
+            mine.slot[i][slot] = fed ? mine.bias[i][slot] + mine.slot[i][slot] : mine.bias[i][slot];
+          }
         }
-        V slot[kSlots];
+        add_products(mine, thread, columns);
         FUSEDRNN_UNROLL
-        for (int k = 0; k < kSlots; ++k) slot[k] = V(mine.slot[i][k]);
-        const State<V> previous = {V(cut ? 0 : mine.h[i]), V(cut ? 0 : mine.c[i])};
-        State<V> next = previous;
-        Cell::forward(slot, previous, static_cast<const V*>(nullptr), next);
-        FUSEDRNN_UNROLL
-        for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = slot[k].value;
-        mine.h[i] = widen(narrow<T>(next.h.value));  // h is what an array can hold of it
-        if (kHasC) mine.c[i] = next.c.value;
+        for (int i = 0; i < kCells; ++i)
+          if (at.unit(thread) + i < hidden()) apply_cell(mine, i);
       });
     }
+    FUSEDRNN_DEVICE void add_products(Thread& mine, int thread, int columns) {
+      FUSEDRNN_UNROLL
+      for (int gate = 0; gate < kGates; ++gate) {
+        float sum[kCells];
+        Product::total(policy, thread, gate * kUnits + at.unit_of(thread), at.row_of(thread), columns, sum);
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kCells; ++i)
+          // Chosen, not multiplied by zero: what stood before the cut may be nan.
+          mine.slot[i][Cell::traits.recurrent[0].first + gate] += mine.cut ? 0 : sum[i];
+      }
+    }
+    FUSEDRNN_DEVICE static void apply_cell(Thread& mine, int i) {
+      V slot[kSlots];
+      FUSEDRNN_UNROLL
+      for (int k = 0; k < kSlots; ++k) slot[k] = V(mine.slot[i][k]);
+      const State<V> previous = {V(mine.cut ? 0 : mine.h[i]), V(mine.cut ? 0 : mine.c[i])};
+      State<V> next = previous;
+      Cell::forward(slot, previous, static_cast<const V*>(nullptr), next);
+      FUSEDRNN_UNROLL
+      for (int k = 0; k < kSlots; ++k) mine.slot[i][k] = slot[k].value;
+      mine.h[i] = widen(narrow<T>(next.h.value));  // h is what an array can hold of it
+      if (kHasC) mine.c[i] = next.c.value;
+    }
 
-    // What pads rows and units stays as the call cleared it, so that it cannot turn zeros among the weights into nan.
+    // A unit beyond the last one sends the zero that load_state gave it.
     FUSEDRNN_DEVICE void send(int phase) {
-      each_cell([&](Thread& mine, int thread, int i) {
-        const int index = exchange_index<T>(at.unit(thread), at.row_of(thread, i), kCapacity);
-        policy.store_exchange(exchange.of_phase(phase) + index, Operand<T>::factor(narrow<T>(mine.h[i])));
+      each_thread([&](Thread& mine, int thread) {
+        T value[kCells];
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(mine.h[i]);
+        exchange.send(policy, phase, at.unit(thread), at.row_of(thread), value);
       });
+    }
+    FUSEDRNN_DEVICE void take_back(int phase) {
+      each_thread([&](Thread&, int thread) { exchange.take_back(policy, phase, at.unit(thread), at.row_of(thread)); });
     }
 
     FUSEDRNN_DEVICE void store_outputs(int s) {
       each_cell([&](Thread& mine, int thread, int i) {
-        const int step = step_of(s), unit = at.unit(thread);
-        const bool alive = step < mine.length[i];
-        const Index row = at.row(thread, i);
-        if (d.y.data) d.y.at(at.time(step, mine.length[i]), row)[unit] = narrow<T>(alive ? mine.h[i] : 0);
+        const int step = step_of(s), unit = at.unit(thread) + i;
+        const bool alive = step < mine.length;
+        const Index row = at.row(thread);
+        if (d.y.data) d.y.at(at.time(step, mine.length), row)[unit] = narrow<T>(alive ? mine.h[i] : 0);
         if (!alive || !a.keep) return;
         float* const gates = d.gates.at(s, row) + unit;
         FUSEDRNN_UNROLL
@@ -193,9 +222,9 @@ struct Forward {
 
     FUSEDRNN_DEVICE void store_state() {
       each_cell([&](Thread& mine, int thread, int i) {
-        const Index row = at.row(thread, i);
-        if (d.hn.data) d.hn.at(row)[at.unit(thread)] = narrow<T>(mine.h[i]);
-        if (kHasC && d.cn.data) d.cn.at(row)[at.unit(thread)] = mine.c[i];
+        const Index row = at.row(thread);
+        if (d.hn.data) d.hn.at(row)[at.unit(thread) + i] = narrow<T>(mine.h[i]);
+        if (kHasC && d.cn.data) d.cn.at(row)[at.unit(thread) + i] = mine.c[i];
       });
     }
     FUSEDRNN_DEVICE void store_carried() {

@@ -1,10 +1,12 @@
 // The policy of the block programs that is a host playing a GPU, as adversely as it can:
 //   - threads of a block run one after the other in an order drawn anew for every `each`;
-//   - blocks are stopped at every barrier, publish and wait, and one that can go on is drawn to do so;
+//   - blocks are stopped at every barrier and wherever they wait, and one that can go on is drawn to do so;
+//   - what is stored in the exchange buffers comes there later, in an order drawn at random but for each word's own and
+//     for fences;
 //   - shared memory begins as nan, and two threads that touch the same word without a barrier between them, one of them
-//     writing, are reported; so are blocks that wait for each other, and one that publishes before a barrier.
-// It shows nothing of memory ordering, of deadlock from a lack of multiprocessors, nor of time.
-// For tests/block_program/, and for the host build of the engine (host.cpp).
+//     writing, are reported; so are blocks that wait for each other.
+// Loads are in order: of memory ordering it shows half. It shows nothing of deadlock from a lack of multiprocessors,
+// nor of time. For tests/block_program/, and for the host build of the engine (host.cpp).
 #pragma once
 #include <ucontext.h>
 
@@ -37,14 +39,19 @@ class Scheduler {
     for (int i = 0; i < blocks; ++i) start(i);
     std::vector<Block*> ready;
     while (error.empty()) {
+      for (std::size_t count = random() % (stores_.size() + 1); count > 0; --count) deliver();
       ready.clear();
       bool alive = false;
       for (auto& block : blocks_) {
         alive |= !block->done;
         if (!block->done && (!block->may_go_on || block->may_go_on())) ready.push_back(block.get());
       }
-      if (!alive) return;
-      if (ready.empty()) return fail("every block waits for another one");
+      if (!alive && stores_.empty()) return;
+      if (ready.empty() && stores_.empty()) return fail("every block waits for another one");
+      if (ready.empty()) {
+        deliver();
+        continue;
+      }
       running_ = ready[random() % ready.size()];
       swapcontext(&main_, &running_->context);
     }
@@ -60,6 +67,17 @@ class Scheduler {
     if (error.empty()) error = what;
   }
 
+  // Of the exchange buffers: a block's store; everything of that block is there; how many stores have come.
+  void store(std::uint32_t* at, std::uint32_t word) { stores_.push_back({running_, at, word}); }
+  void fence() {
+    const auto own = [this](const Store& store) { return store.block == running_; };
+    for (const Store& store : stores_)
+      if (own(store)) *store.at = store.word;
+    stores_.erase(std::remove_if(stores_.begin(), stores_.end(), own), stores_.end());
+    ++delivered_;
+  }
+  int delivered() const { return delivered_; }
+
  private:
   struct Block {
     int index;
@@ -68,10 +86,27 @@ class Scheduler {
     std::unique_ptr<char[]> stack;
     ucontext_t context;
   };
+  struct Store {
+    const Block* block;
+    std::uint32_t* at;
+    std::uint32_t word;
+  };
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<Store> stores_;  // on their way
+  int delivered_ = 0;
   std::function<void(int)> body_;
   Block* running_ = nullptr;
   ucontext_t main_;
+
+  // One of the stores on their way comes there: of those to a word, the first.
+  void deliver() {
+    std::uint32_t* const at = stores_[random() % stores_.size()].at;
+    const auto first =
+        std::find_if(stores_.begin(), stores_.end(), [at](const Store& store) { return store.at == at; });
+    *at = first->word;
+    stores_.erase(first);
+    ++delivered_;
+  }
 
   void start(int index) {
     constexpr std::size_t bytes = 64 << 10;
@@ -182,7 +217,6 @@ class HostPolicy {
   }
   void barrier() {
     shared_.barrier();
-    stored_since_barrier_ = false;
     scheduler_.stop();
   }
   template <class T, class F>
@@ -195,35 +229,38 @@ class HostPolicy {
   }
 
   void store_partial(int thread, int index, float value) { shared_.store(thread, index, value); }
-  float load_partial(int thread, int index) { return shared_.load(thread, index); }
-  template <class T>
-  void store_exchange(T* at, T value) {
-    *at = value;
-    stored_since_barrier_ = true;
-  }
-  Words load_exchange(const void* buffer, int index) {
-    Words words;
-    std::memcpy(&words, static_cast<const char*>(buffer) + sizeof(Words) * index, sizeof(Words));
-    return words;
+  template <int kCount>
+  void load_partials(int thread, int index, float (&values)[kCount]) {
+    for (int i = 0; i < kCount; ++i) values[i] = shared_.load(thread, index + i);
   }
 
-  void publish(unsigned* flag, unsigned value) {
-    if (stored_since_barrier_) scheduler_.fail("a block publishes what its other threads may not have written yet");
-    if (*flag + 1 != value) scheduler_.fail("a block publishes its phases out of order");
-    *flag = value;
-    scheduler_.stop();
+  void store_exchange(std::uint32_t* at, std::uint32_t word) { scheduler_.store(at, word); }
+  Words load_exchange(const std::uint32_t* buffer, int index) {
+    Words words;
+    std::memcpy(&words, buffer + 4 * index, sizeof(Words));
+    return words;
   }
-  void wait(const unsigned* flags, int count, unsigned value) {
-    scheduler_.stop([=] { return std::all_of(flags, flags + count, [=](unsigned flag) { return flag >= value; }); });
-    shared_.barrier();
+  template <class Ready, class Again>
+  void await(Ready ready, Again again) {
+    while (true) {
+      const int delivered = scheduler_.delivered();
+      bool all = true;
+      each([&](int thread, Thread& mine) {
+        if (!ready(mine)) again(thread, mine);
+        all = all && ready(mine);
+      });
+      if (all) return;
+      scheduler_.stop([=] { return scheduler_.delivered() != delivered; });
+    }
   }
+  void fence() { scheduler_.fence(); }
+  void prefetch(const void*) {}
 
  private:
   const int block_;
   std::vector<Thread> threads_;
   SharedMemory shared_;
   Scheduler& scheduler_;
-  bool stored_since_barrier_ = false;
 };
 
 // As launch_phases of launch.cuh.
@@ -236,7 +273,7 @@ void run_phases(const Plan& plan, const typename Program::Arguments& arguments, 
     });
   };
   const int phases = arguments.batch.steps() + 1;
-  std::memset(arguments.grid.flags, 0, plan.cleared_bytes);
+  for (Index i = 0; i < plan.exchange_words(); ++i) Program::Exchange::prepare(arguments.batch, arguments.grid, i);
   if (plan.problem.form == Form::one_kernel) return kernel(0, phases);
   for (int phase = 0; phase < phases; ++phase) kernel(phase, phase + 1);
 }

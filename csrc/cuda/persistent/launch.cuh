@@ -18,17 +18,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   Program::run(policy, arguments, first_phase, end_phase);
 }
 
-template <class Arguments>
-cudaError_t launch_phases(void (*kernel)(Arguments, int, int), const Plan& plan, Arguments& arguments,
-                          cudaStream_t stream) {
+template <class Program>
+__global__ void prepare_exchange(const __grid_constant__ typename Program::Arguments arguments, Index words) {
+  for (Index i = Index(blockIdx.x) * kThreads + threadIdx.x; i < words; i += Index(gridDim.x) * kThreads)
+    Program::Exchange::prepare(arguments.batch, arguments.grid, i);
+}
+
+template <class Program, class Arguments>
+cudaError_t launch_phases(const Plan& plan, Arguments& arguments, cudaStream_t stream) {
+  const auto kernel = run_phases<Program>;
   const int phases = arguments.batch.steps() + 1;
   // More than 48 KiB of shared memory must be asked for.
   cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shared_bytes));
-  // The flags lie at the start of the workspace, the exchange buffers after them.
-  if (error == cudaSuccess) error = cudaMemsetAsync(arguments.grid.flags, 0, plan.cleared_bytes, stream);
   if (error != cudaSuccess) return error;
+  const Index words = plan.exchange_words();
+  const unsigned blocks = static_cast<unsigned>(smaller((words + kThreads - 1) / kThreads, Index(1024)));
+  prepare_exchange<Program><<<blocks, kThreads, 0, stream>>>(arguments, words);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
   if (plan.problem.form == Form::one_kernel) {
     int first = 0, end = phases;
     void* parameters[] = {&arguments, &first, &end};
@@ -46,8 +54,7 @@ cudaError_t launch_program(const Plan& plan, Arguments& arguments, void* workspa
   return with_cell(plan.problem.cell, cudaErrorInvalidValue, [&](auto cell) {
     using Cell = typename std::decay_t<decltype(cell)>::type;
     return with_capacity(plan.capacity, cudaErrorInvalidValue, [&](auto capacity) {
-      using Chosen = Program<T, Cell, decltype(capacity)::value>;
-      return launch_phases<Arguments>(run_phases<Chosen>, plan, arguments, stream);
+      return launch_phases<Program<T, Cell, decltype(capacity)::value>>(plan, arguments, stream);
     });
   });
 }

@@ -1,5 +1,5 @@
 // Entry points of the block programs: enqueue a whole pass over time on a stream. Nothing is allocated, nothing waits;
-// flags are cleared as part of the pass, so that a captured graph can be replayed.
+// the exchange buffers are prepared as part of the pass, so that a captured graph can be replayed.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -48,11 +48,11 @@ const char* make_plan(const Problem& problem, int multiprocessors, Plan& plan) {
   const std::size_t element = wide ? 4 : 2, groups = static_cast<std::size_t>(problem.directions) * plan.slices;
   const int rows = weight_rows(problem.pass, gates, plan.units);
   const int cells_of_a_thread = kMaxSliceRows * plan.units / kThreads;
-  plan.exchange_stride = Index(product_depth(problem.pass, gates, plan.capacity)) * plan.slice_rows;
-  plan.shared_bytes = sizeof(float) * kWarps * plan.slice_rows * partial_stride(rows);
-  plan.exchange_at = aligned(sizeof(unsigned) * grid);
-  plan.cleared_bytes = plan.exchange_at + groups * 2 * plan.exchange_stride * element;
-  plan.packed_at = aligned(plan.cleared_bytes);
+  const std::size_t buffer_bytes =
+      element * product_depth(problem.pass, gates, plan.capacity) * static_cast<std::size_t>(plan.slice_rows);
+  plan.exchange_stride = static_cast<Index>(buffer_bytes / sizeof(std::uint32_t));
+  plan.shared_bytes = sizeof(float) * kWarps * partial_words(partial_stride(rows), plan.slice_rows);
+  plan.packed_at = aligned(groups * kExchangeBuffers * buffer_bytes);
   plan.carry_at =
       plan.packed_at + element * grid * padded_rows(rows) * product_depth(problem.pass, gates, plan.capacity);
   plan.workspace_bytes = plan.carry_at + sizeof(float) * grid * kThreads * cells_of_a_thread * kCarriedValues;
@@ -65,8 +65,7 @@ Grid grid_of(const Plan& plan, void* workspace) {
   grid.blocks = plan.blocks;
   grid.slices = plan.slices;
   grid.slice_rows = plan.slice_rows;
-  grid.flags = reinterpret_cast<unsigned*>(memory);
-  grid.exchange = memory + plan.exchange_at;
+  grid.exchange = reinterpret_cast<std::uint32_t*>(memory);
   grid.exchange_stride = plan.exchange_stride;
   grid.packed = reinterpret_cast<Words*>(memory + plan.packed_at);
   grid.carry = reinterpret_cast<float*>(memory + plan.carry_at);

@@ -7,10 +7,12 @@
 //   each(f)        f(thread, its registers) for all threads of the block; parted from what other threads do by
 //   barrier()
 //   mma<T>(f)    f(registers) names a thread's fragments; all lanes of a warp give theirs to one mma
-//   store_partial, load_partial      shared memory
-//   store_exchange, load_exchange    the exchange buffer: one element; four words
-//   publish(flag, value)             after a barrier: what the block wrote is there for whoever sees the value
-//   wait(flags, count, value)        until all flags are at least the value; ends with a barrier
+//   store_partial, load_partials     shared memory
+//   store_exchange, load_exchange    the exchange buffer: a word, four words; others see a word some time later, and
+//                                    those of different places in any order
+//   await(ready, again)              for all threads: again(thread, its registers) until ready(its registers)
+//   fence()                          what a thread stored before it, others see before what it stores afterwards
+//   prefetch(address)                a thread will load from there in the next phase
 #pragma once
 #include "cuda/persistent/operand.h"
 #include "cuda/persistent/plan.h"
@@ -35,6 +37,9 @@ struct Fragments {
   const std::uint32_t* a;
   const std::uint32_t* b;
 };
+
+// What stands in the exchange buffer where a word has yet to come; no word that is sent looks so.
+constexpr std::uint32_t kMissing = 0xffffffff;
 
 // Fragments of the right operand that a thread loads ahead at once: an even part of all, eight at most.
 constexpr int chunk_of(int steps) {
@@ -87,10 +92,11 @@ struct Product {
     });
   }
 
-  // The partial sums of `columns` rows of the batch, a multiple of eight, are in shared memory after the next barrier.
+  // Waits for the right operand, each thread for its own part. The partial sums of `columns` rows of the batch, a
+  // multiple of eight, are in shared memory after the next barrier.
   template <class Policy>
-  FUSEDRNN_DEVICE static void run(Policy& policy, const T* right, int columns) {
-    prefetch(policy, right, 0, 0);
+  FUSEDRNN_DEVICE static void run(Policy& policy, const std::uint32_t* right, int columns) {
+    request(policy, right, 0, 0);
     FUSEDRNN_KEEP_ROLLED
     for (int column = 0; column < columns; column += 8) {
       policy.each([&](int, auto& mine) {
@@ -99,6 +105,7 @@ struct Product {
       });
       FUSEDRNN_UNROLL
       for (int chunk = 0; chunk < kChunks; ++chunk) {
+        receive(policy, right, column, chunk);
         policy.each([&](int, auto& mine) {
           FUSEDRNN_UNROLL
           for (int i = 0; i < kChunk; ++i) {
@@ -107,22 +114,28 @@ struct Product {
           }
         });
         if (chunk + 1 < kChunks)
-          prefetch(policy, right, column, chunk + 1);
+          request(policy, right, column, chunk + 1);
         else if (column + 8 < columns)
-          prefetch(policy, right, column + 8, 0);
+          request(policy, right, column + 8, 0);
         multiply(policy, chunk);
       }
       policy.each([&](int thread, auto& mine) { store(policy, thread, mine.product, column, columns); });
     }
   }
 
-  // After that barrier: the sum for weight row r and row n of the slice, the warps' parts always in the same order.
-  template <class Policy>
-  FUSEDRNN_DEVICE static float total(Policy& policy, int thread, int r, int n, int columns) {
-    float sum = 0;
+  // After that barrier: the sums for weight rows r, r + 1, ... and row n of the slice, the warps' parts always in the
+  // same order.
+  template <class Policy, int kCount>
+  FUSEDRNN_DEVICE static void total(Policy& policy, int thread, int r, int n, int columns, float (&sum)[kCount]) {
     FUSEDRNN_UNROLL
-    for (int warp = 0; warp < kWarps; ++warp) sum += policy.load_partial(thread, (warp * columns + n) * kStride + r);
-    return sum;
+    for (float& one : sum) one = 0;
+    FUSEDRNN_UNROLL
+    for (int warp = 0; warp < kWarps; ++warp) {
+      float part[kCount];
+      policy.load_partials(thread, warp * partial_words(kStride, columns) + partial_at(kStride, n, r), part);
+      FUSEDRNN_UNROLL
+      for (int i = 0; i < kCount; ++i) sum[i] += part[i];
+    }
   }
 
  private:
@@ -140,17 +153,33 @@ struct Product {
     return words;
   }
 
+  // Asks for a chunk of the right operand, whether it is there or not.
   template <class Policy>
-  FUSEDRNN_DEVICE static void prefetch(Policy& policy, const T* right, int column, int chunk) {
-    policy.each([&](int thread, auto& mine) {
-      const int first = column / 8 * kPairs + (thread / 32 * kSteps + chunk * kChunk) / 2;
+  FUSEDRNN_DEVICE static void request(Policy& policy, const std::uint32_t* right, int column, int chunk) {
+    policy.each([&](int thread, auto& mine) { load(policy, right, column, chunk, thread, mine.product); });
+  }
+  // Asks again until all of it is there.
+  template <class Policy>
+  FUSEDRNN_DEVICE static void receive(Policy& policy, const std::uint32_t* right, int column, int chunk) {
+    policy.await(
+        [](const auto& mine) {
+          bool missing = false;
+          FUSEDRNN_UNROLL
+          for (const auto& fragment : mine.product.coming) missing |= fragment[0] == kMissing | fragment[1] == kMissing;
+          return !missing;
+        },
+        [&](int thread, auto& mine) { load(policy, right, column, chunk, thread, mine.product); });
+  }
+  template <class Policy>
+  FUSEDRNN_DEVICE static void load(Policy& policy, const std::uint32_t* right, int column, int chunk, int thread,
+                                   Registers& mine) {
+    const int first = column / 8 * kPairs + (thread / 32 * kSteps + chunk * kChunk) / 2;
+    FUSEDRNN_UNROLL
+    for (int pair = 0; pair < kChunk / 2; ++pair) {
+      const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
       FUSEDRNN_UNROLL
-      for (int pair = 0; pair < kChunk / 2; ++pair) {
-        const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < 4; ++i) mine.product.coming[2 * pair + i / 2][i % 2] = words.word[i];
-      }
-    });
+      for (int i = 0; i < 4; ++i) mine.coming[2 * pair + i / 2][i % 2] = words.word[i];
+    }
   }
 
   template <class Policy>
@@ -173,7 +202,7 @@ struct Product {
     const int lane = thread % 32, g = lane / 4, j = lane % 4;
     FUSEDRNN_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const int at = (thread / 32 * columns + column + 2 * j + i) * kStride + g;
+      const int at = thread / 32 * partial_words(kStride, columns) + partial_at(kStride, column + 2 * j + i, g);
       if constexpr (kFold == 2) {
         policy.store_partial(thread, at, mine.sum[0][i] + mine.sum[1][2 + i]);
       } else {

@@ -31,6 +31,8 @@ _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
 # Whether engine="auto" runs by block programs what they can run. No GPU has run one yet: until one has shown them to be
 # right, and faster than steps, they are for those who ask.
 _AUTO_IS_PERSISTENT = False
+# Whether a block program runs all steps in one kernel, where the device can hold all of its blocks at once.
+_LOOP_INSIDE = True
 _PRESENT: View = (1, 0, 0)  # of an array whose memory only has to be counted
 
 
@@ -134,6 +136,7 @@ class Net:
             seed=settings["seed"],
             dtype=settings["dtype"],
             tf32=precision == "tf32",
+            loop_inside=_LOOP_INSIDE,
             device=device.index,
         )
         self._choice = engine
