@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedrnn.cuda.arrays import ABSENT
 from fusedrnn.cuda.device import Unavailable, load_native, open_blas
-from fusedrnn.cuda.net import runs_blocks
+from fusedrnn.cuda.net import _LOOP_INSIDE, runs_blocks
 from fusedrnn.torch.tensors import address, contiguous, unit_stride
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool
         seed=0,
         dtype=DTYPES[dtype],
         tf32=tf32,
+        loop_inside=_LOOP_INSIDE,
         device=index,
     )
 
