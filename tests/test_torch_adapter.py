@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, Case, make_inputs, make_layer, small_cases
-from cases import LAYERS as NATIVE
-from oracles import Result, as_tuple, assert_results_close, run_library
+from oracles import as_tuple, assert_results_close, run_library
 
 torch = pytest.importorskip("torch")
 
@@ -29,7 +28,9 @@ from torch_support import (  # noqa: E402
     assert_near,
     leaf,
     loss_of,
+    module_of,
     outputs_and_gradients,
+    run_module,
     state_of,
     tensors_in,
 )
@@ -52,42 +53,6 @@ def build(kind: Any, **options: Any) -> Any:
 
 def sequence(batch_first: bool = False) -> Any:
     return leaf(B, T, SIZE["input_size"]) if batch_first else leaf(T, B, SIZE["input_size"])
-
-
-def module_of(case: Case, layer: Any) -> Any:
-    """The adapter's module for a case, with a native layer's parameters."""
-    name, options = NATIVE[case.cell]
-    module = getattr(ft, name)(
-        case.input_size,
-        case.hidden_size,
-        case.num_layers,
-        bidirectional=case.directions == 2,
-        dtype=getattr(torch, case.dtype),
-        **options,
-    )
-    module.load_state_dict({name: torch.tensor(value) for name, value in layer.parameters.items()})
-    return module
-
-
-def run_module(case: Case, module: Any, inputs: Any) -> Result:
-    x = torch.tensor(inputs.x, requires_grad=True)
-    leaves = tuple(torch.tensor(s, requires_grad=True) for s in as_tuple(inputs.state))
-    reset = None if inputs.reset is None else torch.tensor(inputs.reset)
-    lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths)
-    y, final = module(x, leaves if case.two_states else leaves[0], lengths=lengths, reset=reset)
-    grads = [torch.tensor(d) for d in (inputs.dy, *as_tuple(inputs.dstate))]
-    torch.autograd.backward([y, *as_tuple(final)], grads)
-
-    def joined(arrays: list[Any]) -> Any:
-        return tuple(arrays) if case.two_states else arrays[0]
-
-    return Result(
-        y.detach().numpy(),
-        joined([s.detach().numpy() for s in as_tuple(final)]),
-        x.grad.numpy(),
-        joined([s.grad.numpy() for s in leaves]),
-        {name: module.get_parameter(name).grad.numpy() for name in module._flat_weights_names},
-    )
 
 
 # A module has neither clip nor reverse.

@@ -6,7 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from cases import LAYERS as NATIVE
+from cases import Case, Inputs
+from oracles import Result, as_tuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -36,9 +40,8 @@ def tensors_in(found: Any) -> list[Tensor]:
 
 def loss_of(outputs: Sequence[Tensor]) -> Tensor:
     """A scalar in which every element of every output has a weight of its own."""
-    return torch.stack(
-        [(t.double() * torch.cos(torch.arange(t.numel()).double()).reshape(t.shape)).sum() for t in outputs]
-    ).sum()
+    weights = [torch.cos(torch.arange(t.numel(), device=t.device).double()).reshape(t.shape) for t in outputs]
+    return torch.stack([(t.double() * weight).sum() for t, weight in zip(outputs, weights, strict=True)]).sum()
 
 
 def outputs_and_gradients(module: nn.Module, *arguments: Any, seed: int = 0, **options: Any) -> list[Tensor]:
@@ -59,6 +62,7 @@ def assert_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], depth: int) ->
     """Equal to rounding: `depth` roundings in a row, each of at most eps of the largest value of an array or of 1."""
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
+        a, b = a.detach(), b.detach()
         assert a.shape == b.shape and a.dtype == b.dtype
         if b.numel():
             allowed = depth * torch.finfo(b.dtype).eps * max(1.0, float(b.abs().max()))
@@ -74,3 +78,45 @@ def state_of(kind: type[nn.Module], *shape: int, dtype: torch.dtype = torch.floa
     """A state for a module of torch's."""
     halves = tuple(leaf(*shape, dtype=dtype) for _ in range(2))
     return halves if issubclass(kind, (nn.LSTM, nn.LSTMCell)) else halves[0]
+
+
+def module_of(case: Case, layer: Any, device: Any = None) -> Any:
+    """The adapter's module for a case, with a native layer's parameters."""
+    name, options = NATIVE[case.cell]
+    module = getattr(ft, name)(
+        case.input_size,
+        case.hidden_size,
+        case.num_layers,
+        bidirectional=case.directions == 2,
+        dtype=getattr(torch, case.dtype),
+        device=device,
+        **options,
+    )
+    module.load_state_dict({name: torch.tensor(value) for name, value in layer.parameters.items()})
+    return module
+
+
+def run_module(case: Case, module: Any, inputs: Inputs) -> Result:
+    """A training step of a module in its dtype and on its device; results as NumPy has them."""
+    like = next(module.parameters())
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.tensor(array).to(like)
+
+    x = put(inputs.x).requires_grad_()
+    leaves = tuple(put(s).requires_grad_() for s in as_tuple(inputs.state))
+    reset = None if inputs.reset is None else torch.tensor(inputs.reset, device=like.device)
+    lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths)
+    y, final = module(x, leaves if case.two_states else leaves[0], lengths=lengths, reset=reset)
+    torch.autograd.backward([y, *as_tuple(final)], [put(d) for d in (inputs.dy, *as_tuple(inputs.dstate))])
+
+    def get(tensor: Tensor) -> np.ndarray:
+        assert tensor.dtype == like.dtype and tensor.device == like.device
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype.itemsize == 2 else tensor).numpy()
+
+    def joined(tensors: Sequence[Tensor]) -> Any:
+        return tuple(map(get, tensors)) if case.two_states else get(tensors[0])
+
+    gradients = {name: get(module.get_parameter(name).grad) for name in module._flat_weights_names}
+    return Result(get(y), joined(as_tuple(final)), get(x.grad), joined([s.grad for s in leaves]), gradients)

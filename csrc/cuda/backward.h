@@ -95,7 +95,7 @@ class Backward : Net<T> {
     load_gradient<T>(backend, gradient.dhn, layer, dh);
     if (traits.states == 2) load_gradient<A>(backend, gradient.dcn, layer, dc);
     clear_sums(backend, layer);
-    if (directions == 2) clear_input_gradient(backend, config.input_of(layer), dx);
+    if (directions == 2 && dx.data) clear_input_gradient(backend, config.input_of(layer), dx);
     BackwardArrays<T> a = backward_arrays(layer, weights, dy);
     for (Index last = call.steps, first; last > 0; last = first) {
       first = call.recompute > 0 ? (last - 1) / chunk * chunk : std::max<Index>(last - chunk, 0);
@@ -114,14 +114,17 @@ class Backward : Net<T> {
       else
         for (Index s = last; s-- > first;) step(backend, weights, a, s);
       // 4. Gradients of x and of the weights: products over the chunk.
-      for (Index d = 0; d < directions; ++d) differentiate_chunk(backend, layer, weights, x, dx, d, first, last);
+      for (Index d = 0; d < directions; ++d) {
+        add_weight_gradients(backend, layer, x, d, first, last, gradient);
+        if (dx.data) differentiate_input(backend, layer, weights, dx, d, first, last);
+      }
       backend.for_each(directions, kParts, traits.slots * hidden,
                        SumRows<T>{dgates, a.capacity, (last - first) * rows, traits.slots * hidden, bias_parts});
       if (traits.peepholes) cell.peepholes(backend, a, directions, (last - first) * rows, peephole_parts);
     }
     // 5. The initial state's gradient, and what was added up, to the caller's arrays.
     store_state_gradients(backend, layer, a, gradient);
-    if (kWide && directions == 2)
+    if (kWide && directions == 2 && dx.data)
       backend.for_each(
           call.steps, rows, config.input_of(layer),
           CopyRows<A, T>{dx_wide, rows * config.input_of(layer), config.input_of(layer), dx.data, dx.time, dx.row});
@@ -246,23 +249,29 @@ class Backward : Net<T> {
     backend.gemm(product);
   }
 
-  void differentiate_chunk(Backend& backend, int layer, const Packed<T>& weights, const SequenceOf<const T>& x,
-                           const SequenceOf<T>& dx, Index d, Index first, Index last) const {
-    const Index inputs = config.input_of(layer), count = (last - first) * rows, slots = traits.slots * hidden;
-    const T* const own = dgates + d * chunk * rows * slots;
+  void add_weight_gradients(Backend& backend, int layer, const SequenceOf<const T>& x, Index d, Index first, Index last,
+                            const NetBackward& gradient) const {
+    const WeightGradients<void>& wanted = gradient.gradients[layer * directions + d];
+    const Index inputs = config.input_of(layer), count = (last - first) * rows;
+    const T* const own = dgates + d * chunk * rows * traits.slots * hidden;
     const T* const h = h_previous + d * chunk * rows * hidden;
-    add_weight_gradient(backend, own, traits.input, count,
-                        this->rows_in_order(backend, x, inputs, d, first, last, true, gathered), inputs,
-                        input_gradient + d * traits.input.count * hidden * inputs);
-    for (int phase = 0; phase < traits.phases; ++phase)
+    if (wanted.weight_ih)
+      add_weight_gradient(backend, own, traits.input, count,
+                          this->rows_in_order(backend, x, inputs, d, first, last, true, gathered), inputs,
+                          input_gradient + d * traits.input.count * hidden * inputs);
+    for (int phase = 0; phase < traits.phases && wanted.weight_hh; ++phase)
       add_weight_gradient(backend, own, traits.recurrent[phase], count,
                           phase == 0 ? h : operand + d * chunk * rows * hidden, hidden,
                           recurrent_gradient + (d * traits.gates + this->recurrent_start[phase]) * hidden * hidden);
+  }
+  void differentiate_input(Backend& backend, int layer, const Packed<T>& weights, const SequenceOf<T>& dx, Index d,
+                           Index first, Index last) const {
+    const Index inputs = config.input_of(layer), count = (last - first) * rows, slots = traits.slots * hidden;
     Gemm<T> product = {};
     product.m = count;
     product.n = product.b_row = product.c_row = inputs;
     product.k = traits.input.count * hidden;
-    product.a = own + traits.input.first * hidden;
+    product.a = dgates + d * chunk * rows * slots + traits.input.first * hidden;
     product.a_row = slots;
     product.b = weights.input + d * traits.input.count * hidden * inputs;
     product.c = dx_chunk;
@@ -292,18 +301,17 @@ class Backward : Net<T> {
   void store_state_gradients(Backend& backend, int layer, const BackwardArrays<T>& a,
                              const NetBackward& gradient) const {
     const auto place = [&](const StateView& view, auto* data) { return data + layer * directions * view.layer; };
-    T* const dh0 = place(gradient.dh0, static_cast<T*>(gradient.dh0.data));
+    const StateView &h = gradient.dh0, &c = gradient.dc0;
     // Step by step, what comes through weight_hh has still to be added.
-    if (blocks.active())
+    if (h.data && blocks.active())
       backend.for_each(directions, rows, hidden,
-                       CopyRows<A, T>{dh, rows * hidden, hidden, dh0, gradient.dh0.layer, gradient.dh0.row});
-    else
-      backend.for_each(directions, rows, hidden, StoreInitialGradient<T>{a, dh0, gradient.dh0.layer, gradient.dh0.row});
-    if (traits.states == 2)
-      backend.for_each(
-          directions, rows, hidden,
-          CopyRows<A, A>{dc, rows * hidden, hidden, place(gradient.dc0, static_cast<A*>(gradient.dc0.data)),
-                         gradient.dc0.layer, gradient.dc0.row});
+                       CopyRows<A, T>{dh, rows * hidden, hidden, place(h, static_cast<T*>(h.data)), h.layer, h.row});
+    else if (h.data)
+      backend.for_each(directions, rows, hidden,
+                       StoreInitialGradient<T>{a, place(h, static_cast<T*>(h.data)), h.layer, h.row});
+    if (c.data)
+      backend.for_each(directions, rows, hidden,
+                       CopyRows<A, A>{dc, rows * hidden, hidden, place(c, static_cast<A*>(c.data)), c.layer, c.row});
   }
 
   void store_gradients(Backend& backend, int layer, Index d, const NetBackward& gradient) const {
@@ -311,12 +319,14 @@ class Backward : Net<T> {
     const Index inputs = config.input_of(layer), slots = traits.slots;
     const bool add = gradient.accumulate;
     const auto array = [](void* data) { return static_cast<T*>(data); };
-    backend.for_each(1, traits.input.count * hidden, inputs,
-                     UnpackRows<T>{input_gradient + d * traits.input.count * hidden * inputs, array(to.weight_ih),
-                                   this->input_map, hidden, inputs, add});
-    backend.for_each(1, traits.gates * hidden, hidden,
-                     UnpackRows<T>{recurrent_gradient + d * traits.gates * hidden * hidden, array(to.weight_hh),
-                                   this->recurrent_map, hidden, hidden, add});
+    if (to.weight_ih)
+      backend.for_each(1, traits.input.count * hidden, inputs,
+                       UnpackRows<T>{input_gradient + d * traits.input.count * hidden * inputs, array(to.weight_ih),
+                                     this->input_map, hidden, inputs, add});
+    if (to.weight_hh)
+      backend.for_each(1, traits.gates * hidden, hidden,
+                       UnpackRows<T>{recurrent_gradient + d * traits.gates * hidden * hidden, array(to.weight_hh),
+                                     this->recurrent_map, hidden, hidden, add});
     const auto unpack = [&](const A* parts, Index count, void* array_to, const GateMap& map) {
       if (array_to)
         backend.for_each(1, count, hidden,

@@ -61,7 +61,7 @@ struct NetForward {
   void* workspace = nullptr;       // Engine::forward_bytes
 };
 
-// With the NetForward whose `kept` it reads; x, y and the weights are as they were then.
+// With the NetForward whose `kept` it reads; x, y and the weights are as they were then. A null array: unwanted.
 struct NetBackward {
   SequenceView dy, dx;
   StateView dhn, dcn, dh0, dc0;

@@ -128,9 +128,10 @@ def arrays() -> Arrays:
     return _arrays
 
 
-def _load() -> Cupy:
+def load_native() -> Any:
+    """The module `_cuda`, whose cuBLAS has still to be opened."""
     try:
-        native = importlib.import_module("fusedrnn._cuda")
+        return importlib.import_module("fusedrnn._cuda")
     except ModuleNotFoundError as error:
         raise Unavailable(
             "this build of fusedrnn has no CUDA module; build it with FUSEDRNN_CUDA=ON in the environment, as in "
@@ -138,17 +139,28 @@ def _load() -> Cupy:
         ) from error
     except ImportError as error:
         raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error
+
+
+def open_blas(native: Any, path: str | None = None) -> None:
+    """Give the module its cuBLAS: that of a path, or the one that `cuda.pathfinder` finds."""
+    try:
+        if path is None:
+            pathfinder = importlib.import_module("cuda.pathfinder")
+            path = str(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path or "")
+        native.open_blas(path)
+    except Exception as error:  # of many kinds: no library, a broken one, an old one
+        raise Unavailable(f"cuBLAS cannot be opened; {_INSTALL} brings it ({error})") from error
+
+
+def _load() -> Cupy:
+    native = load_native()
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise Unavailable(f"CuPy cannot be imported; {_INSTALL} brings it ({error})") from error
     if not cupy.cuda.is_available():
         raise Unavailable("CuPy finds no CUDA device: there is no NVIDIA GPU here, or its driver is missing or too old")
-    try:
-        pathfinder = importlib.import_module("cuda.pathfinder")
-        native.open_blas(str(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path or ""))
-    except Exception as error:  # of many kinds: no library, a broken one, an old one
-        raise Unavailable(f"cuBLAS cannot be opened; {_INSTALL} brings it ({error})") from error
+    open_blas(native)
     return Cupy(cupy, native)
 
 

@@ -36,6 +36,16 @@ _LOOP_INSIDE = True
 _PRESENT: View = (1, 0, 0)  # of an array whose memory only has to be counted
 
 
+def runs_blocks(net: Any, choice: str, rows: int, *, training: bool) -> bool:
+    """Whether a compiled net runs calls of so many rows by block programs; ValueError where they cannot and must."""
+    if choice == "stepwise" or (choice == "auto" and not _AUTO_IS_PERSISTENT):
+        return False
+    reason = net.persistent_refusal(rows, training)
+    if reason is not None and choice == "persistent":
+        raise ValueError(f"engine must be 'auto' or 'stepwise' here, not 'persistent': {reason}")
+    return reason is None
+
+
 class Layout(NamedTuple):
     """One call's extents. Unbatched arrays have no batch axis; a single step has no time axis."""
 
@@ -181,12 +191,7 @@ class Net:
 
     def _persistent(self, rows: int, *, training: bool) -> bool:
         """Whether calls of so many rows run by block programs; ValueError where they are asked for and cannot."""
-        if self._choice == "stepwise" or (self._choice == "auto" and not _AUTO_IS_PERSISTENT):
-            return False
-        reason = self._net.persistent_refusal(rows, training)
-        if reason is not None and self._choice == "persistent":
-            raise ValueError(f"engine must be 'auto' or 'stepwise' here, not 'persistent': {reason}")
-        return reason is None
+        return runs_blocks(self._net, self._choice, rows, training=training)
 
     # ---- arguments ----
 

@@ -1,4 +1,4 @@
-"""torch.nn's recurrent modules on this library's engine.
+"""torch.nn's recurrent modules on this library's engines, for CPU and for CUDA tensors.
 
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
 same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.

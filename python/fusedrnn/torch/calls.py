@@ -18,8 +18,10 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, forward, unit_stride
+from fusedrnn.torch import device
+from fusedrnn.torch.engine import Call, apply_layers, config_of, forward
 from fusedrnn.torch.rerun import LAYERS, torch_forward
+from fusedrnn.torch.tensors import contiguous, unit_stride
 
 State = tuple[Tensor, ...]
 FLOATS = (torch.float32, torch.float64)
@@ -40,22 +42,30 @@ def mode_obstacle() -> str | None:
 
 def tensor_obstacle(tensors: Sequence[Any]) -> str | None:
     """Why the engine does not read these tensors."""
-    dtype = tensors[0].dtype if isinstance(tensors[0], Tensor) else None
+    first = tensors[0]
     for t in tensors:
         kind = type(t)
-        if not ((kind is Tensor or kind is Parameter) and t.is_cpu and t.dtype is dtype and t.layout is torch.strided):
-            return _obstacle_of(t, dtype)
-    return None if dtype in FLOATS else f"the engine computes in float32 and float64, not in {dtype}"
+        if kind is not Tensor and kind is not Parameter:
+            return f"{kind.__name__} is not torch.Tensor itself"
+        if t.dtype is not first.dtype:
+            return "its tensors are of several dtypes"
+        if t.is_cpu is not first.is_cpu or t.get_device() != first.get_device():
+            return "its tensors are on several devices"
+        if t.layout is not torch.strided:
+            return f"tensors of the layout {t.layout}"
+    return place_obstacle(first)
 
 
-def _obstacle_of(t: Any, dtype: torch.dtype | None) -> str:
-    if type(t) is not Tensor and type(t) is not Parameter:
-        return f"{type(t).__name__} is not torch.Tensor itself"
-    if not t.is_cpu:
-        return f"tensors on {t.device.type} are torch's: the engine for torch is a CPU one"
-    if t.dtype is not dtype:
-        return "its tensors are of several dtypes"
-    return f"tensors of the layout {t.layout}"
+def place_obstacle(tensor: Tensor) -> str | None:
+    """Why there is no engine for a tensor's device or dtype."""
+    if device.place.holds(tensor):
+        reason = device.missing()
+        if reason is not None:
+            return f"tensors on {tensor.device.type} are torch's here: {reason}"
+        return None if tensor.dtype in device.DTYPES else f"the engine does not compute in {tensor.dtype}"
+    if tensor.device.type != "cpu":
+        return f"tensors on {tensor.device.type} are torch's: the engine is one for the CPU and for CUDA"
+    return None if tensor.dtype in FLOATS else f"the engine computes in float32 and float64, not in {tensor.dtype}"
 
 
 _warned: set[str] = set()
@@ -90,25 +100,31 @@ def split_state(hx: Any, two_states: bool) -> State | None:
 
 def under_autocast(
     module: Any, x: Tensor, states: State, weights: Sequence[Any]
-) -> tuple[Tensor, State, torch.dtype | None, str | None]:
-    """Under autocast on the CPU: x and the states as the engine takes them, torch's output dtype, and any obstacle.
+) -> tuple[Tensor, State, Sequence[Any], torch.dtype | None, str | None]:
+    """Under autocast: tensors as the engine takes them, the dtype to round its outputs to, and any obstacle.
 
-    Autocast leaves float64 alone. Where torch would compute in bfloat16, the engine computes in float32, and rounds
-    what torch returns rounded.
+    Autocast leaves float64 alone. Where torch would compute in bfloat16 on the CPU, the engine computes in float32, and
+    rounds what torch returns rounded. On a device it computes in the dtype that torch would.
     """
-    if x.dtype == torch.float64:
-        return x, states, None, None
-    low = torch.get_autocast_dtype("cpu")
+    on_device = device.place.holds(x)
+    kind = "cuda" if on_device else "cpu"
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, states, weights, None, None
+    low = torch.get_autocast_dtype(kind)
+    if on_device:
+        return x.to(low), tuple(s.to(low) for s in states), [w.to(low) for w in weights], None, None
     plain = all(isinstance(w, Tensor) and w.dtype == torch.float32 for w in weights)
     same = x.dtype in (low, torch.float32) and all(s.dtype == x.dtype for s in states)
     if low != torch.bfloat16 or not (plain and same):
-        return x, states, None, f"autocast to {low} of {x.dtype}"
+        return x, states, weights, None, f"autocast to {low} of {x.dtype}"
     narrow = low if x.dtype == low or module._autocast_narrows else None
-    return x.float(), tuple(s.float() for s in states), narrow, None
+    return x.float(), tuple(s.float() for s in states), weights, narrow, None
 
 
 def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
     """y, and the final state: through the graph where anything asks for a gradient."""
+    if call.on_device and call.form == "packed":
+        return run_packed(call, x, states, weights)
     x = unit_stride(x)
     h0, c0 = (*map(contiguous, states), None, None)[:2]
     weights = [contiguous(w) for w in weights]
@@ -119,6 +135,20 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
     y, hn, cn, _ = forward(call, x, h0, c0, weights, training=False)
     return y, (hn,) if cn is None else (hn, cn)
+
+
+def run_packed(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    """As `run`, on packed rows where the engine takes padded ones: what they are padded with influences nothing."""
+    alive = torch.arange(call.rows) < call.batch_sizes[:, None]  # type: ignore[index]
+    own = replace(call, form="time", batch_sizes=None, lists=None)
+    if len(x) == alive.numel():
+        y, final = run(own, x.reshape(*alive.shape, x.shape[1]), states, weights)
+        return y.flatten(0, 1), final
+    where = device.place.upload(alive.flatten().nonzero().squeeze(1), x.device, "a packing")
+    own.lengths = device.place.upload(alive.sum(0), x.device, "a packing")
+    padded = x.new_zeros(alive.numel(), x.shape[1]).index_copy(0, where, x)
+    y, final = run(own, padded.view(*alive.shape, x.shape[1]), states, weights)
+    return y.flatten(0, 1).index_select(0, where), final
 
 
 def through_torch(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
@@ -163,7 +193,7 @@ def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any) -
     if lengths is not None:
         if input.dim() == 2:
             raise ValueError("lengths must be None for an unbatched input")
-        call.lengths = checked_lengths(lengths, call)
+        call.lengths = checked_lengths(lengths, call, input)
     if reset is not None:
         if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
             raise TypeError(f"reset must be a tensor of bool, not {getattr(reset, 'dtype', type(reset).__name__)}")
@@ -171,11 +201,14 @@ def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any) -
             raise ValueError(f"reset must have shape {tuple(input.shape[:-1])}, not {tuple(reset.shape)}")
         if input.dim() == 2:
             reset = reset.unsqueeze(0 if module.batch_first else 1)
-        call.reset = reset.to(input.device)
+        call.reset = near(reset, input, "reset")
 
 
-def checked_lengths(lengths: Any, call: Call) -> Tensor:
-    """Lengths as a contiguous tensor of int64 on the CPU."""
+def checked_lengths(lengths: Any, call: Call, x: Tensor) -> Tensor:
+    """Lengths as a contiguous tensor of int64 where x's engine reads them.
+
+    Those that lie on a device are not looked at, which would wait for it: the engine clamps them.
+    """
     try:
         found = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -184,10 +217,20 @@ def checked_lengths(lengths: Any, call: Call) -> Tensor:
         raise TypeError(f"lengths must be integers, not {found.dtype}")
     if found.shape != (call.rows,):
         raise ValueError(f"lengths must have shape ({call.rows},), not {tuple(found.shape)}")
-    found = found.to("cpu", torch.int64).contiguous()
-    if not torch.compiler.is_compiling() and ((found < 0) | (found > call.steps)).any():
+    on_device = device.place.holds(x)
+    unseen = torch.compiler.is_compiling() or (on_device and isinstance(lengths, Tensor) and device.place.holds(found))
+    if not unseen and ((found < 0) | (found > call.steps)).any():
         raise ValueError(f"lengths must lie in [0, {call.steps}], not {found.tolist()}")
-    return found
+    found = found.to(torch.int64).contiguous()
+    return near(found, x, "lengths") if on_device else found.cpu()
+
+
+def near(tensor: Tensor, x: Tensor, name: str) -> Tensor:
+    """A tensor on x's device."""
+    if tensor.device == x.device:
+        return tensor
+    upload = device.place.holds(x) and tensor.is_cpu and not torch.compiler.is_compiling()
+    return device.place.upload(tensor, x.device, name) if upload else tensor.to(x.device)
 
 
 def fit_layer(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | None:
@@ -251,6 +294,7 @@ def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequenc
     if reason is None and not call.config.shapes_fit(weights):
         return ""
     if reason is None:
+        call.on_device = device.place.holds(x)
         try:
             call.make_lists(x)
         except ValueError:
@@ -273,10 +317,10 @@ def module_forward(
     call, x, states = fitted
     if lengths is not None or reset is not None:
         add_options(call, module, input, lengths, reset)
-    weights = weights_of(module, module._weight_names())
+    weights: Sequence[Any] = weights_of(module, module._weight_names())
     narrow = reason = None
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
-        x, states, narrow, reason = under_autocast(module, x, states, weights)
+    if torch._C._is_any_autocast_enabled():
+        x, states, weights, narrow, reason = under_autocast(module, x, states, weights)
     reason = reason if reason is not None else obstacle(module, call, x, states, weights)
     if reason is None:
         how = run

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch import calls, engine
+from fusedrnn.torch import calls, device, engine
 from fusedrnn.torch.engine import Call, config_of
 from fusedrnn.torch.rerun import LAYERS
+from fusedrnn.torch.tensors import contiguous, unit_stride
 
 # A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, peephole, form.
 Plan = tuple[str, int, bool, bool, str]
@@ -25,7 +26,9 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
     config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
-    return Call(config, form, steps, rows, None, lengths, reset)
+    return Call(
+        config, form, steps, rows, None, lengths, reset, on_device=device.place.holds(x) and device.missing() is None
+    )
 
 
 def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
@@ -35,14 +38,14 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     reason = calls.tensor_obstacle((x, *states, *weights))
     config = call.config
     fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
-    fits &= lengths is None or (lengths.shape == (call.rows,) and lengths.dtype == torch.int64 and lengths.is_cpu)
-    fits &= reset is None or (reset.shape == x.shape[:-1] and reset.dtype == torch.bool and reset.is_cpu)
+    for given, shape, dtype in ((lengths, (call.rows,), torch.int64), (reset, x.shape[:-1], torch.bool)):
+        fits &= given is None or (given.shape == shape and given.dtype == dtype and given.device == x.device)
     if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.lengths = None if lengths is None else lengths.contiguous()
     call.make_lists(x)
-    h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
-    return call, engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights]
+    h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
+    return call, unit_stride(x), h0, c0, [contiguous(w) for w in weights]
 
 
 torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -52,7 +55,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("fusedrnn::layers", "cpu")
+@torch.library.impl("fusedrnn::layers", ("cpu", "cuda"))
 def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -71,21 +74,23 @@ def _layers_fake(
     *plan, training = rest
     call = call_of(tuple(plan), x, weights, lengths, reset)
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
-    tape = x.new_empty(call.config.tape_row * call.steps * call.rows if training else 0)
+    size, dtype = call.tape_form(x) if training else (0, x.dtype)
+    tape = x.new_empty(size, dtype=dtype)
     return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
 
 
-@torch.library.impl("fusedrnn::layers_backward", "cpu")
+@torch.library.impl("fusedrnn::layers_backward", ("cpu", "cuda"))
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
     call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
-    made &= tape.shape == (call.config.tape_row * call.steps * call.rows,)
-    if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, tape, dy, dhn, dcn) if t is not None]):
+    size, dtype = call.tape_form(x)
+    made &= tape.shape == (size,) and tape.dtype == dtype and tape.device == x.device
+    if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, dy, dhn, dcn) if t is not None]):
         raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
-    y, tape = engine.unit_stride(y), engine.contiguous(tape)
+    y, tape = unit_stride(y), contiguous(tape)
     found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
@@ -158,11 +163,13 @@ def compiled_forward(
     if isinstance(input, PackedSequence):
         return _eagerly(module, input, hx)
     fitted = calls.fit_cell(module, input, hx) if module._is_cell else calls.fit_layer(module, input, hx)
-    weights = [getattr(module, name) for name in module._weight_names()]
-    usable = input.device.type == "cpu" and input.dtype in calls.FLOATS and module._static_obstacle() is None
+    weights: Sequence[Any] = [getattr(module, name) for name in module._weight_names()]
+    usable = calls.place_obstacle(input) is None and module._static_obstacle() is None
     if fitted is None or (standard and (not usable or torch.is_autocast_enabled("cpu"))):
         return own(input, hx)
     call, x, states = fitted
+    if device.place.holds(x):
+        x, states, weights, _, _ = calls.under_autocast(module, x, states, weights)
     if options:
         calls.add_options(call, module, input, lengths, reset)
     dropout = module.dropout if module.training and not module._is_cell else 0.0

@@ -1,6 +1,6 @@
 """The compiled engine on torch tensors: one autograd node for all the layers of a call.
 
-Everything here works on tensors that `calls.py` has checked: strided, on the CPU, of one dtype, of the right shapes.
+Everything here works on tensors that `calls.py` has checked: strided, on one device, of one dtype, of the right shapes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch._C import _functorch
 
 from fusedrnn import _core
+from fusedrnn.torch import device
 from fusedrnn.torch.rerun import rerun
+from fusedrnn.torch.tensors import address, contiguous, unit_stride
 
 NO_SEQUENCE = (0, 0, 0)
 
@@ -78,7 +80,7 @@ class Call:
 
     `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
     to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
-    and no link is cut.
+    and no link is cut. `on_device`: the CUDA engine runs it.
     """
 
     config: Config
@@ -89,6 +91,7 @@ class Call:
     lengths: Tensor | None = None
     reset: Tensor | None = None
     lists: _core.RowLists | None = None
+    on_device: bool = False
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -101,11 +104,19 @@ class Call:
         """Say which rows of x run when, unless that is all of them always. ValueError where the counts do not fit."""
         if self.batch_sizes is not None:
             self.lists = _core.RowLists.packed(self.steps, address(self.batch_sizes), x.shape[0])
+        elif self.on_device:
+            self.lists = None  # the device looks at lengths and resets itself
         elif self.lengths is not None or self.reset is not None:
             reset, strides = 0, (0, 0)
             if self.reset is not None:
                 reset, strides = address(self.reset), self.strides(self.reset)
             self.lists = _core.RowLists.padded(self.steps, self.rows, address(self.lengths), reset, *strides)
+
+    def tape_form(self, x: Tensor) -> tuple[Any, torch.dtype]:
+        """Size and dtype of the tape for inputs like x."""
+        if self.on_device:
+            return device.tape_bytes(self, x), torch.uint8
+        return self.config.tape_row * (x.shape[0] if self.form == "packed" else self.steps * self.rows), x.dtype
 
     def strides(self, tensor: Tensor) -> tuple[int, int]:
         """Strides of time and row in a sequence of this form."""
@@ -115,35 +126,17 @@ class Call:
         return (strides[1] if self.form == "batch" else 0), strides[0]
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor's elements are; 0 for None, and where there are none."""
-    found = 0 if tensor is None else tensor.data_ptr()
-    if not found and tensor is not None and tensor.numel():
-        raise RuntimeError("fusedrnn.torch: the memory of a tensor has been freed, as by resizing its storage")
-    return found
-
-
-def unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor with neighbours in its last axis next to each other in memory; copied only where they are not."""
-    if tensor.stride(-1) == 1 and not tensor.is_neg():
-        return tensor
-    return tensor.resolve_neg().contiguous()
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where its elements lie otherwise."""
-    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
-
-
 def forward(
     call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
+    if call.on_device:
+        return device.forward(call, x, h0, c0, weights, training)
     config, shape = call.config, call.state_shape
     hn = x.new_empty(shape)
     cn = x.new_empty(shape) if config.two_states else None
     y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], config.width))
-    tape = x.new_empty(config.tape_row * (x.numel() // config.input_size)) if training else None
+    tape = x.new_empty(call.tape_form(x)[0]) if training else None
     config.engines[x.dtype].forward(
         torch.get_num_threads(),
         call.steps,
@@ -175,6 +168,8 @@ def backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
+    if call.on_device:
+        return device.backward(call, x, y, h0, c0, weights, tape, gradients, wanted)
     dy = None if gradients[0] is None else unit_stride(gradients[0])
     dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
     dx = None if not wanted[0] else torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
@@ -234,7 +229,9 @@ class Layers(torch.autograd.Function):
         y = ctx.y
         x, h0, c0, tape, weights = check_saved(call, x, y, h0, c0, tape, weights)
         if y._version != ctx.version:
-            y = forward(call, x, h0, c0, weights, training=False)[0]
+            # On a device only a call of the same kind cuts time into the same chunks, and so has the same bits.
+            y, _, _, made = forward(call, x, h0, c0, weights, training=call.on_device)
+            tape = tape if made is None else made
         return None, *backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
 
 
@@ -258,11 +255,12 @@ def check_saved(
     tensor without a trace in its version.
     """
     config, dtype = call.config, y.dtype
-    shapes = [(*y.shape[:-1], config.input_size), (y.numel() // config.width * config.tape_row,), *config.shapes]
+    tape_size, tape_dtype = call.tape_form(y)
     states = [s for s in (h0, c0) if s is not None]
-    shapes += [call.state_shape] * len(states)
-    for t, shape in zip((x, tape, *weights, *states), shapes, strict=True):
-        if t.shape == shape and t.dtype is dtype and t.is_cpu and t.layout is torch.strided:
+    shapes = [(*y.shape[:-1], config.input_size), *config.shapes, *[call.state_shape] * len(states)]
+    forms = [(tape_dtype, (tape_size,)), *((dtype, shape) for shape in shapes)]
+    for t, (dtype, shape) in zip((tape, x, *weights, *states), forms, strict=True):
+        if t.shape == shape and t.dtype is dtype and t.device == y.device and t.layout is torch.strided:
             continue
         raise RuntimeError(
             "fusedrnn.torch: an input or a parameter has got another shape, dtype or device between the forward and "

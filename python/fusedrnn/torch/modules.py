@@ -167,6 +167,11 @@ class LSTM(_Layers, nn.LSTM):
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
 
+    def flatten_parameters(self) -> None:
+        """Lay the weights out for cuDNN, as torch's module does; it has no room for those of the options."""
+        if not self._options():
+            super().flatten_parameters()
+
 
 class GRU(_Layers, nn.GRU):
     """torch.nn.GRU on this library's engine.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,18 @@ Output = tuple[Tensor | None, Tensor, Tensor | None]
 """y, hn and cn; a single step has no y, and only an LSTM a cn."""
 
 
+@contextlib.contextmanager
+def _twice_differentiable(x: Tensor) -> Iterator[None]:
+    """Without autocast, since dtypes are chosen already, and without cuDNN, which has no second derivatives."""
+    before = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(before and not x.is_cuda)
+    try:
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        torch._C._set_cudnn_enabled(before)
+
+
 def rerun(
     call: Call,
     inputs: Sequence[Tensor | None],
@@ -34,17 +47,20 @@ def rerun(
     They can be differentiated again where that is asked for, and may be batches of gradients.
     """
     again = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    # torch's fused cells on a device have a backward pass for batches of gradients only where it can be differentiated.
+    graph = again or call.on_device
+    with _twice_differentiable(inputs[0]):  # type: ignore[arg-type]
         # An input may depend on another one: only what goes through the call itself belongs to its gradient.
         fresh = [None if t is None else t.view_as(t) for t in inputs]
         outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
     pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
     sources = [t for t, want in zip(fresh, wanted, strict=True) if t is not None and want]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=again, allow_unused=True
-        )
+    grads: tuple[Any, ...] = torch.autograd.grad(
+        [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=graph, allow_unused=True
     )
+    if graph and not again:  # a copy has no graph; batches cannot be detached
+        grads = tuple(grad if grad is None else grad.clone() for grad in grads)
+    found = iter(grads)
     return tuple(next(found) if t is not None and want else None for t, want in zip(fresh, wanted, strict=True))
 
 
@@ -52,7 +68,7 @@ def torch_forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, w
     """Run a call. RuntimeError for the cells that torch has no operation for."""
     if call.config.cell not in LAYERS:
         raise RuntimeError(
-            f"fusedrnn.torch: {call.config.cell} runs on float32 or float64 CPU tensors, outside of torch.func and "
+            f"fusedrnn.torch: {call.config.cell} runs on tensors that the engine takes, outside of torch.func and "
             "other modes, and has no second derivative: torch has no operation for it"
         )
     states = [s for s in (h0, c0)[: 1 + call.config.two_states] if s is not None]

@@ -42,8 +42,8 @@ def why_not(module: nn.Module) -> str | None:
     Returns
     -------
     str or None
-        None where `module` is, or can be made by `accelerate`, a module whose calls on CPU tensors of its parameters'
-        dtype run on the engine.
+        None where `module` is, or can be made by `accelerate`, a module whose calls on tensors of its parameters'
+        dtype and device run on the engine.
 
     Notes
     -----

@@ -1,0 +1,270 @@
+"""CUDA tensors on the CUDA engine, as `engine.py` runs the others on the CPU's.
+
+torch allocates everything, on the tensors' device: CuPy is not needed. What a call frees belongs to the stream that it
+ran on, and torch gives it out there again only behind the call: nothing has to wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn.cuda.arrays import ABSENT
+from fusedrnn.cuda.device import Unavailable, load_native, open_blas
+from fusedrnn.cuda.net import _LOOP_INSIDE, runs_blocks
+from fusedrnn.torch.tensors import address, contiguous, unit_stride
+
+if TYPE_CHECKING:
+    from fusedrnn.torch.engine import Call, Config
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+class Cuda:
+    """torch's CUDA tensors and the module for them. The tests put others in its place."""
+
+    @functools.cached_property
+    def _found(self) -> tuple[Any, str | None]:
+        if torch.version.cuda is None:
+            return None, "this build of torch is not one for CUDA"
+        try:
+            module = load_native()
+            open_blas(module, loaded_blas())
+        except Unavailable as error:
+            return None, str(error)
+        return module, None
+
+    @property
+    def native(self) -> Any:
+        """The compiled module."""
+        return self._found[0]
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is none."""
+        return self._found[1]
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies on a device of this kind."""
+        return tensor.is_cuda
+
+    def index(self, tensor: Tensor) -> int:
+        """Number of a tensor's device."""
+        return tensor.device.index or 0
+
+    def stream(self, index: int) -> int:
+        """A device's current stream."""
+        return int(torch._C._cuda_getCurrentRawStream(index))
+
+    def memory(self, like: Tensor, count: int) -> Tensor:
+        """So many bytes on a tensor's device."""
+        return like.new_empty(count, dtype=torch.uint8)
+
+    def upload(self, tensor: Tensor, device: torch.device, name: str) -> Tensor:
+        """A copy of a host tensor, for which nothing waits."""
+        if torch.cuda.is_current_stream_capturing():
+            raise ValueError(f"{name} must lie on {device} while a graph is captured: a replay would not copy it again")
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
+place: Any = Cuda()
+
+
+def loaded_blas() -> str | None:
+    """Path of the cuBLAS that this process has loaded, as torch does where it is built for CUDA."""
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = [line.rstrip().rpartition(" ")[2] for line in maps]
+    except OSError:
+        return None
+    return next((path for path in paths if path.rpartition("/")[2].startswith("libcublas.so")), None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def missing() -> str | None:
+    """Why there is no engine for CUDA tensors."""
+    return place.reason  # type: ignore[no-any-return]
+
+
+def allows_tf32(single_step: bool) -> bool:
+    """Whether torch's own module would round the factors of float32 products: cuDNN's setting, for cells cuBLAS's."""
+    getter = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if getter is not None:
+        return bool(getter("cuda", "matmul" if single_step else "rnn") == "tf32")
+    return bool(torch.backends.cuda.matmul.allow_tf32 if single_step else torch.backends.cudnn.allow_tf32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool) -> Any:
+    """The compiled object for a configuration."""
+    return native.Net(
+        cell=config.cell,
+        input_size=config.input_size,
+        hidden_size=config.hidden_size,
+        layers=config.layers,
+        directions=config.directions,
+        reverse=False,
+        clip=0.0,
+        dropout=0.0,
+        seed=0,
+        dtype=DTYPES[dtype],
+        tf32=tf32,
+        loop_inside=_LOOP_INSIDE,
+        device=index,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int) -> tuple[int, int, int]:
+    """Bytes of a tape that hold for every call: for each row of each step, for each row, and beside those.
+
+    A compiler has to know the size from shapes that are symbols to it. At multiples of the tape's alignment, which is
+    `unit`, the engine's arrays have nothing between them; elsewhere each takes at most a unit more.
+    """
+    unit = 256
+    net = _net(native, config, dtype, index, False)
+
+    def size(steps: int) -> int:
+        present = (1, 0, 0)
+        views = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), present)
+        numbers = {"steps": steps, "rows": unit, "recompute": 0, "lengths": 1, "calls": 0}
+        return int(net.kept_bytes(native.ForwardCall(**numbers, **views, weights=[], training=True, persistent=False)))
+
+    none, whole, arrays = size(0), size(unit), 5 * config.layers + 3
+    return (whole - none) // unit**2, none // unit, arrays * unit
+
+
+def tape_bytes(call: Call, like: Tensor) -> Any:
+    """Bytes of a call's tape."""
+    each, row, beside = _tape_terms(place.native, call.config, like.dtype, place.index(like))
+    return call.steps * call.rows * each + call.rows * row + beside
+
+
+def _cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What c and its gradient have in the engine; torch's have the dtype of everything else."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+def _sequence(call: Call, tensor: Tensor | None) -> tuple[int, int, int]:
+    return ABSENT if tensor is None else (address(tensor), *call.strides(tensor))
+
+
+def _state(call: Call, tensor: Tensor | None) -> tuple[int, int, int]:
+    hidden = call.config.hidden_size
+    return ABSENT if tensor is None else (address(tensor), call.rows * hidden, hidden)
+
+
+def _by_direction(config: Config, tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
+    """Addresses for each direction of each layer: weights, biases and peepholes, 0 for what there is not."""
+    each = len(tensors) // (config.layers * config.directions)
+    groups = []
+    for first in range(0, len(tensors), each):
+        found = [address(t) for t in tensors[first : first + each]]
+        if not config.bias:
+            found[2:2] = 0, 0
+        groups.append(tuple(found if len(found) == 5 else (*found, 0)))
+    return groups
+
+
+def _native_call(
+    call: Call,
+    weights: Sequence[Tensor],
+    training: bool,
+    net: Any,
+    *,
+    x: Tensor,
+    y: Tensor | None,
+    states: tuple[Tensor | None, Tensor | None],
+    finals: tuple[Tensor | None, Tensor | None] = (None, None),
+    tape: Tensor | None,
+) -> Any:
+    """A call as the compiled module takes it."""
+    return place.native.ForwardCall(
+        steps=call.steps,
+        rows=call.rows,
+        training=training,
+        persistent=runs_blocks(net, "auto", call.rows, training=training),
+        recompute=0,
+        weights=_by_direction(call.config, weights),
+        x=_sequence(call, x),
+        y=ABSENT if call.form == "step" else _sequence(call, y),
+        h0=_state(call, states[0]),
+        c0=_state(call, states[1]),
+        hn=_state(call, finals[0]),
+        cn=_state(call, finals[1]),
+        lengths=address(call.lengths),
+        reset=_sequence(call, call.reset),
+        calls=0,
+        kept=address(tape),
+    )
+
+
+def _find_net(call: Call, x: Tensor) -> tuple[Any, int]:
+    """The compiled object for a call, and the number of its device."""
+    index = place.index(x)
+    tf32 = x.dtype == torch.float32 and allows_tf32(call.form == "step")
+    return _net(place.native, call.config, x.dtype, index, tf32), index
+
+
+def forward(
+    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As `engine.forward`."""
+    net, index = _find_net(call, x)
+    hn = x.new_empty(call.state_shape)
+    cn = torch.empty_like(hn, dtype=_cell_dtype(x.dtype)) if call.config.two_states else None
+    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
+    tape = place.memory(x, tape_bytes(call, x)) if training else None
+    states = (h0, None if c0 is None else c0.to(_cell_dtype(x.dtype)))
+    made = _native_call(call, weights, training, net, x=x, y=y, states=states, finals=(hn, cn), tape=tape)
+    workspace = place.memory(x, net.forward_bytes(made))
+    net.forward(index, place.stream(index), made, address(tape), address(workspace))
+    return y, hn, None if cn is None else cn.to(x.dtype), tape
+
+
+def backward(
+    call: Call,
+    x: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    tape: Tensor,
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """As `engine.backward`."""
+    net, index = _find_net(call, x)
+    dy = None if gradients[0] is None else unit_stride(gradients[0])
+    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
+    dcn = None if dcn is None else dcn.to(_cell_dtype(x.dtype))
+    dx = x.new_empty(x.shape) if wanted[0] else None
+    dh0 = x.new_empty(call.state_shape) if wanted[1] else None
+    dc0 = x.new_empty(call.state_shape, dtype=_cell_dtype(x.dtype)) if wanted[2] else None
+    dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
+    made = _native_call(call, weights, True, net, x=x, y=y, states=(h0, c0), tape=tape)
+    workspace = place.memory(x, net.backward_bytes(made))
+    net.backward(
+        index,
+        place.stream(index),
+        made,
+        dy=_sequence(call, dy),
+        dx=_sequence(call, dx),
+        dhn=_state(call, dhn),
+        dcn=_state(call, dcn),
+        dh0=_state(call, dh0),
+        dc0=_state(call, dc0),
+        gradients=_by_direction(call.config, dweights),
+        accumulate=False,
+        workspace=address(workspace),
+    )
+    return dx, dh0, None if dc0 is None else dc0.to(x.dtype), *dweights
