@@ -177,7 +177,7 @@ def test_block_programs(
     cuda_host_module: Any, case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """The same bits as the native layer's with engine="persistent", where that is what engine="auto" means."""
-    monkeypatch.setattr(cuda_net, "_AUTO_IS_PERSISTENT", True)
+    monkeypatch.setattr(cuda_net, "_AUTO_LEAST_STEPS", 1)
     kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
     cpu, inputs = make_layer(case), dataclasses.replace(make_inputs(case, rng), state=None, dstate=None)
     inputs = dataclasses.replace(inputs, x=inputs.x.astype(kind), dy=inputs.dy.astype(kind))

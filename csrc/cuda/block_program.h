@@ -28,12 +28,16 @@ class BlockProgram {
       throw std::invalid_argument(reason);
   }
 
-  // Null, or why passes over so many rows are run step by step.
-  static const char* refusal(const NetConfig& config, const char* cell, Index rows, bool training) {
-    persistent::Plan plan;
-    const char* reason = make(config, cell, larger(rows, 1), persistent::Pass::forward, plan);
-    if (!reason && training) reason = make(config, cell, larger(rows, 1), persistent::Pass::backward, plan);
-    return reason;
+  // Null, or why passes over so many rows are not run so, or with `at_once` not with all steps in one kernel.
+  static const char* refusal(const NetConfig& config, const char* cell, Index rows, bool training, bool at_once) {
+    for (const persistent::Pass pass : {persistent::Pass::forward, persistent::Pass::backward}) {
+      if (pass == persistent::Pass::backward && !training) break;
+      persistent::Plan plan;
+      if (const char* const reason = make(config, cell, larger(rows, 1), pass, plan)) return reason;
+      if (at_once && plan.problem.form != persistent::Form::one_kernel)
+        return "the device has too few multiprocessors for the blocks that must run at once";
+    }
+    return nullptr;
   }
 
   bool active() const { return active_; }

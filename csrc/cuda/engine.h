@@ -101,7 +101,8 @@ struct Engine {
   static std::vector<CellTraits> cells();
 
   // Null, or why the block programs do not run such calls; see block_program.h.
-  static const char* persistent_refusal(const NetConfig& config, Index rows, bool training);
+  // `at_once`: with all steps in one kernel.
+  static const char* persistent_refusal(const NetConfig& config, Index rows, bool training, bool at_once);
   static std::size_t kept_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t forward_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t backward_bytes(const NetConfig& config, const NetForward& call);

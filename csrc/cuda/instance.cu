@@ -8,8 +8,8 @@
 namespace fusedrnn {
 
 template <class T>
-const char* Instance<T>::persistent_refusal(const NetConfig& config, Index rows, bool training) {
-  return BlockProgram<T>::refusal(config, cell_steps<T>(config.cell).traits.name, rows, training);
+const char* Instance<T>::persistent_refusal(const NetConfig& config, Index rows, bool training, bool at_once) {
+  return BlockProgram<T>::refusal(config, cell_steps<T>(config.cell).traits.name, rows, training, at_once);
 }
 template <class T>
 std::size_t Instance<T>::kept_bytes(const NetConfig& config, const NetForward& call) {

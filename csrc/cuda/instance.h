@@ -7,7 +7,7 @@ namespace fusedrnn {
 
 template <class T>
 struct Instance {
-  static const char* persistent_refusal(const NetConfig& config, Index rows, bool training);
+  static const char* persistent_refusal(const NetConfig& config, Index rows, bool training, bool at_once);
   static std::size_t kept_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t forward_bytes(const NetConfig& config, const NetForward& call);
   static std::size_t backward_bytes(const NetConfig& config, const NetForward& call);

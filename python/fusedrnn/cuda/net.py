@@ -28,22 +28,23 @@ from fusedrnn.cuda.device import Device, owner_of
 from fusedrnn.gradients import Gradients
 
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
-# Whether engine="auto" runs by block programs what they can run. No GPU has run one yet: until one has shown them to be
-# right, and faster than steps, they are for those who ask.
-_AUTO_IS_PERSISTENT = False
+# Steps from which on engine="auto" runs a call by block programs: they begin by arranging weights for all blocks, which
+# takes as long as some steps of the other engine.
+_AUTO_LEAST_STEPS = 8
 # Whether a block program runs all steps in one kernel, where the device can hold all of its blocks at once.
 _LOOP_INSIDE = True
 _PRESENT: View = (1, 0, 0)  # of an array whose memory only has to be counted
 
 
-def runs_blocks(net: Any, choice: str, rows: int, *, training: bool) -> bool:
-    """Whether a compiled net runs calls of so many rows by block programs; ValueError where they cannot and must."""
-    if choice == "stepwise" or (choice == "auto" and not _AUTO_IS_PERSISTENT):
-        return False
-    reason = net.persistent_refusal(rows, training)
-    if reason is not None and choice == "persistent":
-        raise ValueError(f"engine must be 'auto' or 'stepwise' here, not 'persistent': {reason}")
-    return reason is None
+def runs_blocks(net: Any, choice: str, steps: int, rows: int, *, training: bool) -> bool:
+    """Whether a compiled net runs such calls by block programs; ValueError where they cannot and must."""
+    if choice == "persistent":
+        reason = net.persistent_refusal(rows, training, False)
+        if reason is not None:
+            raise ValueError(f"engine must be 'auto' or 'stepwise' here, not 'persistent': {reason}")
+        return True
+    # A kernel for each step has been slower than the other engine's two for large batches.
+    return choice == "auto" and steps >= _AUTO_LEAST_STEPS and net.persistent_refusal(rows, training, True) is None
 
 
 class Layout(NamedTuple):
@@ -140,7 +141,7 @@ class Net:
             device=device.index,
         )
         self._choice = engine
-        self._persistent(1, training=True)
+        self._persistent(0, 1, training=True)
         self._calls = device.from_host(np.zeros(1, np.uint64))
 
     @property
@@ -189,9 +190,9 @@ class Net:
             groups[-1][role] = self.device.address(array)
         return [tuple(group) for group in groups]
 
-    def _persistent(self, rows: int, *, training: bool) -> bool:
+    def _persistent(self, steps: int, rows: int, *, training: bool) -> bool:
         """Whether calls of so many rows run by block programs; ValueError where they are asked for and cannot."""
-        return runs_blocks(self._net, self._choice, rows, training=training)
+        return runs_blocks(self._net, self._choice, steps, rows, training=training)
 
     # ---- arguments ----
 
@@ -313,7 +314,7 @@ class Net:
             steps=layout.steps,
             rows=layout.rows,
             training=training,
-            persistent=self._persistent(layout.rows, training=training),
+            persistent=self._persistent(layout.steps, layout.rows, training=training),
             recompute=recompute,
             weights=[],
             x=_PRESENT,
@@ -374,7 +375,7 @@ class Net:
             self._require_fitting(held, layout, recompute, training=training)
         lengths = self._lengths(lengths, layout)
         reset = self._reset(reset, layout)
-        persistent = self._persistent(layout.rows, training=training)
+        persistent = self._persistent(layout.steps, layout.rows, training=training)
         if held is not None:
             hn, cn = held.state if self._two_states else (held.state, None)
         else:
@@ -552,7 +553,7 @@ class Stepper:
             steps=1,
             rows=self._batch,
             training=False,
-            persistent=net._persistent(self._batch, training=False),
+            persistent=net._persistent(1, self._batch, training=False),
             recompute=0,
             weights=net._addresses([self._parameters[name] for name, _ in net._shapes]),
             x=(device.address(x_t), 0, stride_of(x_t, row_axis)),

@@ -192,7 +192,7 @@ def _native_call(
         steps=call.steps,
         rows=call.rows,
         training=training,
-        persistent=runs_blocks(net, "auto", call.rows, training=training),
+        persistent=runs_blocks(net, "auto", call.steps, call.rows, training=training),
         recompute=0,
         weights=_by_direction(call.config, weights),
         x=_sequence(call, x),
