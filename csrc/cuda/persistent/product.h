@@ -95,12 +95,15 @@ struct Product {
   }
 
   // Waits for the right operand, each thread for its own part. The partial sums of `columns` rows of the batch, a
-  // multiple of eight, are in shared memory after the next barrier.
+  // power of two times eight, are in shared memory after the next barrier. Each block begins with other columns than
+  // its neighbours: all blocks read the same memory at about the same time.
   template <class Policy>
   FUSEDRNN_DEVICE static void run(Policy& policy, const std::uint32_t* right, int columns) {
-    request(policy, right, 0, 0);
+    const int first = policy.block() * 8 & (columns - 1);
+    request(policy, right, first, 0);
     FUSEDRNN_KEEP_ROLLED
-    for (int column = 0; column < columns; column += 8) {
+    for (int done = 0; done < columns; done += 8) {
+      const int column = (first + done) & (columns - 1);
       policy.each([&](int, auto& mine) {
         FUSEDRNN_UNROLL
         for (auto& chain : mine.product.sum) {
@@ -120,8 +123,8 @@ struct Product {
         });
         if (chunk + 1 < kChunks)
           request(policy, right, column, chunk + 1);
-        else if (column + 8 < columns)
-          request(policy, right, column + 8, 0);
+        else if (done + 8 < columns)
+          request(policy, right, (column + 8) & (columns - 1), 0);
         multiply(policy, chunk);
       }
       policy.each([&](int thread, auto& mine) { store(policy, thread, mine.product, column, columns); });
