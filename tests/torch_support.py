@@ -61,12 +61,16 @@ def outputs_and_gradients(module: nn.Module, *arguments: Any, seed: int = 0, **o
 def assert_near(ours: Sequence[Tensor], theirs: Sequence[Tensor], depth: int) -> None:
     """Equal to rounding: `depth` roundings in a row, each of at most eps of the largest value of an array or of 1."""
     assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         a, b = a.detach(), b.detach()
-        assert a.shape == b.shape and a.dtype == b.dtype
+        forms = [(tuple(t.shape), t.dtype, t.device) for t in (a, b)]
+        assert forms[0] == forms[1], f"tensor {k} of {len(ours)} is {forms[0]}, not {forms[1]}"
         if b.numel():
             allowed = depth * torch.finfo(b.dtype).eps * max(1.0, float(b.abs().max()))
-            assert float((a - b).abs().max()) <= allowed
+            far = (a - b).abs()
+            where = tuple(map(int, np.unravel_index(int(far.argmax()), b.shape)))
+            found = f"tensor {k} of {len(ours)}, {forms[0]}, at {where}: {a[where].item()}, not {b[where].item()}"
+            assert float(far.max()) <= allowed, f"{found}; {far[where].item():.3g} apart, allowed {allowed:.3g}"
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

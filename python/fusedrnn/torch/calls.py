@@ -104,7 +104,7 @@ def under_autocast(
     """Under autocast: tensors as the engine takes them, the dtype to round its outputs to, and any obstacle.
 
     Autocast leaves float64 alone. Where torch would compute in bfloat16 on the CPU, the engine computes in float32, and
-    rounds what torch returns rounded. On a device it computes in the dtype that torch would.
+    rounds what torch returns rounded. On a device it computes in autocast's dtype, torch's own layers in float16.
     """
     on_device = device.place.holds(x)
     kind = "cuda" if on_device else "cpu"

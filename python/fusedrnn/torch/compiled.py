@@ -149,6 +149,12 @@ def _eagerly(module: Any, input: Any, hx: Any) -> Any:
     return module.forward(input, hx)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def exporting() -> bool:
+    """Whether the model is traced for export. Asked in Python: Dynamo of torch 2.11 says so whenever it traces."""
+    return torch.compiler.is_exporting()
+
+
 def compiled_forward(
     module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
 ) -> Any:
@@ -158,7 +164,7 @@ def compiled_forward(
     """
     options = lengths is not None or reset is not None
     standard = module._cell_name in LAYERS and not options
-    if standard and (module._is_cell or torch.compiler.is_exporting()):
+    if standard and (module._is_cell or exporting()):
         return own(input, hx)
     if isinstance(input, PackedSequence):
         return _eagerly(module, input, hx)
