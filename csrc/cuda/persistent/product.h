@@ -62,16 +62,13 @@ struct Product {
   static constexpr int kFragments = kSteps / kFold * kTiles;  // of weights that a warp holds
   static constexpr int kPacked = kFragments * kThreads;       // Words of a block's weights
   static constexpr int kChunk = chunk_of(kSteps), kChunks = kSteps / kChunk;
-  // Chunks on their way at a time, as far as there are registers; and how many columns of eight it takes until a chunk
-  // is again in the registers of the first one.
-  static constexpr int kAhead = kFragments > 24 ? 1 : 2, kCycle = kChunks % kAhead == 0 ? 1 : kAhead;
   static constexpr int kPairs = kLength / O::kDepth / 2;  // of fragments, in eight columns of the exchange buffer
   static constexpr int kStride = partial_stride(kRows);
   static_assert(kSteps % kChunk == 0 && kChunk % 2 == 0, "fragments come in pairs");
 
   struct Registers {
     std::uint32_t weight[kFragments][4];
-    std::uint32_t right[kChunk][2], coming[kAhead][kChunk][2];
+    std::uint32_t right[kChunk][2], coming[kChunk][2];
     float sum[kChains][kTiles][4];
   };
 
@@ -103,13 +100,34 @@ struct Product {
   template <class Policy>
   FUSEDRNN_DEVICE static void run(Policy& policy, const std::uint32_t* right, int columns) {
     const int first = policy.block() * 8 & (columns - 1);
-    FUSEDRNN_UNROLL
-    for (int chunk = 0; chunk < kAhead; ++chunk) request(policy, right, first, 0, columns, chunk, chunk);
+    request(policy, right, first, 0);
     FUSEDRNN_KEEP_ROLLED
-    for (int done = 0; done < columns; done += 8 * kCycle) {
+    for (int done = 0; done < columns; done += 8) {
+      const int column = (first + done) & (columns - 1);
+      policy.each([&](int, auto& mine) {
+        FUSEDRNN_UNROLL
+        for (auto& chain : mine.product.sum) {
+          FUSEDRNN_UNROLL
+          for (auto& sum : chain) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+        }
+      });
       FUSEDRNN_UNROLL
-      for (int turn = 0; turn < kCycle; ++turn)
-        if (done + 8 * turn < columns) run_columns(policy, right, first, done + 8 * turn, columns, turn);
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        receive(policy, right, column, chunk);
+        policy.each([&](int, auto& mine) {
+          FUSEDRNN_UNROLL
+          for (int i = 0; i < kChunk; ++i) {
+            mine.product.right[i][0] = mine.product.coming[i][0];
+            mine.product.right[i][1] = mine.product.coming[i][1];
+          }
+        });
+        if (chunk + 1 < kChunks)
+          request(policy, right, column, chunk + 1);
+        else if (done + 8 < columns)
+          request(policy, right, (column + 8) & (columns - 1), 0);
+        multiply(policy, chunk);
+      }
+      policy.each([&](int thread, auto& mine) { store(policy, thread, mine.product, column, columns); });
     }
   }
 
@@ -129,35 +147,6 @@ struct Product {
   }
 
  private:
-  // Eight columns, after `done` others; the turn-th ones of a cycle.
-  template <class Policy>
-  FUSEDRNN_DEVICE static void run_columns(Policy& policy, const std::uint32_t* right, int first, int done, int columns,
-                                          int turn) {
-    policy.each([&](int, auto& mine) {
-      FUSEDRNN_UNROLL
-      for (auto& chain : mine.product.sum) {
-        FUSEDRNN_UNROLL
-        for (auto& sum : chain) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-      }
-    });
-    const int column = (first + done) & (columns - 1);
-    FUSEDRNN_UNROLL
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int place = (turn * kChunks + chunk) % kAhead;
-      receive(policy, right, column, chunk, place);
-      policy.each([&](int, auto& mine) {
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < kChunk; ++i) {
-          mine.product.right[i][0] = mine.product.coming[place][i][0];
-          mine.product.right[i][1] = mine.product.coming[place][i][1];
-        }
-      });
-      request(policy, right, first, done, columns, chunk + kAhead, place);
-      multiply(policy, chunk);
-    }
-    policy.each([&](int thread, auto& mine) { store(policy, thread, mine.product, column, columns); });
-  }
-
   template <class F>
   FUSEDRNN_DEVICE static Words fragment_of(int thread, int fragment, F weight) {
     const int lane = thread % 32, g = lane / 4, j = lane % 4;
@@ -172,47 +161,42 @@ struct Product {
     return words;
   }
 
-  // Asks for the chunk-th chunk from `done` columns on, if there is one, whether it has come or not.
+  // Asks for a chunk of the right operand, whether it is there or not.
   template <class Policy>
-  FUSEDRNN_DEVICE static void request(Policy& policy, const std::uint32_t* right, int first, int done, int columns,
-                                      int chunk, int place) {
-    const int at = done + chunk / kChunks * 8;
-    if (at >= columns) return;
+  FUSEDRNN_DEVICE static void request(Policy& policy, const std::uint32_t* right, int column, int chunk) {
     policy.each([&](int thread, auto& mine) {
       FUSEDRNN_UNROLL
-      for (int pair = 0; pair < kChunk / 2; ++pair)
-        load(policy, right, (first + at) & (columns - 1), chunk % kChunks, thread, mine.product.coming[place], pair);
+      for (int pair = 0; pair < kChunk / 2; ++pair) load(policy, right, column, chunk, thread, mine.product, pair);
     });
   }
   // Asks again until all of it is there.
   template <class Policy>
-  FUSEDRNN_DEVICE static void receive(Policy& policy, const std::uint32_t* right, int column, int chunk, int place) {
+  FUSEDRNN_DEVICE static void receive(Policy& policy, const std::uint32_t* right, int column, int chunk) {
     policy.await(
-        [=](const auto& mine) {
+        [](const auto& mine) {
           bool missing = false;
           FUSEDRNN_UNROLL
-          for (int pair = 0; pair < kChunk / 2; ++pair) missing |= lacks(mine.product.coming[place], pair);
+          for (int pair = 0; pair < kChunk / 2; ++pair) missing |= lacks(mine.product, pair);
           return !missing;
         },
         [&](int thread, auto& mine) {
           FUSEDRNN_UNROLL
           for (int pair = 0; pair < kChunk / 2; ++pair)
-            if (lacks(mine.product.coming[place], pair))
-              load(policy, right, column, chunk, thread, mine.product.coming[place], pair);
+            if (lacks(mine.product, pair)) load(policy, right, column, chunk, thread, mine.product, pair);
         });
   }
-  FUSEDRNN_DEVICE static bool lacks(const std::uint32_t (&coming)[kChunk][2], int pair) {
-    const auto& a = coming[2 * pair];
-    const auto& b = coming[2 * pair + 1];
+  FUSEDRNN_DEVICE static bool lacks(const Registers& mine, int pair) {
+    const auto& a = mine.coming[2 * pair];
+    const auto& b = mine.coming[2 * pair + 1];
     return a[0] == kMissing || a[1] == kMissing || b[0] == kMissing || b[1] == kMissing;
   }
   template <class Policy>
   FUSEDRNN_DEVICE static void load(Policy& policy, const std::uint32_t* right, int column, int chunk, int thread,
-                                   std::uint32_t (&coming)[kChunk][2], int pair) {
+                                   Registers& mine, int pair) {
     const int first = column / 8 * kPairs + (thread / 32 * kSteps + chunk * kChunk) / 2;
     const Words words = policy.load_exchange(right, (first + pair) * 32 + thread % 32);
     FUSEDRNN_UNROLL
-    for (int i = 0; i < 4; ++i) coming[2 * pair + i / 2][i % 2] = words.word[i];
+    for (int i = 0; i < 4; ++i) mine.coming[2 * pair + i / 2][i % 2] = words.word[i];
   }
 
   template <class Policy>

@@ -29,8 +29,8 @@ from fusedrnn.gradients import Gradients
 
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
 # Steps from which on engine="auto" runs a call by block programs: they begin by arranging weights for all blocks, which
-# takes as long as some steps of the other engine.
-_AUTO_LEAST_STEPS = 8
+# takes as long as two or three steps of the other engine.
+_AUTO_LEAST_STEPS = 4
 # Whether a block program runs all steps in one kernel, where the device can hold all of its blocks at once.
 _LOOP_INSIDE = True
 _PRESENT: View = (1, 0, 0)  # of an array whose memory only has to be counted
