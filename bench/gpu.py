@@ -365,8 +365,8 @@ def run(
 
 
 def commit() -> str:
-    """The commit that is measured: git's, or FUSEDRNN_COMMIT where there is no repository."""
-    return git_commit() or os.environ.get("FUSEDRNN_COMMIT", "unknown")
+    """The commit that is measured: FUSEDRNN_COMMIT, for a copy without its repository, or git's."""
+    return os.environ.get("FUSEDRNN_COMMIT") or git_commit() or "unknown"
 
 
 def event_seconds(step: Callable[[], Any], calls: int) -> float:

@@ -107,8 +107,8 @@ def test_the_budget_ends_the_run_and_the_file_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
 
 
-def test_the_commit_comes_from_the_environment_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "git_commit", lambda: None)
+def test_the_commit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "git_commit", lambda: "the repository's")
     monkeypatch.setenv("FUSEDRNN_COMMIT", "abc123")
     assert gpu.commit() == "abc123"
 
