@@ -76,7 +76,8 @@ class DirectStep : StepTile<Cell, Real> {
   void phase(Worker& worker) const {
     const Range rows = part_of(a.rows, worker.row_part(), worker.split.row_parts);
     const Range own = part_of(blocks, worker.unit_part(), worker.split.unit_parts);
-    for (Index unit = own.first * kBlock; unit < smaller(own.last * kBlock, hidden); unit += lanes)
+    const Index end = a.gates.data ? own.last * kBlock : smaller(own.last * kBlock, hidden);
+    for (Index unit = own.first * kBlock; unit < end; unit += lanes)
       for (Index row = rows.first; row < rows.last; row += kDirectRows)
         tile_rows<kPhase, kDirectRows>(row, smaller(kDirectRows, rows.last - row), unit);
     worker.meet_row();
