@@ -9,9 +9,8 @@
 namespace fusedrnn {
 namespace {
 
-// A step from the caller's weights turns them anew for every few rows (kDirectRows). Packing turns them once, but
-// writes them and reads them again; measured, the two break even at about 32 rows.
-constexpr Index kMostRows = 16;
+// Read at a stride, weights are not quite as near as packed ones; measured, packing them for the backward pass pays
+// from about 48 rows on.
 constexpr Index kMostGradientRows = 32;
 
 // The parts of one buffer.
@@ -40,7 +39,7 @@ StateRows<const Real> or_zeros(const StateRows<const Real>& rows, const Real* ze
 
 }  // namespace
 
-bool single_step_pays(Index rows) { return rows > 0 && rows <= kMostRows; }
+bool single_step_pays(Index rows) { return rows > 0 && rows <= kernels<float>().direct_rows; }
 bool single_step_gradient_pays(Index rows) { return rows <= kMostGradientRows; }
 
 template <class Real>

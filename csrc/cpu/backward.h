@@ -407,6 +407,7 @@ class Backward {
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
     if (!gradient) return;
+    if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
         if (w.skip(kBlock * kColumns * chunk_rows)) return;
@@ -415,6 +416,16 @@ class Backward {
           accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
                            adding, gradient + row * columns);
       }
+  }
+  void accumulate_few_rows(const Blocked<Real>& panel, Index columns, const Window& window, Range items,
+                           Real* gradient) {
+    for (Index item = items.first; item < items.last; ++item) {
+      if (w.skip(blocks_of(columns) * kBlock * chunk_rows)) return;
+      const Index block = item / slots, row = gate_row(item, window);
+      if (row >= 0)
+        accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns, adding,
+                       gradient + row * columns);
+    }
   }
   // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
   Index gate_row(Index item, const Window& window) const {

@@ -14,6 +14,10 @@ constexpr int kDirectRows = 8;
 constexpr int kDirectRows = 4;
 #endif
 
+// A square is turned anew for every kDirectRows rows. Packing turns it once, but writes it and reads it again;
+// measured, the two break even at three turns, in wide layers later.
+constexpr Index kMostDirectRows = 3 * kDirectRows;
+
 // The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
 template <bool kWhole, class Real, int kRows>
 FUSEDRNN_INLINE void add_square(Vec<Real> (&sum)[kRows], const Real* const* left, const Real* weight, Index inner,
