@@ -6,6 +6,7 @@
 
 #include "core/dropout.h"
 #include "core/single_step.h"
+#include "core/step_team.h"
 #include "cpu/isa.h"
 #include "cpu/split.h"
 
@@ -30,14 +31,12 @@ Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, const Row
               int threads) {
   Plan plan;
   plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
-  StepCost cost;
-  cost.steps = std::max<Index>(lists.steps(), 1);
-  cost.rows = std::max<Index>((lists.packed_rows() + cost.steps - 1) / cost.steps, 1);
+  const Index steps = std::max<Index>(lists.steps(), 1);
+  const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
+  StepCost cost = step_cost(traits, config, rows, real_bytes);
+  cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
-  cost.blocks = blocks_of(config.hidden_size);
-  cost.columns = traits.gates;
-  cost.inner = config.hidden_size;
-  cost.real_bytes = real_bytes;
+  if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
   plan.split = split_step(cost, threads / plan.groups);
   return plan;
 }
