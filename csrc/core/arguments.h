@@ -167,6 +167,7 @@ struct BackwardArguments {
   Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
   const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
+  bool direct;  // read the weights where they lie: pays for few rows of one step
   // Scratch, shared by the threads of the direction.
   Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
@@ -190,6 +191,7 @@ struct StepArguments {
   StateRows<const Real> h, c;      // (B, H): before the step
   StateRows<Real> h_next, c_next;  // (B, H): written; c_next may be c
   StateRows<Real> y;               // (B, H): h_next once more, or null
+  Blocked<Real> gates, cells;      // training, `direct_step` alone: the tape; else null
   Real clip;                       // bound on every gate's pre-activation, or 0
   bool reversed;                   // take the units from the last to the first
   // Scratch of cells of two phases, shared by the threads.

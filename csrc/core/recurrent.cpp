@@ -5,6 +5,8 @@
 #include <type_traits>
 
 #include "core/dropout.h"
+#include "core/single_step.h"
+#include "core/step_team.h"
 #include "cpu/isa.h"
 #include "cpu/split.h"
 
@@ -29,14 +31,12 @@ Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, const Row
               int threads) {
   Plan plan;
   plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
-  StepCost cost;
-  cost.steps = std::max<Index>(lists.steps(), 1);
-  cost.rows = std::max<Index>((lists.packed_rows() + cost.steps - 1) / cost.steps, 1);
+  const Index steps = std::max<Index>(lists.steps(), 1);
+  const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
+  StepCost cost = step_cost(traits, config, rows, real_bytes);
+  cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
-  cost.blocks = blocks_of(config.hidden_size);
-  cost.columns = traits.gates;
-  cost.inner = config.hidden_size;
-  cost.real_bytes = real_bytes;
+  if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
   plan.split = split_step(cost, threads / plan.groups);
   return plan;
 }
@@ -249,13 +249,18 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   std::vector<ForwardArguments<Real>> arguments;
   std::vector<ForwardScratch<Real>> scratch(config.directions);
+  const bool keep_all = tape && call.recompute == 0;
+  const bool direct = keep_all && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
   for (int direction = 0; direction < config.directions; ++direction) {
-    const bool keep_all = tape && call.recompute == 0;
     arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, keep_all));
     if (tape)
       fill_tape(kernels.traits, call.recompute, arguments.back(),
                 tape->directions[layer * config.directions + direction], call.lists->packed_rows());
-    scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
+    if (!direct) scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
+  }
+  if (direct) {
+    train_single_step(config, arguments, call.threads);
+    return true;
   }
   return run_layer<Real>(
       kernels.traits, config, *call.lists, call.threads, call.interrupt,
@@ -358,6 +363,7 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
   a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),
                                 kBackwardChunkBytes);
+  a.direct = a.schedule.steps == 1 && single_step_gradient_pays(a.schedule.rows);
   return a;
 }
 

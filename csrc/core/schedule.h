@@ -19,6 +19,8 @@ class RowLists {
   Index steps() const { return steps_; }
   Index rows() const { return rows_; }
   Index packed_rows() const { return offset_.back(); }
+  // Whether every row runs at every step of so many, none from zero in between.
+  bool whole(Index steps) const { return packed_rows() == steps * rows_ && reset_.empty(); }
   // (steps + 1,) where each step's rows begin in an array of the packed rows alone; null where arrays have padding.
   const Index* starts() const { return packed_ ? offset_.data() : nullptr; }
   std::size_t bytes() const;

@@ -9,9 +9,9 @@
 namespace fusedrnn {
 namespace {
 
-// A step from the caller's weights turns them anew for every few rows (kDirectRows). Packing turns them once, but
-// writes them and reads them again; measured, the two break even at about 32 rows.
-constexpr Index kMostRows = 16;
+// Read at a stride, weights are not quite as near as packed ones; measured, packing them for the backward pass pays
+// from about 48 rows on.
+constexpr Index kMostGradientRows = 32;
 
 // The parts of one buffer.
 template <class Real>
@@ -19,9 +19,9 @@ struct Scratch {
   Buffer buffer;
   Real *zeros, *operand, *kept, *outputs[2];
 
-  Scratch(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
-    const Index hidden = config.hidden_size, wide = traits.phases == 2 ? rows * padded(hidden) : 0;
-    const Index output = config.layers > 1 ? rows * config.width() : 0;
+  // `output`: elements of a layer's output that only the next one reads.
+  Scratch(const CellTraits& traits, Index hidden, Index rows, Index output) {
+    const Index wide = traits.phases == 2 ? rows * padded(hidden) : 0;
     buffer = Buffer(static_cast<std::size_t>(hidden + (1 + traits.slots) * wide + 2 * output) * sizeof(Real));
     zeros = buffer.as<Real>();
     std::fill_n(zeros, hidden, Real(0));
@@ -39,12 +39,14 @@ StateRows<const Real> or_zeros(const StateRows<const Real>& rows, const Real* ze
 
 }  // namespace
 
-bool single_step_pays(Index rows) { return rows > 0 && rows <= kMostRows; }
+bool single_step_pays(Index rows) { return rows > 0 && rows <= kernels<float>().direct_rows; }
+bool single_step_gradient_pays(Index rows) { return rows <= kMostGradientRows; }
 
 template <class Real>
 void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  const Scratch<Real> scratch(kernels.traits, config, call.rows);
+  const Scratch<Real> scratch(kernels.traits, config.hidden_size, call.rows,
+                              config.layers > 1 ? call.rows * config.width() : 0);
   std::vector<StepArguments<Real>> steps;
   steps.reserve(call.weights.size());
   StateRows<const Real> x = {call.x.data, call.x.row};
@@ -75,7 +77,39 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
   team.run(kernels.direct_step, steps.data(), steps.size(), call.threads);
 }
 
+template <class Real>
+void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<Real>>& directions,
+                       int threads) {
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  const Index rows = directions[0].schedule.rows;
+  const Scratch<Real> scratch(kernels.traits, config.hidden_size, rows, 0);
+  std::vector<StepArguments<Real>> steps;
+  for (const ForwardArguments<Real>& f : directions) {
+    StepArguments<Real> a = {};
+    a.input_size = f.input_size;
+    a.hidden_size = f.hidden_size;
+    a.rows = rows;
+    a.clip = f.clip;
+    a.weights = f.weights;
+    a.x = {f.x.data, f.x.row};
+    a.h = or_zeros(f.h0, scratch.zeros);
+    a.c = or_zeros(f.c0, scratch.zeros);
+    a.h_next = f.hn;
+    a.c_next = f.cn;
+    a.y = {f.y.data, f.y.row};
+    a.gates = f.gates;
+    a.cells = f.cells;
+    a.operand = scratch.operand;
+    a.kept = scratch.kept;
+    steps.push_back(a);
+  }
+  StepTeam<Real> team(step_cost(kernels.traits, config, rows, sizeof(Real)));
+  team.run(kernels.direct_step, steps.data(), steps.size(), threads);
+}
+
 template void run_single_step(const RecurrentConfig&, const ForwardCall<float>&);
 template void run_single_step(const RecurrentConfig&, const ForwardCall<double>&);
+template void train_single_step(const RecurrentConfig&, const std::vector<ForwardArguments<float>>&, int);
+template void train_single_step(const RecurrentConfig&, const std::vector<ForwardArguments<double>>&, int);
 
 }  // namespace fusedrnn

@@ -4,11 +4,17 @@
 
 namespace fusedrnn {
 
-// Whether a step of so many rows is done sooner that way.
+// Whether a step of so many rows is done sooner that way, and whether its gradients are.
 bool single_step_pays(Index rows);
+bool single_step_gradient_pays(Index rows);
 
 // Like run_forward without a tape, for a call of one step of every row: lists and interrupt are not asked.
 template <class Real>
 void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call);
+
+// The same of one layer in training, whose directions have one step of every row and keep its gates.
+template <class Real>
+void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<Real>>& directions,
+                       int threads);
 
 }  // namespace fusedrnn

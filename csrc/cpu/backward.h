@@ -2,6 +2,7 @@
 // Steps run last to first in chunks. Within a chunk the recurrence leaves the gradients of all gates' arguments; then
 // dx and the weight gradients are large products over the chunk, while those are warm.
 #pragma once
+#include "cpu/direct_gradient.h"
 #include "cpu/forward.h"
 #include "cpu/gradients.h"
 
@@ -107,6 +108,7 @@ class Backward {
   }
   void pack_weight(const Real* weight, Index columns, const Window& window, Real* packed) {
     const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
+    if (a.direct) return DirectWeight<Real>{weight, columns, hidden, window, packed}.pack(mine);
     const Index stride = inner_of(window) * kBlock;
     for (Index i = mine.first; i < mine.last; i += kColumns)
       pack_backward(weight, columns, i, smaller(kColumns, mine.last - i), hidden, window, packed + i * stride, stride);
@@ -206,6 +208,7 @@ class Backward {
   // Gate gradients of a phase times weight_hh: onto the direct part in dh, or from zero into doperand.
   template <int kPhase>
   void multiply(Index s, Index end, Index block, Index count, Real* to) {
+    if (a.direct) return multiply_directly<kPhase>(s, end, block, count, to);
     const Index inner = inner_of(traits.recurrent[kPhase]);
     for (Index k = 0; k < inner; k += kInnerPart)
       for (Index p = own_rows.first; p < end;) {
@@ -237,6 +240,20 @@ class Backward {
     product.out_row = blocks * kBlock;
     const Real* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
     gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
+  }
+
+  template <int kPhase>
+  FUSEDRNN_NOINLINE void multiply_directly(Index s, Index end, Index block, Index count, Real* to) {
+    constexpr Window window = traits.recurrent[kPhase];
+    const DirectWeight<Real> weight = {a.weights.weight_hh, hidden, hidden, window, packed_hh(kPhase)};
+    for (Index p = own_rows.first; p < end;) {
+      const int rows = tile_rows(end - p);
+      if (w.skip(rows * count * inner_of(window))) return;
+      Real* out = to + (p * blocks + block) * kBlock;
+      for (int m = 0; kPhase == 1 && m < rows; ++m) clear(out + m * blocks * kBlock, count * kBlock);
+      weight.add_product(a.dgates, schedule.offset[s] + p - chunk_row, rows, block, count, out, blocks * kBlock);
+      p += rows;
+    }
   }
 
   FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
@@ -315,6 +332,7 @@ class Backward {
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
     if (!a.dx.data) return;
+    if (a.direct) return direct_input_gradient();
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
     multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
                       rows, [&](Index block) {
@@ -325,6 +343,27 @@ class Backward {
                           return row;
                         };
                       });
+  }
+
+  // Its columns are shared instead: of few rows, some threads would get none.
+  FUSEDRNN_NOINLINE void direct_input_gradient() {
+    alignas(64) Real sums[kTileRows * kColumns * kBlock];
+    const DirectWeight<Real> weight = {a.weights.weight_ih, a.input_size, hidden, traits.input, a.packed_ih};
+    const Range mine = part_of(blocks_of(a.input_size), w.thread, w.threads());
+    for (Index j = mine.first; j < mine.last; j += kColumns) {
+      const Index count = smaller(kColumns, mine.last - j);
+      Cursor cursor(schedule, chunk_row);
+      for (Index r = 0; r < chunk_rows;) {
+        const int rows = tile_rows(chunk_rows - r);
+        if (w.skip(rows * count * inner_of(traits.input))) return;
+        clear(sums, rows * kColumns * kBlock);
+        weight.add_product(a.dgates, r, rows, j, count, sums, kColumns * kBlock);
+        for (int m = 0; m < rows; ++m, cursor.next())
+          copy_unpadded(sums + m * kColumns * kBlock, smaller(count * kBlock, a.input_size - j * kBlock),
+                        a.dx.at(cursor.time(), cursor.row()) + j * kBlock);
+        r += rows;
+      }
+    }
   }
 
   // Walks packed rows in order.
@@ -368,6 +407,7 @@ class Backward {
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
   void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
     if (!gradient) return;
+    if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
     for (Index i = 0; i < blocks_of(columns); i += kColumns)
       for (Index item = items.first; item < items.last; ++item) {
         if (w.skip(kBlock * kColumns * chunk_rows)) return;
@@ -376,6 +416,16 @@ class Backward {
           accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
                            adding, gradient + row * columns);
       }
+  }
+  void accumulate_few_rows(const Blocked<Real>& panel, Index columns, const Window& window, Range items,
+                           Real* gradient) {
+    for (Index item = items.first; item < items.last; ++item) {
+      if (w.skip(blocks_of(columns) * kBlock * chunk_rows)) return;
+      const Index block = item / slots, row = gate_row(item, window);
+      if (row >= 0)
+        accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns, adding,
+                       gradient + row * columns);
+    }
   }
   // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
   Index gate_row(Index item, const Window& window) const {

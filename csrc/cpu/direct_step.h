@@ -14,6 +14,10 @@ constexpr int kDirectRows = 8;
 constexpr int kDirectRows = 4;
 #endif
 
+// A square is turned anew for every kDirectRows rows. Packing turns it once, but writes it and reads it again;
+// measured, the two break even at three turns, in wide layers later.
+constexpr Index kMostDirectRows = 3 * kDirectRows;
+
 // The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
 template <bool kWhole, class Real, int kRows>
 FUSEDRNN_INLINE void add_square(Vec<Real> (&sum)[kRows], const Real* const* left, const Real* weight, Index inner,
@@ -76,7 +80,8 @@ class DirectStep : StepTile<Cell, Real> {
   void phase(Worker& worker) const {
     const Range rows = part_of(a.rows, worker.row_part(), worker.split.row_parts);
     const Range own = part_of(blocks, worker.unit_part(), worker.split.unit_parts);
-    for (Index unit = own.first * kBlock; unit < smaller(own.last * kBlock, hidden); unit += lanes)
+    const Index end = a.gates.data ? own.last * kBlock : smaller(own.last * kBlock, hidden);
+    for (Index unit = own.first * kBlock; unit < end; unit += lanes)
       for (Index row = rows.first; row < rows.last; row += kDirectRows)
         tile_rows<kPhase, kDirectRows>(row, smaller(kDirectRows, rows.last - row), unit);
     worker.meet_row();

@@ -103,6 +103,7 @@ const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)
 
 const Kernels<Real> kernels = {cells,
                                sizeof cells / sizeof cells[0],
+                               kMostDirectRows,
                                cross_entropy_forward,
                                cross_entropy_backward,
                                map<exp<Real>>,

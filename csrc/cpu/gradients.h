@@ -118,6 +118,69 @@ void accumulate_outer(const Blocked<Real>& gradient, Index run, int units, const
   }
 }
 
+// Rows up to which a weight's gradient takes too few terms to be worth a tile of sums: a call of the tile then costs as
+// much as its multiply-adds, and rows of the gradient are best written from end to end.
+constexpr Index kFewRows = 32;
+constexpr int kFewUnits = 4;
+
+// The columns from `column` on, as many as a tile takes of a block, in kFewUnits rows of the gradient, of which `units`
+// are there.
+template <bool kWhole, class Real>
+FUSEDRNN_INLINE void accumulate_part(const Real* last_left, int units, const Blocked<Real>& panel, Index rows,
+                                     Index column, Index columns, bool adding, Real* to) {
+  using V = Vec<Real>;
+  constexpr int parts = TileShape<Real>::parts;
+  const auto lanes = [&](int v) {
+    return static_cast<int>(larger(0, smaller(V::lanes, columns - column - v * V::lanes)));
+  };
+  V sum[kFewUnits][parts];
+#pragma GCC unroll 4
+  for (int m = 0; m < kFewUnits; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < parts; ++v) {
+      const Real* from = to + m * columns + column + v * V::lanes;
+      if (!adding || m >= units)
+        sum[m][v] = V(Real(0));
+      else
+        sum[m][v] = kWhole ? V::load(from) : V::load_partial(from, lanes(v));
+    }
+  const Real* right = panel.at(column / kBlock, rows - 1) + column % kBlock;
+  for (Index r = rows; r > 0; --r, last_left -= kBlock, right -= kBlock) {
+    V b[parts];
+#pragma GCC unroll 2
+    for (int v = 0; v < parts; ++v) b[v] = V::load(right + v * V::lanes);
+#pragma GCC unroll 4
+    for (int m = 0; m < kFewUnits; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < parts; ++v) sum[m][v] = fma(V(last_left[m]), b[v], sum[m][v]);
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < kFewUnits; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < parts; ++v) {
+      if (m >= units) return;
+      Real* out = to + m * columns + column + v * V::lanes;
+      if constexpr (kWhole)
+        sum[m][v].store(out);
+      else
+        sum[m][v].store_partial(out, lanes(v));
+    }
+}
+
+// As accumulate_outer, for all columns and at most kFewRows rows.
+template <class Real>
+FUSEDRNN_NOINLINE void accumulate_few(const Blocked<Real>& gradient, Index run, int units, const Blocked<Real>& panel,
+                                      Index rows, Index columns, bool adding, Real* to) {
+  constexpr Index width = TileShape<Real>::parts * Vec<Real>::lanes;
+  for (int u = 0; u < units; u += kFewUnits, to += kFewUnits * columns) {
+    const Real* left = gradient.at(run, rows - 1) + u;
+    Index column = 0;
+    for (; column + width <= columns; column += width)
+      accumulate_part<true>(left, units - u, panel, rows, column, columns, adding, to);
+    if (column < columns) accumulate_part<false>(left, units - u, panel, rows, column, columns, adding, to);
+  }
+}
+
 // first(u) and second(u) = (adding: themselves) + sum over rows, last to first, of gradient(row, u); either may be
 // null.
 template <class Real>

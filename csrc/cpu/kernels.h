@@ -23,6 +23,7 @@ template <class Real>
 struct Kernels {
   const CellKernels<Real>* cells;
   int cell_count;
+  Index direct_rows;  // up to which direct_step is done sooner than packing
   void (*cross_entropy_forward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
   void (*cross_entropy_backward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
   // y[i] = f(x[i]); for tests of the activations.

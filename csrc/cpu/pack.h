@@ -60,13 +60,15 @@ inline void clear(Real* to, Index count) {
 
 // Backward: `count` <= 4 blocks of 16 columns of the weight matrix, from `first_block` on, read along the gate
 // gradients: the inner dimension runs over the window's slots, unit blocks, and the 16 units. Blocks lie packed_stride
-// apart. Several at once, so that a visit to a row of the matrix reads more than one cache line.
+// apart. Several at once, so that a visit to a row of the matrix reads more than one cache line. Units before
+// first_unit are left out.
 template <class Real>
 inline void pack_backward(const Real* weight, Index columns, Index first_block, Index count, Index hidden,
-                          const Window& window, Real* packed, Index packed_stride) {
+                          const Window& window, Real* packed, Index packed_stride, Index first_unit = 0) {
   const Index first = first_block * kBlock;
-  for (int slot = 0; slot < window.count; ++slot)
-    for (Index unit = 0; unit < padded(hidden); ++unit, packed += kBlock) {
+  for (int slot = 0; slot < window.count; ++slot) {
+    packed += first_unit * kBlock;
+    for (Index unit = first_unit; unit < padded(hidden); ++unit, packed += kBlock) {
       const Real* row = weight + (window.gate[slot] * hidden + unit) * columns + first;
       for (Index i = 0; i < count; ++i) {
         if (unit < hidden)
@@ -75,6 +77,7 @@ inline void pack_backward(const Real* weight, Index columns, Index first_block, 
           clear(packed + i * packed_stride, kBlock);
       }
     }
+  }
 }
 
 }  // namespace

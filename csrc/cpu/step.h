@@ -86,7 +86,15 @@ class StepTile {
       next.h.store_partial(a.h_next.at(row) + unit, units);
       if (a.y.data) next.h.store_partial(a.y.at(row) + unit, units);
       if constexpr (has_c) next.c.store_partial(a.c_next.at(row) + unit, units);
+      if (a.gates.data) record(row, unit, value, next);
     }
+  }
+
+  // What the backward pass needs; it reads whole blocks of units.
+  void record(Index row, Index unit, const V* value, const State<V>& next) const {
+    Real* gate = a.gates.at(unit / kBlock, row) + unit % kBlock;
+    for (int slot = 0; slot < slots; ++slot) value[slot].store(gate + slot * kBlock);
+    if constexpr (has_c) next.c.store(a.cells.at(unit / kBlock, row) + unit % kBlock);
   }
 };
 

@@ -32,7 +32,7 @@ struct TileShape {
 template <class Real>
 struct Product {
   Index length;       // of the inner dimension, 1 or more; with LeftRuns a multiple of 16
-  const Real* right;  // block i, step k: right + i * right_block + k * 16, or - k * 16 where left runs backward
+  const Real* right;  // block i, step k: right + i * right_block + k * left.right_step
   Index right_block;
   const Real* const* initial;  // block i, row m: initial[i] + m * initial_row
   Index initial_row;
@@ -108,10 +108,9 @@ FUSEDRNN_NOINLINE void tile(Left left, const Product<Real>& p, Index first_block
       if constexpr (Rows >= kPrefetchRows) {
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v)
-          __builtin_prefetch(right + v / parts * right_block + v % parts * V::lanes +
-                             kPrefetchSteps * Left::right_step);
+          __builtin_prefetch(right + v / parts * right_block + v % parts * V::lanes + kPrefetchSteps * left.right_step);
       }
-      right += Left::right_step;
+      right += left.right_step;
     }
     left.next_run();
   } while (--runs > 0);
