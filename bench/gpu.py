@@ -364,6 +364,17 @@ def run(
     return done
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table: us a step of each contestant, and torch's over the native layer's."""
+    lines = ["| row | torch us a step | accelerated | fusedrnn | torch over fusedrnn |", "| --- " * 5 + "|"]
+    for row in rows:
+        times = [row["us_per_step"].get(name) for name in ("torch", "accelerated", "fusedrnn")]
+        ratio = times[0] / times[2] if times[0] and times[2] else None
+        shown = " | ".join("-" if number is None else f"{number:.3g}" for number in (*times, ratio))
+        lines.append(f"| {row['name']} | {shown} |")
+    return "\n".join(lines)
+
+
 def commit() -> str:
     """The commit that is measured: FUSEDRNN_COMMIT, for a copy without its repository, or git's."""
     return os.environ.get("FUSEDRNN_COMMIT") or git_commit() or "unknown"
@@ -465,11 +476,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the table; 1 if a contestant failed or disagreed."""
     parser = argparse.ArgumentParser("python -m bench gpu", description=__doc__)
     parser.add_argument(
-        "--budget-seconds", type=positive, required=True, help="no row begins that would end after this"
+        "--budget-seconds", type=positive, default=600.0, help="no row begins that would end after this (600)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "gpu.json", help="the JSON file")
     parser.add_argument("--list", action="store_true", help="print the names of the rows in their order and stop")
+    parser.add_argument("--show", action="store_true", help="print the JSON file's rows as Markdown and stop")
     options = parser.parse_args(arguments)
+    if options.show:
+        print(markdown(json.loads(options.output.read_text())["rows"]))
+        return 0
     if options.list:
         print("\n".join(case.name for case in cases()))
         return 0

@@ -105,6 +105,8 @@ def test_the_budget_ends_the_run_and_the_file_is_whole(tmp_path: Path) -> None:
     share = written["rows"][0]["shares"]["fusedrnn"]
     assert share["of_matrix_peak"] == pytest.approx(rows[0].flops / 1e-3 / 1e14)
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    table = gpu.markdown(written["rows"]).splitlines()
+    assert table[2] == "| infer-LSTM-fp32-H128-B1-T128-L1D1 | - | - | 0.001 | - |" and len(table) == 4
 
 
 def test_the_commit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
