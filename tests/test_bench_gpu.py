@@ -89,6 +89,7 @@ def test_the_budget_ends_the_run_and_the_file_is_whole(tmp_path: Path) -> None:
         seconds = {"fusedrnn": 1e-3}
         return {
             **dataclasses.asdict(case),
+            "name": case.name,
             "flops": case.flops,
             "least_bytes": case.least_bytes,
             "seconds": seconds,
