@@ -106,6 +106,45 @@ struct Exchange {
   FUSEDRNN_DEVICE static int at(int k, int n) { return exchange_index<T>(k, n, kLength) / O::kPerWord; }
 };
 
+// One block at work on a program, forward or backward.
+template <class Policy, class Program>
+class Worker {
+ protected:
+  using Thread = typename Program::Thread;
+
+  Policy& policy;
+  const typename Program::Arguments& a;
+  const typename Program::At at;
+  const typename Program::Direction& d;
+  const typename Program::Exchange exchange;
+
+  FUSEDRNN_DEVICE Worker(Policy& policy, const typename Program::Arguments& arguments)
+      : policy(policy),
+        a(arguments),
+        at(policy.block(), a.batch, a.grid),
+        d(a.direction[at.direction]),
+        exchange(a.grid, at.group) {}
+
+  FUSEDRNN_DEVICE Index hidden() const { return a.batch.hidden_size; }
+  FUSEDRNN_DEVICE int step_of(int s) const { return static_cast<int>(a.batch.first_step) + s; }
+
+  // f(thread's registers, thread) for each thread that has cells; with i, for each of its cells that exists.
+  template <class F>
+  FUSEDRNN_DEVICE void each_thread(F f) {
+    policy.each([&](int thread, Thread& mine) {
+      if (mine.length >= 0) f(mine, thread);
+    });
+  }
+  template <class F>
+  FUSEDRNN_DEVICE void each_cell(F f) {
+    each_thread([&](Thread& mine, int thread) {
+      FUSEDRNN_UNROLL
+      for (int i = 0; i < Program::At::kCells; ++i)
+        if (at.unit(thread) + i < hidden()) f(mine, thread, i);
+    });
+  }
+};
+
 }  // namespace
 }  // namespace persistent
 }  // namespace fusedrnn

@@ -12,6 +12,7 @@ namespace {
 template <class T, class Cell, int kCapacity>
 struct Forward {
   using Arguments = ForwardArguments<T>;
+  using Direction = ForwardDirection<T>;
   using V = Scalar<float>;
   static constexpr int kUnits = Operand<T>::kUnits, kSlots = Cell::traits.slots,
                        kGates = Cell::traits.recurrent[0].count;
@@ -40,14 +41,13 @@ struct Forward {
   }
 
   template <class Policy>
-  class Block {
+  class Block : Worker<Policy, Forward> {
+    using Base = Worker<Policy, Forward>;
+    using Base::policy, Base::a, Base::at, Base::d, Base::exchange, Base::hidden, Base::step_of, Base::each_thread,
+        Base::each_cell;
+
    public:
-    FUSEDRNN_DEVICE Block(Policy& policy, const Arguments& arguments)
-        : policy(policy),
-          a(arguments),
-          at(policy.block(), a.batch, a.grid),
-          d(a.direction[at.direction]),
-          exchange(a.grid, at.group) {}
+    FUSEDRNN_DEVICE Block(Policy& policy, const Arguments& arguments) : Base(policy, arguments) {}
 
     FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
@@ -78,31 +78,6 @@ struct Forward {
     }
 
    private:
-    Policy& policy;
-    const Arguments& a;
-    const At at;
-    const ForwardDirection<T>& d;
-    const Exchange exchange;
-
-    FUSEDRNN_DEVICE Index hidden() const { return a.batch.hidden_size; }
-    FUSEDRNN_DEVICE int step_of(int s) const { return static_cast<int>(a.batch.first_step) + s; }
-
-    // f(thread's registers, thread) for each thread that has cells; with i, for each of its cells that exists.
-    template <class F>
-    FUSEDRNN_DEVICE void each_thread(F f) {
-      policy.each([&](int thread, Thread& mine) {
-        if (mine.length >= 0) f(mine, thread);
-      });
-    }
-    template <class F>
-    FUSEDRNN_DEVICE void each_cell(F f) {
-      each_thread([&](Thread& mine, int thread) {
-        FUSEDRNN_UNROLL
-        for (int i = 0; i < kCells; ++i)
-          if (at.unit(thread) + i < hidden()) f(mine, thread, i);
-      });
-    }
-
     FUSEDRNN_DEVICE void load_weights(bool pack) {
       const int hidden = static_cast<int>(a.batch.hidden_size);
       Product::load_weights(policy, a.grid.packed + Index(at.index) * Product::kPacked, pack, [&](int r, int k) {
