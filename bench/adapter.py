@@ -1,4 +1,7 @@
-"""The adapter for torch: a module as it is and swapped, padded or packed, beside the native call."""
+"""The adapter for torch: a module as it is and swapped, beside the native call.
+
+Sequences are padded or packed, or go through a cell in a Python loop, beside a native layer over all steps.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from bench.cases import Case
 from bench.limits import Limits
-from bench.peers import FUSEDRNN, TORCH, Outputs, Work
+from bench.peers import FUSEDRNN, TORCH, Outputs, Torch, Work
 from bench.problem import Array, Problem, make_problem
 from bench.ragged import Lengths, draw_lengths
 from bench.runner import Figure, Figures, Row, Run, interleave, prepare_agreeing
@@ -56,6 +59,42 @@ def packed_outputs(work: Work, lengths: Lengths) -> Work:
     return replace(work, read=read)
 
 
+class TorchCells(Torch):
+    """torch.nn's cells on the CPU."""
+
+    def module_of(self, problem: Problem) -> Any:
+        """The cell of a problem of one layer, with its weights."""
+        import torch
+
+        case = problem.case
+        class_name, options = self.layers[case.cell]
+        cell = getattr(torch.nn, class_name + "Cell")(
+            case.inputs, case.hidden, dtype=getattr(torch, case.dtype), **options
+        )
+        own = {name.removesuffix("_l0"): torch.from_numpy(value.copy()) for name, value in problem.parameters.items()}
+        cell.load_state_dict(own)
+        return cell
+
+
+def cell_work(problem: Problem, change: Callable[[Any], Any] = lambda module: None) -> Work:
+    """A cell's work on a sequence, a step a call."""
+    import torch
+
+    def forward(cell: Any, x: Any) -> Any:
+        state, outputs = None, []
+        for x_t in x:
+            state = cell(x_t, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(outputs)
+
+    work = TorchCells().work(problem, forward, change)
+
+    def read(result: Any) -> Outputs:
+        return {name if name in ("y", "dx") else name + "_l0": array for name, array in work.read(result).items()}
+
+    return replace(work, read=read)
+
+
 def measure(case: Case, run: Run) -> Row:
     """Time all three; both of torch's must agree with the native call."""
     row, problem = Row(case), make_problem(case)
@@ -66,6 +105,9 @@ def measure(case: Case, run: Run) -> Row:
         lengths = draw_lengths(case)
         native = partial(packed_outputs, FUSEDRNN.work(problem, lengths=lengths), lengths)
         modules = partial(packed_work, problem, lengths)
+    elif case.variant == "cells":
+        native = partial(FUSEDRNN.prepare, problem)
+        modules = partial(cell_work, problem)
     else:
         native = partial(FUSEDRNN.prepare, problem)
         modules = partial(TORCH.work, problem, lambda module, x: module(x)[0])

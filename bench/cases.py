@@ -191,6 +191,7 @@ CASES: tuple[Case, ...] = (
         for variant in ("padded", "packed")
         for case in grid("torch", PLAIN, ((1, 64), (8, 256), (32, 256), (64, 512)), BOTH, variant=variant)
     ),
+    *grid("torch", PLAIN, ((1, 64), (1, 256), (8, 128), (32, 256)), BOTH, steps=20, variant="cells"),
     *grid("memory", GATES, across((8,), (64,)), [True], steps=256),
     *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
     *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),
