@@ -652,18 +652,77 @@ def test_tensors_that_change_without_a_version_crash_nothing(kind: Any, what: st
             backward()
 
 
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("size", [0, 8])
+def test_tensors_without_all_of_their_memory_are_an_error(kind: Any, size: int) -> None:
+    def run() -> tuple[Any, dict[str, Any]]:
+        module, steps = accelerated(build(kind)), [T] * (kind in LAYERS)
+        states = [leaf(*[1] * (kind in LAYERS), B, SIZE["hidden_size"]) for _ in range(1 + ("LSTM" in kind.__name__))]
+        x = leaf(*steps, B, SIZE["input_size"])
+        named = {"the input": x, "h_0": states[0], **dict(module.named_parameters())}
+        return lambda: tensors_in(module(x, tuple(states) if len(states) == 2 else states[0]))[0], named
+
+    for name in run()[1]:
+        forward, named = run()
+        y = forward()
+        named[name].untyped_storage().resize_(size)
+        for use in (forward, lambda y=y: y.backward(torch.ones_like(y))):
+            with pytest.raises(RuntimeError, match=f"the memory of {name} has been freed or cut short"):
+                use()
+    for which in ("output", "gradient"):
+        y = run()[0]()
+        gradient = torch.ones_like(y)
+        (y if which == "output" else gradient).untyped_storage().resize_(size)
+        with pytest.raises(RuntimeError, match=f"{which} has been freed or cut short"):
+            y.backward(gradient)
+
+
+def test_a_parameter_at_the_end_of_a_larger_storage() -> None:
+    module = accelerated(build(nn.GRU))
+    flat = torch.randn(100 + module.bias_hh_l0.numel(), dtype=torch.float64)
+    module.bias_hh_l0.data = flat[100:]
+    module(sequence())
+    flat.untyped_storage().resize_(8 * (len(flat) - 1))
+    with pytest.raises(RuntimeError, match="the memory of bias_hh_l0"):
+        module(sequence())
+
+
+def test_layers_with_dropout_name_the_parameter_without_memory() -> None:
+    module = accelerated(build(nn.GRU, num_layers=2, dropout=0.5))
+    module.weight_hh_l1.untyped_storage().resize_(8)
+    with pytest.raises(RuntimeError, match="the memory of weight_hh_l1"):
+        module(sequence())
+
+
 @each_layer
-def test_tensors_without_memory_are_an_error(kind: Any) -> None:
-    for what in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
-        module = accelerated(build(kind))
-        module.get_parameter(what).untyped_storage().resize_(0)
-        with pytest.raises(RuntimeError, match="has been freed"):
-            module(sequence())
-    y = accelerated(build(kind))(sequence())[0]
-    gradient = torch.ones_like(y)
-    y.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="has been freed"):
-        y.backward(gradient)
+def test_lengths_and_resets_may_be_written_after_the_call(kind: Any) -> None:
+    module, x = accelerated(build(kind)), sequence()
+    found = []
+    for write in (False, True):
+        lengths, reset = torch.tensor([6, 3, 0, 1]), torch.arange(T * B).reshape(T, B) % 5 == 0
+        y, _ = module(x, lengths=lengths, reset=reset)
+        if write:
+            lengths.fill_(T)
+            reset.fill_(True)
+        (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        found.append([dx, *torch.autograd.grad(dx.square().sum(), [x, *module.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@each_layer
+def test_a_torch_without_dlpacks_exchange_functions(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedrnn.torch import engine
+
+    module, x = accelerated(build(kind, num_layers=2, bidirectional=True)), sequence()
+    expected = outputs_and_gradients(module, x)
+    monkeypatch.setattr(
+        engine, "READER", engine._core.TensorReader(torch.Tensor, nn.Parameter, torch.UntypedStorage, None)
+    )
+    engine._cached_config.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, x), expected, strict=True))
+    with pytest.raises(ValueError, match="dtype"):
+        module(x.float())
+    engine._cached_config.cache_clear()
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)

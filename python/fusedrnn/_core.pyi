@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -64,6 +65,26 @@ class RowLists:
     @property
     def rows(self) -> int: ...
 
+class TensorReader:
+    def __init__(self, tensor: type, parameter: type, storage: type, exchange: Any, /) -> None: ...
+
+class RawCall:
+    def forward(self, threads: int, y: Any, hn: Any, cn: Any, tape: Any, /) -> None: ...
+    def backward(
+        self,
+        threads: int,
+        y: Any,
+        tape: Any,
+        dy: Any,
+        dhn: Any,
+        dcn: Any,
+        dx: Any,
+        dh0: Any,
+        dc0: Any,
+        gradients: Sequence[Any],
+        /,
+    ) -> bool: ...
+
 class RawRecurrent:
     def __init__(
         self,
@@ -74,61 +95,25 @@ class RawRecurrent:
         bidirectional: bool,
         bias: bool,
         dtype: str,
+        reader: TensorReader,
         /,
     ) -> None: ...
     @property
     def tape_row(self) -> int: ...
     @property
     def parameter_shapes(self) -> list[list[int]]: ...
-    def forward(
+    def bind(
         self,
-        threads: int,
+        form: str,
         steps: int,
         rows: int,
         lists: RowLists | None,
-        x: int,
-        x_time: int,
-        x_row: int,
-        y: int,
-        y_time: int,
-        y_row: int,
-        h0: int,
-        c0: int,
-        hn: int,
-        cn: int,
-        weights: list[int],
-        tape: int,
+        x: Any,
+        h0: Any,
+        c0: Any,
+        weights: Sequence[Any],
         /,
-    ) -> None: ...
-    def backward(
-        self,
-        threads: int,
-        steps: int,
-        rows: int,
-        lists: RowLists | None,
-        x: int,
-        x_time: int,
-        x_row: int,
-        y: int,
-        y_time: int,
-        y_row: int,
-        h0: int,
-        c0: int,
-        weights: list[int],
-        tape: int,
-        dy: int,
-        dy_time: int,
-        dy_row: int,
-        dhn: int,
-        dcn: int,
-        dx: int,
-        dx_time: int,
-        dx_row: int,
-        dh0: int,
-        dc0: int,
-        gradients: list[int],
-        /,
-    ) -> None: ...
+    ) -> RawCall | None: ...
 
 def linear_cross_entropy_forward(
     x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int

@@ -29,7 +29,7 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
 
 
 def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
-    """The call, checked as an eager one is, and its tensors as the engine reads them."""
+    """The call, checked as an eager one is, bound to its tensors as the engine reads them; x and the weights so."""
     call = call_of(plan, x, weights, lengths, reset)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = calls.tensor_obstacle((x, *states, *weights))
@@ -42,7 +42,8 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     call.lengths = None if lengths is None else lengths.contiguous()
     call.make_lists(x)
     h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
-    return call, engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights]
+    x, weights = engine.unit_stride(x), [engine.contiguous(w) for w in weights]
+    return call, call.bind_copies(x, h0, c0, weights), x, weights
 
 
 torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -57,8 +58,8 @@ def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
-    y, hn, cn, tape = engine.forward(call, x, h0, c0, weights, training)
+    call, bound, x, _ = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    y, hn, cn, tape = engine.forward(call, bound, x, training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
@@ -78,15 +79,20 @@ def _layers_fake(
 @torch.library.impl("fusedrnn::layers_backward", "cpu")
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    call, bound, x, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
     made &= tape.shape == (call.config.tape_row * call.steps * call.rows,)
     if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, tape, dy, dhn, dcn) if t is not None]):
         raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
-    y, tape = engine.unit_stride(y), engine.contiguous(tape)
-    found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+    y = None if call.form == "step" else engine.unit_stride(y)
+    tape = engine.contiguous(tape)
+    dy = None if dy is None else engine.unit_stride(dy)
+    dhn, dcn = (None if d is None else engine.contiguous(d) for d in (dhn, dcn))
+    found = engine.backward(call, bound, x, y, weights, tape, (dy, dhn, dcn), wanted)
+    if found is None:
+        raise RuntimeError("fusedrnn::layers_backward: the engine cannot read a tensor")
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
 

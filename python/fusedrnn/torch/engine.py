@@ -1,23 +1,27 @@
 """The compiled engine on torch tensors: one autograd node for all the layers of a call.
 
-Everything here works on tensors that `calls.py` has checked: strided, on the CPU, of one dtype, of the right shapes.
+The compiled part reads the tensors themselves, and checks them: their class, dtype, device, shapes, strides, and that all
+of their memory is there. That costs it a fraction of a microsecond a tensor, where Python takes several.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.nn.parameter import Parameter
 
 from fusedrnn import _core
 from fusedrnn.torch.rerun import rerun
 
-NO_SEQUENCE = (0, 0, 0)
+# None before torch 2.10: the attributes are then read one by one, which takes a few microseconds more.
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+READER = _core.TensorReader(Tensor, Parameter, torch.UntypedStorage, _EXCHANGE)
 
 
 class Config:
@@ -41,7 +45,7 @@ class Config:
         """The compiled object for each dtype."""
         sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, self.bias)
         names = {torch.float32: "float32", torch.float64: "float64"}
-        return {dtype: _core.RawRecurrent(*sizes, name) for dtype, name in names.items()}
+        return {dtype: _core.RawRecurrent(*sizes, name, READER) for dtype, name in names.items()}
 
     @functools.cached_property
     def tape_row(self) -> int:
@@ -78,7 +82,8 @@ class Call:
 
     `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
     to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
-    and no link is cut.
+    and no link is cut. `names` are those of the parameters, for errors. `bound` is the call on its tensors as the engine
+    has read them, from there until it runs.
     """
 
     config: Config
@@ -89,6 +94,8 @@ class Call:
     lengths: Tensor | None = None
     reset: Tensor | None = None
     lists: _core.RowLists | None = None
+    names: Sequence[str] = ()
+    bound: _core.RawCall | None = None
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -110,17 +117,45 @@ class Call:
     def strides(self, tensor: Tensor) -> tuple[int, int]:
         """Strides of time and row in a sequence of this form."""
         strides = tensor.stride()
-        if self.form == "time":
-            return strides[0], strides[1]
-        return (strides[1] if self.form == "batch" else 0), strides[0]
+        return (strides[1], strides[0]) if self.form == "batch" else (strides[0], strides[1])
+
+    def bind(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall | None:
+        """The call on tensors as they lie; None where the engine cannot read one of them."""
+        engine = self.config.engines.get(x.dtype)
+        return engine and engine.bind(self.form, self.steps, self.rows, self.lists, x, h0, c0, weights)
+
+    def bind_copies(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall:
+        """The same for tensors of the right classes, dtypes and shapes that lie as the engine reads them."""
+        bound = self.bind(x, h0, c0, weights)
+        if bound is None:
+            names = [*self.names, *(f"parameter {i}" for i in range(len(self.names), len(weights)))]
+            check_memory(zip(("the input", "h_0", "c_0", *names), (x, h0, c0, *weights), strict=True))
+            raise RuntimeError("fusedrnn.torch: the engine cannot read the tensors of a call")
+        return bound
+
+    def keep_own_counts(self) -> None:
+        """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
+        self.batch_sizes, self.lengths, self.reset = (
+            None if t is None else t.clone() for t in (self.batch_sizes, self.lengths, self.reset)
+        )
+
+
+def check_memory(tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """RuntimeError for a tensor whose storage has become too small for it, which nothing in torch looks after."""
+    for name, t in tensors:
+        if t is None or t.numel() == 0:
+            continue
+        end = t.storage_offset() + 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        if end * t.element_size() > t.untyped_storage().nbytes():
+            raise RuntimeError(
+                f"fusedrnn.torch: the memory of {name} has been freed or cut short, as by resizing its storage"
+            )
 
 
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's elements are; 0 for None, and where there are none."""
-    found = 0 if tensor is None else tensor.data_ptr()
-    if not found and tensor is not None and tensor.numel():
-        raise RuntimeError("fusedrnn.torch: the memory of a tensor has been freed, as by resizing its storage")
-    return found
+    check_memory([("lengths, reset or batch_sizes", tensor)])
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
@@ -136,73 +171,48 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def forward(
-    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
+    call: Call, bound: _core.RawCall, x: Tensor, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
     config, shape = call.config, call.state_shape
-    hn = x.new_empty(shape)
-    cn = x.new_empty(shape) if config.two_states else None
-    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], config.width))
-    tape = x.new_empty(config.tape_row * (x.numel() // config.input_size)) if training else None
-    config.engines[x.dtype].forward(
-        torch.get_num_threads(),
-        call.steps,
-        call.rows,
-        call.lists,
-        address(x),
-        *call.strides(x),
-        address(y),
-        *call.strides(y),
-        address(h0),
-        address(c0),
-        address(hn),
-        address(cn),
-        [address(w) for w in weights],
-        address(tape),
-    )
+    new = x.new_empty  # a third faster where the sizes are arguments of their own
+    hn = new(*shape)
+    cn = new(*shape) if config.two_states else None
+    if call.form == "step":
+        y, count = hn, call.rows
+    else:
+        first, *second = x.shape[:-1]
+        y, count = new(first, *second, config.width), first * (second[0] if second else 1)
+    tape = new(config.tape_row * count) if training else None
+    bound.forward(torch.get_num_threads(), y, hn, cn, tape)
     return y, hn, cn, tape
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Those of y, hn and cn."""
 
 
 def backward(
     call: Call,
+    bound: _core.RawCall,
     x: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
+    y: Tensor | None,
     weights: Sequence[Tensor],
     tape: Tensor,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    gradients: Gradients,
     wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
-    dy = None if gradients[0] is None else unit_stride(gradients[0])
-    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    dx = None if not wanted[0] else torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
+) -> tuple[Tensor | None, ...] | None:
+    """Gradients of x, h0, c0 and the weights, None where not `wanted`.
+
+    None for all where the engine cannot read one of `gradients`, y or the tape.
+    """
+    empty = torch.empty_like
+    dx = (empty(x) if x.is_contiguous() else x.new_empty(x.shape)) if wanted[0] else None
     dh0 = x.new_empty(call.state_shape) if wanted[1] else None
     dc0 = x.new_empty(call.state_shape) if wanted[2] else None
-    dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-    call.config.engines[x.dtype].backward(
-        torch.get_num_threads(),
-        call.steps,
-        call.rows,
-        call.lists,
-        address(x),
-        *call.strides(x),
-        address(y),
-        *call.strides(y),
-        address(h0),
-        address(c0),
-        [address(w) for w in weights],
-        address(tape),
-        *(NO_SEQUENCE if dy is None else (address(dy), *call.strides(dy))),
-        address(dhn),
-        address(dcn),
-        *(NO_SEQUENCE if dx is None else (address(dx), *call.strides(dx))),
-        address(dh0),
-        address(dc0),
-        [address(d) for d in dweights],
-    )
-    return dx, dh0, dc0, *dweights
+    dweights = [empty(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
+    done = bound.backward(torch.get_num_threads(), y, tape, *gradients, dx, dh0, dc0, dweights)
+    return (dx, dh0, dc0, *dweights) if done else None
 
 
 class Layers(torch.autograd.Function):
@@ -210,32 +220,38 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> Any:
-        y, hn, cn, tape = forward(call, x, h0, c0, weights, training=True)
-        ctx.call = call
+        bound, call.bound = call.bound, None
+        assert bound is not None
+        y, hn, cn, tape = forward(call, bound, x, training=True)
+        if call.lists is not None:
+            call.keep_own_counts()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, tape, *weights)
         # y is not saved as the others are: what torch's own layers return may be written in place before the backward
         # pass. Where its version tells that it was, its values are made again, to the same bits.
-        ctx.y, ctx.version = y.detach(), y._version
+        ctx.kept = call, y.detach(), y._version
         if call.form == "step":
             return hn if cn is None else (hn, cn)
         return (y, hn) if cn is None else (y, hn, cn)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        call = ctx.call
+        call, y, version = ctx.kept
         x, h0, c0, tape, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:]
         if call.form == "step":
             gradients = (None, *gradients)
-        dy, dhn, dcn = gradients if call.config.two_states else (*gradients, None)
-        wanted = ctx.needs_input_grad[1:]
+        if not call.config.two_states:
+            gradients = (*gradients, None)
+        if not torch.is_grad_enabled():
+            # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
+            bound = call.bind(x, h0, c0, weights) if y._version == version else None
+            found = bound and backward(call, bound, x, y, weights, tape, gradients, wanted)
+            if found:
+                return None, *found
         if torch.is_grad_enabled() or any(map(is_batched, gradients)):
-            return None, *rerun(call, (x, h0, c0, *weights), (dy, dhn, dcn), wanted)
-        y = ctx.y
-        x, h0, c0, tape, weights = check_saved(call, x, y, h0, c0, tape, weights)
-        if y._version != ctx.version:
-            y = forward(call, x, h0, c0, weights, training=False)[0]
-        return None, *backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+            return None, *rerun(call, (x, h0, c0, *weights), gradients, wanted)
+        return None, *backward_of_copies(call, x, y, h0, c0, weights, tape, gradients, wanted, y._version != version)
 
 
 def is_batched(gradient: Tensor | None) -> bool:
@@ -249,10 +265,40 @@ def is_batched(gradient: Tensor | None) -> bool:
 apply_layers = super(torch.autograd.Function, Layers).apply
 
 
+def backward_of_copies(
+    call: Call,
+    x: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    tape: Tensor,
+    gradients: Gradients,
+    wanted: Sequence[bool],
+    overwritten: bool,
+) -> tuple[Tensor | None, ...]:
+    """As `backward`, with copies of what the engine cannot read as it lies, and errors for what it cannot read at all."""
+    check_saved(call, x, y, h0, c0, tape, weights)
+    x, h0, c0 = unit_stride(x), h0 if h0 is None else contiguous(h0), c0 if c0 is None else contiguous(c0)
+    tape, weights = contiguous(tape), [contiguous(w) for w in weights]
+    bound = call.bind_copies(x, h0, c0, weights)
+    if overwritten:
+        y = forward(call, bound, x, training=False)[0]
+    dy = None if gradients[0] is None else unit_stride(gradients[0])
+    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
+    found = backward(call, bound, x, y, weights, tape, (dy, dhn, dcn), wanted)
+    if found is None:
+        check_memory(
+            [("the output", y), ("the tape", tape), ("a gradient", dy), ("a gradient", dhn), ("a gradient", dcn)]
+        )
+        raise RuntimeError("fusedrnn.torch: the engine cannot read the gradients of a call's outputs")
+    return found
+
+
 def check_saved(
     call: Call, x: Tensor, y: Tensor, h0: Tensor | None, c0: Tensor | None, tape: Tensor, weights: list[Tensor]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, list[Tensor]]:
-    """What was saved, laid out as the engine reads it; a RuntimeError where it is not of its shape and dtype any more.
+) -> None:
+    """RuntimeError where what was saved is not of its shape and dtype any more.
 
     A saved-tensor hook may give back anything, and an assignment to ``.data``, as ``module.half()`` makes it, changes a
     tensor without a trace in its version.
@@ -268,5 +314,3 @@ def check_saved(
             "fusedrnn.torch: an input or a parameter has got another shape, dtype or device between the forward and "
             "the backward pass, by .data, .half() or the like, or a saved-tensor hook gave back another tensor"
         )
-    h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
-    return unit_stride(x), h0, c0, contiguous(tape), [contiguous(w) for w in weights]
