@@ -715,9 +715,7 @@ def test_a_torch_without_dlpacks_exchange_functions(kind: Any, monkeypatch: pyte
 
     module, x = accelerated(build(kind, num_layers=2, bidirectional=True)), sequence()
     expected = outputs_and_gradients(module, x)
-    monkeypatch.setattr(
-        engine, "READER", engine._core.TensorReader(torch.Tensor, nn.Parameter, torch.UntypedStorage, None)
-    )
+    monkeypatch.setattr(engine, "TENSORS", engine._core.Tensors(torch, None))
     engine._cached_config.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, x), expected, strict=True))
     with pytest.raises(ValueError, match="dtype"):

@@ -10,7 +10,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
-#include "bindings/tensor_reader.h"
+#include "bindings/tensors.h"
 #include "core/recurrent.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
@@ -61,10 +61,10 @@ struct Form {
 struct RawLayers {
   RecurrentConfig config;
   CellTraits traits;
-  int bits;  // of an element
-  bool bias;
-  std::shared_ptr<const TensorReader> reader;
-  std::vector<std::vector<Index>> parameter_shapes;  // in torch's order, without names
+  int bits;          // of an element
+  bool bias, cells;  // a cell state too
+  std::shared_ptr<const Tensors> tensors;
+  std::vector<Shape> parameter_shapes;  // in torch's order, without names
 
   void set_parameter_shapes() {
     const Index hidden = config.hidden_size, gates = traits.gates * hidden;
@@ -85,42 +85,63 @@ class RawCall {
 
   // Whether the engine can read the tensors where they lie.
   bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
-    if (!read_sequence(x, layers_->config.input_size, x_) || !read_state(h0, h0_) || !read_state(c0, c0_)) return false;
-    if (!x_.data && sequence_rows() > 0) return false;
-    const auto& shapes = layers_->parameter_shapes;
+    const std::vector<Shape>& shapes = layers_->parameter_shapes;
     if (weights.size() != shapes.size()) return false;
-    weights_.resize(shapes.size());
-    for (std::size_t i = 0; i < shapes.size(); ++i)
-      if (!read_weight(weights[i], shapes[i], weights_[i])) return false;
-    kept_ = py::make_tuple(x, h0, c0, weights);
+    given_ = py::tuple(kWeights + shapes.size());
+    inputs_.resize(given_.size());
+    given_[0] = x, given_[1] = h0, given_[2] = c0;
+    if (!read_sequence(x, layers_->config.input_size, inputs_[0])) return false;
+    if (!read_state(h0, inputs_[1]) || !read_state(c0, inputs_[2])) return false;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      const py::object weight = weights[i];
+      TensorView& view = inputs_[kWeights + i];
+      if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(shapes[i]) || !view.data) return false;
+      given_[kWeights + i] = weight;
+    }
     return true;
   }
 
-  // y, hn, cn and the tape are the caller's own, contiguous and of the right shapes; a tape makes it training.
-  void forward(int threads, py::handle y, py::handle hn, py::handle cn, py::handle tape) const {
-    layers_->bits == 32 ? run<float>(threads, own(y), own(hn), own(cn), own(tape).data)
-                        : run<double>(threads, own(y), own(hn), own(cn), own(tape).data);
+  // (y, hn, cn, tape), None where there is none: a single step has no y but its h, and only training has a tape.
+  py::tuple forward(int threads, bool training) const {
+    TensorView y, hn, cn, tape;
+    const py::object x = given_[0], none = py::none();
+    const py::object new_hn = make(x, state_shape(), hn), new_cn = layers_->cells ? make(x, state_shape(), cn) : none;
+    const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
+    const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
+    if (is_step()) y = hn;
+    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data) : run<double>(threads, y, hn, cn, tape.data);
+    return py::make_tuple(new_y, new_hn, new_cn, new_tape);
   }
 
-  // A single step has no y but its h, and needs neither. False, with nothing done, where y, the tape or a gradient of
-  // theirs is not what it has to be. dx and those that follow are the caller's own; they are set, not added to.
-  bool backward(int threads, py::handle y, py::handle tape, py::handle dy, py::handle dhn, py::handle dcn,
-                py::handle dx, py::handle dh0, py::handle dc0, const py::sequence& gradients) const {
+  // Gradients of x, h0, c0 and the weights, None where not wanted. None for all, with nothing done, where y, the tape
+  // or a gradient of an output is not what it has to be; a single step may have no y.
+  std::optional<py::tuple> backward(int threads, py::handle y, py::handle tape, py::handle dy, py::handle dhn,
+                                    py::handle dcn, const py::tuple& wanted) const {
     Backward b;
-    const bool has_y = !(is_step() && y.is_none());
-    if (has_y && !read_sequence(y, layers_->config.width(), b.y)) return false;
-    if (!read_tape(tape, b.tape)) return false;
-    if (!dy.is_none() && !read_sequence(dy, layers_->config.width(), b.dy)) return false;
-    if (!read_state(dhn, b.dhn) || !read_state(dcn, b.dcn)) return false;
-    b.dx = own(dx), b.dh0 = own(dh0), b.dc0 = own(dc0);
-    for (const py::handle gradient : gradients) b.gradients.push_back(own(gradient));
+    const Index width = layers_->config.width();
+    if (!(is_step() && y.is_none()) && !read_sequence(y, width, b.y)) return std::nullopt;
+    if (!dy.is_none() && !read_sequence(dy, width, b.dy)) return std::nullopt;
+    if (!read_state(dhn, b.dhn) || !read_state(dcn, b.dcn) || !read_tape(tape, b.tape)) return std::nullopt;
+    if (wanted.size() != given_.size()) throw py::value_error("wanted must have a bool for each input");
+    py::tuple gradients(given_.size());
+    b.gradients.resize(given_.size());
+    for (std::size_t i = 0; i < given_.size(); ++i) {
+      if (!wanted[i].cast<bool>())
+        gradients[i] = py::none();
+      else if (i == 0)  // x need not be contiguous
+        gradients[i] = make(given_[i], sequence_shape(layers_->config.input_size), b.gradients[i]);
+      else
+        gradients[i] = layers_->tensors->make_like(given_[i], b.gradients[i]);
+    }
     layers_->bits == 32 ? differentiate<float>(threads, b) : differentiate<double>(threads, b);
-    return true;
+    return gradients;
   }
 
  private:
+  static constexpr std::size_t kWeights = 3;  // what comes before them in lists of inputs: x, h0, c0
+
   struct Backward {
-    TensorView y, tape, dy, dhn, dcn, dx, dh0, dc0;
+    TensorView y, tape, dy, dhn, dcn;
     std::vector<TensorView> gradients;
   };
 
@@ -128,36 +149,35 @@ class RawCall {
   Form form_;
   Index steps_, rows_;
   Lists lists_;
-  TensorView x_, h0_, c0_;
-  std::vector<TensorView> weights_;
-  py::tuple kept_;
+  py::tuple given_;
+  std::vector<TensorView> inputs_;
 
+  bool is_step() const { return form_.time < 0 && !form_.packed; }
   Index sequence_rows() const { return form_.packed ? (*lists_)->packed_rows() : steps_ * rows_; }
+  Shape sequence_shape(Index width) const {
+    if (form_.time < 0) return {sequence_rows(), width};
+    return form_.time == 0 ? Shape{steps_, rows_, width} : Shape{rows_, steps_, width};
+  }
+  Shape state_shape() const {
+    const Index hidden = layers_->config.hidden_size;
+    return is_step() ? Shape{rows_, hidden} : Shape{layers_->config.layers * layers_->config.directions, rows_, hidden};
+  }
+  Shape tape_shape() const { return {tape_row_elements(layers_->config) * sequence_rows()}; }
 
-  bool read(py::handle tensor, TensorView& view) const { return layers_->reader->read(tensor, layers_->bits, view); }
-  TensorView own(py::handle tensor) const { return tensor.is_none() ? TensorView() : layers_->reader->view(tensor); }
-
+  py::object make(py::handle like, const Shape& shape, TensorView& view) const {
+    return layers_->tensors->make(like, shape, view);
+  }
+  bool read(py::handle tensor, TensorView& view) const { return layers_->tensors->read(tensor, layers_->bits, view); }
   bool read_sequence(py::handle tensor, Index width, TensorView& view) const {
-    if (!read(tensor, view) || !view.has_unit_stride()) return false;
-    if (form_.time < 0) return view.has_shape({sequence_rows(), width});
-    return form_.time == 0 ? view.has_shape({steps_, rows_, width}) : view.has_shape({rows_, steps_, width});
+    return read(tensor, view) && view.has_unit_stride() && view.has_shape(sequence_shape(width));
   }
   bool read_state(py::handle tensor, TensorView& view) const {
-    if (tensor.is_none()) return true;
-    const Index hidden = layers_->config.hidden_size, states = layers_->config.layers * layers_->config.directions;
-    if (!read(tensor, view) || !view.is_contiguous()) return false;
-    return is_step() ? view.has_shape({rows_, hidden}) : view.has_shape({states, rows_, hidden});
-  }
-  bool read_weight(py::handle tensor, const std::vector<Index>& shape, TensorView& view) const {
-    if (!read(tensor, view) || !view.is_contiguous() || !view.data) return false;
-    return shape.size() == 1 ? view.has_shape({shape[0]}) : view.has_shape({shape[0], shape[1]});
+    return tensor.is_none() || (read(tensor, view) && view.is_contiguous() && view.has_shape(state_shape()));
   }
   bool read_tape(py::handle tensor, TensorView& view) const {
-    const Index elements = tape_row_elements(layers_->config) * sequence_rows();
-    if (!read(tensor, view) || !view.has_shape({elements}) || !view.is_contiguous()) return false;
-    return reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0;
+    return read(tensor, view) && view.is_contiguous() && view.has_shape(tape_shape()) &&
+           reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0;
   }
-  bool is_step() const { return form_.time < 0 && !form_.packed; }
 
   template <class Real>
   static Real* data(const TensorView& view) {
@@ -175,13 +195,12 @@ class RawCall {
             given ? given->starts() : nullptr};
   }
 
-  // Tensors in torch's order of parameters as one Target of pointers for each direction.
+  // Of a list of inputs, or of their gradients, the weights' as one Target of pointers for each direction.
   template <class Target, class Real>
   std::vector<Target> by_direction(const std::vector<TensorView>& views) const {
     std::vector<Target> result(static_cast<std::size_t>(layers_->config.layers * layers_->config.directions));
     const bool bias = layers_->bias, peephole = layers_->traits.peepholes > 0;
-    if (views.size() != weights_.size()) throw py::value_error("gradients must be those of all parameters");
-    std::size_t next = 0;
+    std::size_t next = kWeights;
     const auto take = [&](bool there) { return there ? data<Real>(views[next++]) : nullptr; };
     for (Target& target : result) target = {take(true), take(true), take(bias), take(bias), take(peephole)};
     return result;
@@ -192,11 +211,11 @@ class RawCall {
     ForwardCall<Real> call;
     call.steps = steps_;
     call.rows = rows_;
-    call.weights = by_direction<Weights<Real>, const Real>(weights_);
-    call.x = sequence<const Real>(x_);
+    call.weights = by_direction<Weights<Real>, const Real>(inputs_);
+    call.x = sequence<const Real>(inputs_[0]);
     call.y = sequence<Real>(y);
-    call.h0 = state<const Real>(h0_);
-    call.c0 = state<const Real>(c0_);
+    call.h0 = state<const Real>(inputs_[1]);
+    call.c0 = state<const Real>(inputs_[2]);
     call.threads = threads;
     if (lists_) call.lists = *lists_;
     return call;
@@ -236,9 +255,9 @@ class RawCall {
     call.dy = sequence<const Real>(b.dy);
     call.dhn = state<const Real>(b.dhn);
     call.dcn = state<const Real>(b.dcn);
-    call.dx = sequence<Real>(b.dx);
-    call.dh0 = state<Real>(b.dh0);
-    call.dc0 = state<Real>(b.dc0);
+    call.dx = sequence<Real>(b.gradients[0]);
+    call.dh0 = state<Real>(b.gradients[1]);
+    call.dc0 = state<Real>(b.gradients[2]);
     call.gradients = by_direction<WeightGradients<Real>, Real>(b.gradients);
     call.threads = threads;
     tape.call = std::move(forward);
@@ -251,15 +270,15 @@ class RawCall {
 
   template <class Real>
   static void clear(const std::vector<TensorView>& gradients) {
-    for (const TensorView& g : gradients)
-      if (g.data) std::fill_n(data<Real>(g), g.numel(), Real(0));
+    for (std::size_t i = kWeights; i < gradients.size(); ++i)
+      if (gradients[i].data) std::fill_n(data<Real>(gradients[i]), gradients[i].numel(), Real(0));
   }
 };
 
 class RawRecurrent {
  public:
   RawRecurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bidirectional, bool bias,
-               const std::string& dtype, std::shared_ptr<const TensorReader> reader) {
+               const std::string& dtype, std::shared_ptr<const Tensors> tensors) {
     RawLayers made;
     RecurrentConfig& config = made.config;
     config.cell = find_cell(cell);
@@ -271,13 +290,14 @@ class RawRecurrent {
     made.traits = kernels<float>().cells[config.cell].traits;
     made.bits = dtype == "float32" ? 32 : 64;
     made.bias = bias;
-    made.reader = std::move(reader);
+    made.cells = made.traits.states == 2;
+    made.tensors = std::move(tensors);
     made.set_parameter_shapes();
     layers_ = std::make_shared<const RawLayers>(std::move(made));
   }
 
   Index tape_row() const { return tape_row_elements(layers_->config); }
-  std::vector<std::vector<Index>> parameter_shapes() const { return layers_->parameter_shapes; }
+  std::vector<Shape> parameter_shapes() const { return layers_->parameter_shapes; }
 
   // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
   // device or shape, has other strides, or its storage has become too small for it.
@@ -299,11 +319,10 @@ void register_raw(py::module_& module) {
       .def_static("padded", &padded_lists)
       .def_static("packed", &packed_lists)
       .def_property_readonly("rows", &RowLists::rows);
-  py::class_<TensorReader, std::shared_ptr<TensorReader>>(module, "TensorReader", "How to read torch's tensors.")
-      .def(py::init<py::type, py::type, py::type, py::object>());
+  py::class_<Tensors, std::shared_ptr<Tensors>>(module, "Tensors", "How to read and make torch's tensors.")
+      .def(py::init<py::object, py::object>());
   py::class_<RawRecurrent>(module, "RawRecurrent", "Layers on torch's tensors.")
-      .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&,
-                    std::shared_ptr<TensorReader>>())
+      .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&, std::shared_ptr<Tensors>>())
       .def_property_readonly("tape_row", &RawRecurrent::tape_row)
       .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
       .def("bind", &RawRecurrent::bind);

@@ -65,25 +65,14 @@ class RowLists:
     @property
     def rows(self) -> int: ...
 
-class TensorReader:
-    def __init__(self, tensor: type, parameter: type, storage: type, exchange: Any, /) -> None: ...
+class Tensors:
+    def __init__(self, torch: Any, exchange: Any, /) -> None: ...
 
 class RawCall:
-    def forward(self, threads: int, y: Any, hn: Any, cn: Any, tape: Any, /) -> None: ...
+    def forward(self, threads: int, training: bool, /) -> tuple[Any, Any, Any, Any]: ...
     def backward(
-        self,
-        threads: int,
-        y: Any,
-        tape: Any,
-        dy: Any,
-        dhn: Any,
-        dcn: Any,
-        dx: Any,
-        dh0: Any,
-        dc0: Any,
-        gradients: Sequence[Any],
-        /,
-    ) -> bool: ...
+        self, threads: int, y: Any, tape: Any, dy: Any, dhn: Any, dcn: Any, wanted: tuple[bool, ...], /
+    ) -> tuple[Any, ...] | None: ...
 
 class RawRecurrent:
     def __init__(
@@ -95,7 +84,7 @@ class RawRecurrent:
         bidirectional: bool,
         bias: bool,
         dtype: str,
-        reader: TensorReader,
+        tensors: Tensors,
         /,
     ) -> None: ...
     @property

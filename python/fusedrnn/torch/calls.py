@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, forward, unit_stride
+from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, unit_stride
 from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
@@ -114,13 +114,12 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
         x, weights = unit_stride(x), [contiguous(w) for w in weights]
         h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
         call.bound = call.bind_copies(x, h0, c0, weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, x, *states)):
+    if torch.is_grad_enabled() and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
         found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
-    bound, call.bound = call.bound, None
-    y, hn, cn, _ = forward(call, bound, x, training=False)
+    y, hn, cn, _ = call.run(training=False)
     return y, (hn,) if cn is None else (hn, cn)
 
 
@@ -256,8 +255,7 @@ def call_of(module: Any, form: str, steps: int, rows: int, batch_sizes: Tensor |
 def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
     """Why the engine does not take a call that fits together; "" where torch has an error for it.
 
-    Where the engine can read the tensors as they lie, the call is bound to them. Where it cannot, they may still do when
-    they are copied.
+    Where the engine can read the tensors as they lie, the call is bound to them; where not, copies may do.
     """
     reason = module._static_obstacle() or mode_obstacle()
     if reason is None and call.reset is not None:  # may be on another device, as x is

@@ -28,8 +28,8 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
     return Call(config, form, steps, rows, None, lengths, reset)
 
 
-def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
-    """The call, checked as an eager one is, bound to its tensors as the engine reads them; x and the weights so."""
+def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Call:
+    """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
     call = call_of(plan, x, weights, lengths, reset)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = calls.tensor_obstacle((x, *states, *weights))
@@ -42,8 +42,8 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
     call.lengths = None if lengths is None else lengths.contiguous()
     call.make_lists(x)
     h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
-    x, weights = engine.unit_stride(x), [engine.contiguous(w) for w in weights]
-    return call, call.bind_copies(x, h0, c0, weights), x, weights
+    call.bound = call.bind_copies(engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights])
+    return call
 
 
 torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -58,8 +58,7 @@ def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
-    call, bound, x, _ = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
-    y, hn, cn, tape = engine.forward(call, bound, x, training)
+    y, hn, cn, tape = prepared(tuple(plan), x, h0, c0, weights, lengths, reset).run(training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
@@ -79,7 +78,7 @@ def _layers_fake(
 @torch.library.impl("fusedrnn::layers_backward", "cpu")
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
-    call, bound, x, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    call = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
@@ -90,7 +89,7 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
     tape = engine.contiguous(tape)
     dy = None if dy is None else engine.unit_stride(dy)
     dhn, dcn = (None if d is None else engine.contiguous(d) for d in (dhn, dcn))
-    found = engine.backward(call, bound, x, y, weights, tape, (dy, dhn, dcn), wanted)
+    found = call.bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, tuple(wanted))
     if found is None:
         raise RuntimeError("fusedrnn::layers_backward: the engine cannot read a tensor")
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]

@@ -1,7 +1,7 @@
 """The compiled engine on torch tensors: one autograd node for all the layers of a call.
 
-The compiled part reads the tensors themselves, and checks them: their class, dtype, device, shapes, strides, and that all
-of their memory is there. That costs it a fraction of a microsecond a tensor, where Python takes several.
+The compiled part reads the tensors themselves, and checks them: their class, dtype, device, shapes, strides, and that
+all of their memory is there. That costs it a fraction of a microsecond a tensor, where Python takes several.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch.nn.parameter import Parameter
 
 from fusedrnn import _core
 from fusedrnn.torch.rerun import rerun
 
 # None before torch 2.10: the attributes are then read one by one, which takes a few microseconds more.
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-READER = _core.TensorReader(Tensor, Parameter, torch.UntypedStorage, _EXCHANGE)
+TENSORS = _core.Tensors(torch, _EXCHANGE)
 
 
 class Config:
@@ -45,7 +44,7 @@ class Config:
         """The compiled object for each dtype."""
         sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, self.bias)
         names = {torch.float32: "float32", torch.float64: "float64"}
-        return {dtype: _core.RawRecurrent(*sizes, name, READER) for dtype, name in names.items()}
+        return {dtype: _core.RawRecurrent(*sizes, name, TENSORS) for dtype, name in names.items()}
 
     @functools.cached_property
     def tape_row(self) -> int:
@@ -82,8 +81,8 @@ class Call:
 
     `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
     to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
-    and no link is cut. `names` are those of the parameters, for errors. `bound` is the call on its tensors as the engine
-    has read them, from there until it runs.
+    and no link is cut. `names` are those of the parameters, for errors. `bound` is the call on its tensors as the
+    engine has read them, from there until it runs.
     """
 
     config: Config
@@ -122,7 +121,9 @@ class Call:
     def bind(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall | None:
         """The call on tensors as they lie; None where the engine cannot read one of them."""
         engine = self.config.engines.get(x.dtype)
-        return engine and engine.bind(self.form, self.steps, self.rows, self.lists, x, h0, c0, weights)
+        if engine is None:
+            return None
+        return engine.bind(self.form, self.steps, self.rows, self.lists, x, h0, c0, weights)
 
     def bind_copies(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall:
         """The same for tensors of the right classes, dtypes and shapes that lie as the engine reads them."""
@@ -132,6 +133,12 @@ class Call:
             check_memory(zip(("the input", "h_0", "c_0", *names), (x, h0, c0, *weights), strict=True))
             raise RuntimeError("fusedrnn.torch: the engine cannot read the tensors of a call")
         return bound
+
+    def run(self, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """y, the final h and c, and in training the tape. A single step has no y but its h."""
+        bound, self.bound = self.bound, None
+        assert bound is not None
+        return bound.forward(torch.get_num_threads(), training)
 
     def keep_own_counts(self) -> None:
         """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
@@ -170,49 +177,8 @@ def contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
-def forward(
-    call: Call, bound: _core.RawCall, x: Tensor, training: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
-    config, shape = call.config, call.state_shape
-    new = x.new_empty  # a third faster where the sizes are arguments of their own
-    hn = new(*shape)
-    cn = new(*shape) if config.two_states else None
-    if call.form == "step":
-        y, count = hn, call.rows
-    else:
-        first, *second = x.shape[:-1]
-        y, count = new(first, *second, config.width), first * (second[0] if second else 1)
-    tape = new(config.tape_row * count) if training else None
-    bound.forward(torch.get_num_threads(), y, hn, cn, tape)
-    return y, hn, cn, tape
-
-
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Those of y, hn and cn."""
-
-
-def backward(
-    call: Call,
-    bound: _core.RawCall,
-    x: Tensor,
-    y: Tensor | None,
-    weights: Sequence[Tensor],
-    tape: Tensor,
-    gradients: Gradients,
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...] | None:
-    """Gradients of x, h0, c0 and the weights, None where not `wanted`.
-
-    None for all where the engine cannot read one of `gradients`, y or the tape.
-    """
-    empty = torch.empty_like
-    dx = (empty(x) if x.is_contiguous() else x.new_empty(x.shape)) if wanted[0] else None
-    dh0 = x.new_empty(call.state_shape) if wanted[1] else None
-    dc0 = x.new_empty(call.state_shape) if wanted[2] else None
-    dweights = [empty(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-    done = bound.backward(torch.get_num_threads(), y, tape, *gradients, dx, dh0, dc0, dweights)
-    return (dx, dh0, dc0, *dweights) if done else None
 
 
 class Layers(torch.autograd.Function):
@@ -220,9 +186,7 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> Any:
-        bound, call.bound = call.bound, None
-        assert bound is not None
-        y, hn, cn, tape = forward(call, bound, x, training=True)
+        y, hn, cn, tape = call.run(training=True)
         if call.lists is not None:
             call.keep_own_counts()
         ctx.set_materialize_grads(False)
@@ -239,19 +203,17 @@ class Layers(torch.autograd.Function):
         call, y, version = ctx.kept
         x, h0, c0, tape, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
-        if call.form == "step":
-            gradients = (None, *gradients)
-        if not call.config.two_states:
-            gradients = (*gradients, None)
-        if not torch.is_grad_enabled():
-            # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
-            bound = call.bind(x, h0, c0, weights) if y._version == version else None
-            found = bound and backward(call, bound, x, y, weights, tape, gradients, wanted)
-            if found:
-                return None, *found
-        if torch.is_grad_enabled() or any(map(is_batched, gradients)):
-            return None, *rerun(call, (x, h0, c0, *weights), gradients, wanted)
-        return None, *backward_of_copies(call, x, y, h0, c0, weights, tape, gradients, wanted, y._version != version)
+        dy, dhn, dcn = (*[None] * (call.form == "step"), *gradients, None)[:3]
+        again, overwritten = torch.is_grad_enabled(), y._version != version
+        # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
+        bound = None if again or overwritten else call.bind(x, h0, c0, weights)
+        found = bound and bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, wanted)
+        if found:
+            return None, *found
+        inputs = (x, h0, c0, *weights)
+        if again or any(map(is_batched, gradients)):
+            return None, *rerun(call, inputs, (dy, dhn, dcn), wanted)
+        return None, *backward_of_copies(call, inputs, y, overwritten, tape, (dy, dhn, dcn), wanted)
 
 
 def is_batched(gradient: Tensor | None) -> bool:
@@ -267,30 +229,27 @@ apply_layers = super(torch.autograd.Function, Layers).apply
 
 def backward_of_copies(
     call: Call,
-    x: Tensor,
+    inputs: tuple[Any, ...],
     y: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
+    overwritten: bool,
     tape: Tensor,
     gradients: Gradients,
-    wanted: Sequence[bool],
-    overwritten: bool,
+    wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """As `backward`, with copies of what the engine cannot read as it lies, and errors for what it cannot read at all."""
+    """The backward pass with copies of what the engine cannot read as it lies, errors for what it cannot read at all."""
+    x, h0, c0, *weights = inputs
     check_saved(call, x, y, h0, c0, tape, weights)
-    x, h0, c0 = unit_stride(x), h0 if h0 is None else contiguous(h0), c0 if c0 is None else contiguous(c0)
-    tape, weights = contiguous(tape), [contiguous(w) for w in weights]
-    bound = call.bind_copies(x, h0, c0, weights)
+    states = (None if s is None else contiguous(s) for s in (h0, c0))
+    bound = call.bind_copies(unit_stride(x), *states, [contiguous(w) for w in weights])
     if overwritten:
-        y = forward(call, bound, x, training=False)[0]
+        y = bound.forward(torch.get_num_threads(), False)[0]
     dy = None if gradients[0] is None else unit_stride(gradients[0])
     dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    found = backward(call, bound, x, y, weights, tape, (dy, dhn, dcn), wanted)
+    tape = contiguous(tape)
+    found = bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, wanted)
     if found is None:
-        check_memory(
-            [("the output", y), ("the tape", tape), ("a gradient", dy), ("a gradient", dhn), ("a gradient", dcn)]
-        )
+        named = (("output", y), ("tape", tape), ("gradient", dy), ("gradient", dhn), ("gradient", dcn))
+        check_memory((f"a layer's {name}", t) for name, t in named)
         raise RuntimeError("fusedrnn.torch: the engine cannot read the gradients of a call's outputs")
     return found
 

@@ -1,4 +1,4 @@
-#include "bindings/tensor_reader.h"
+#include "bindings/tensors.h"
 
 #include <algorithm>
 #include <string>
@@ -40,7 +40,7 @@ Index ask(const py::object& method, py::handle self) {
 
 }  // namespace
 
-bool TensorView::has_shape(std::initializer_list<Index> wanted) const {
+bool TensorView::has_shape(const Shape& wanted) const {
   return dims == static_cast<int>(wanted.size()) && std::equal(wanted.begin(), wanted.end(), shape.begin());
 }
 
@@ -72,13 +72,15 @@ Index TensorView::extent() const {
   return last + 1;
 }
 
-TensorReader::TensorReader(py::type tensor, py::type parameter, py::type storage, py::object exchange)
-    : tensor_(tensor),
-      parameter_(parameter),
-      is_neg_(tensor.attr("is_neg")),
-      storage_of_(tensor.attr("untyped_storage")),
-      offset_of_(tensor.attr("storage_offset")),
-      nbytes_of_(storage.attr("nbytes")) {
+Tensors::Tensors(py::object torch, py::object exchange)
+    : tensor_(torch.attr("Tensor")),
+      parameter_(torch.attr("nn").attr("Parameter")),
+      new_empty_(tensor_.attr("new_empty")),
+      empty_like_(torch.attr("empty_like")),
+      is_neg_(tensor_.attr("is_neg")),
+      storage_of_(tensor_.attr("untyped_storage")),
+      offset_of_(tensor_.attr("storage_offset")),
+      nbytes_of_(torch.attr("UntypedStorage").attr("nbytes")) {
   if (exchange.is_none()) return;
   auto* found = static_cast<DlExchange*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
   if (!found) throw py::error_already_set();
@@ -86,7 +88,7 @@ TensorReader::TensorReader(py::type tensor, py::type parameter, py::type storage
   exchange_ = found;
 }
 
-bool TensorReader::look(py::handle tensor, TensorView& view) const {
+bool Tensors::look(py::handle tensor, TensorView& view) const {
   if (!exchange_) return look_by_attribute(tensor, view);
   DlTensor found;
   if (static_cast<const DlExchange*>(exchange_)->borrow(tensor.ptr(), &found) != 0) throw py::error_already_set();
@@ -99,7 +101,7 @@ bool TensorReader::look(py::handle tensor, TensorView& view) const {
   return true;
 }
 
-bool TensorReader::look_by_attribute(py::handle tensor, TensorView& view) const {
+bool Tensors::look_by_attribute(py::handle tensor, TensorView& view) const {
   const auto shape = tensor.attr("shape").cast<py::tuple>(), strides = tensor.attr("stride")().cast<py::tuple>();
   if (shape.size() > TensorView::kMaxDims) return false;
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -114,20 +116,36 @@ bool TensorReader::look_by_attribute(py::handle tensor, TensorView& view) const 
   return true;
 }
 
-bool TensorReader::has_memory(py::handle tensor, const TensorView& view) const {
+bool Tensors::has_memory(py::handle tensor, const TensorView& view) const {
   const auto storage = py::reinterpret_steal<py::object>(PyObject_CallOneArg(storage_of_.ptr(), tensor.ptr()));
   if (!storage) throw py::error_already_set();
   const Index there = ask(nbytes_of_, storage) * 8 / view.bits;
   return ask(offset_of_, tensor) + view.extent() <= there;
 }
 
-TensorView TensorReader::view(py::handle tensor) const {
-  TensorView found;
-  if (!look(tensor, found) || found.bits == 0) throw py::type_error("tensors must be of floats, on the CPU");
-  return found;
+py::object Tensors::made(PyObject* tensor, TensorView& view) const {
+  if (!tensor) throw py::error_already_set();
+  auto owned = py::reinterpret_steal<py::object>(tensor);
+  if (!look(owned, view) || view.bits == 0 || !view.is_contiguous()) throw py::type_error("torch made another tensor");
+  return owned;
 }
 
-bool TensorReader::read(py::handle tensor, int bits, TensorView& view) const {
+py::object Tensors::make(py::handle like, const Shape& shape, TensorView& view) const {
+  // A tuple of sizes would take torch twice as long to parse.
+  std::array<py::object, TensorView::kMaxDims> sizes;
+  std::array<PyObject*, 1 + TensorView::kMaxDims> arguments{like.ptr()};
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    sizes[i] = py::int_(shape[i]);
+    arguments[i + 1] = sizes[i].ptr();
+  }
+  return made(PyObject_Vectorcall(new_empty_.ptr(), arguments.data(), shape.size() + 1, nullptr), view);
+}
+
+py::object Tensors::make_like(py::handle like, TensorView& view) const {
+  return made(PyObject_CallOneArg(empty_like_.ptr(), like.ptr()), view);
+}
+
+bool Tensors::read(py::handle tensor, int bits, TensorView& view) const {
   const auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
   if (kind != tensor_.ptr() && kind != parameter_.ptr()) return false;
   try {
