@@ -669,6 +669,12 @@ def test_tensors_without_all_of_their_memory_are_an_error(kind: Any, size: int) 
         for use in (forward, lambda y=y: y.backward(torch.ones_like(y))):
             with pytest.raises(RuntimeError, match=f"the memory of {name} has been freed or cut short"):
                 use()
+    forward, named = run()
+    weight = named["weight_ih" + "_l0" * (kind in LAYERS)]
+    weight.data = weight.detach().T.contiguous().T
+    weight.untyped_storage().resize_(size)
+    with pytest.raises(RuntimeError, match="the memory of weight_ih"):  # before it is copied
+        forward()
     for which in ("output", "gradient"):
         y = run()[0]()
         gradient = torch.ones_like(y)

@@ -81,9 +81,9 @@ Tensors::Tensors(py::object torch, py::object exchange)
       storage_of_(tensor_.attr("untyped_storage")),
       offset_of_(tensor_.attr("storage_offset")),
       nbytes_of_(torch.attr("UntypedStorage").attr("nbytes")) {
-  if (exchange.is_none()) return;
-  auto* found = static_cast<DlExchange*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
-  if (!found) throw py::error_already_set();
+  constexpr const char* kName = "dlpack_exchange_api";
+  if (!PyCapsule_IsValid(exchange.ptr(), kName)) return;  // None, or of a time to come
+  auto* found = static_cast<DlExchange*>(PyCapsule_GetPointer(exchange.ptr(), kName));
   while (found && found->major != 1) found = found->older;
   exchange_ = found;
 }

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch.engine import Call, apply_layers, config_of, contiguous, unit_stride
+from fusedrnn.torch.engine import Call, apply_layers, config_of
 from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
@@ -111,9 +111,7 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     """y, and the final state: through the graph where anything asks for a gradient."""
     h0, c0 = (*states, None, None)[:2]
     if call.bound is None:
-        x, weights = unit_stride(x), [contiguous(w) for w in weights]
-        h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
-        call.bound = call.bind_copies(x, h0, c0, weights)
+        call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
     if torch.is_grad_enabled() and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
         found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
@@ -219,7 +217,7 @@ def fit_layer(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | 
         form, (steps, rows, _) = "time", x.shape
         if batch_first:
             form, steps, rows = "batch", rows, steps
-    if steps == 0 or x.shape[-1] != module.input_size:
+    if steps == 0 or x.shape[-1] != module.input_size or module.input_size == 0:
         return None
     if states:
         shape = (module.num_layers * (2 if module.bidirectional else 1), rows, module.hidden_size)

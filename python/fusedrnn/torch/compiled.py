@@ -41,8 +41,7 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.lengths = None if lengths is None else lengths.contiguous()
     call.make_lists(x)
-    h0, c0 = (None if s is None else engine.contiguous(s) for s in (h0, c0))
-    call.bound = call.bind_copies(engine.unit_stride(x), h0, c0, [engine.contiguous(w) for w in weights])
+    call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
     return call
 
 
@@ -89,7 +88,7 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
     tape = engine.contiguous(tape)
     dy = None if dy is None else engine.unit_stride(dy)
     dhn, dcn = (None if d is None else engine.contiguous(d) for d in (dhn, dcn))
-    found = call.bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, tuple(wanted))
+    found = call.take_bound().backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, tuple(wanted))
     if found is None:
         raise RuntimeError("fusedrnn::layers_backward: the engine cannot read a tensor")
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]

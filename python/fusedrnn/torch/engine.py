@@ -126,19 +126,24 @@ class Call:
         return engine.bind(self.form, self.steps, self.rows, self.lists, x, h0, c0, weights)
 
     def bind_copies(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall:
-        """The same for tensors of the right classes, dtypes and shapes that lie as the engine reads them."""
-        bound = self.bind(x, h0, c0, weights)
+        """The call on copies of those that the engine cannot read as they lie; all are of the right kind and shape."""
+        names = [*self.names, *(f"parameter {i}" for i in range(len(self.names), len(weights)))]
+        check_memory(zip(("the input", "h_0", "c_0", *names), (x, h0, c0, *weights), strict=True))
+        h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
+        bound = self.bind(unit_stride(x), h0, c0, [contiguous(w) for w in weights])
         if bound is None:
-            names = [*self.names, *(f"parameter {i}" for i in range(len(self.names), len(weights)))]
-            check_memory(zip(("the input", "h_0", "c_0", *names), (x, h0, c0, *weights), strict=True))
             raise RuntimeError("fusedrnn.torch: the engine cannot read the tensors of a call")
         return bound
 
     def run(self, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """y, the final h and c, and in training the tape. A single step has no y but its h."""
+        return self.take_bound().forward(torch.get_num_threads(), training)
+
+    def take_bound(self) -> _core.RawCall:
+        """`bound`, which is gone afterwards: it keeps the tensors alive, and does not see what happens to them."""
         bound, self.bound = self.bound, None
         assert bound is not None
-        return bound.forward(torch.get_num_threads(), training)
+        return bound
 
     def keep_own_counts(self) -> None:
         """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
@@ -236,20 +241,18 @@ def backward_of_copies(
     gradients: Gradients,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """The backward pass with copies of what the engine cannot read as it lies, errors for what it cannot read at all."""
+    """A backward pass with copies of what the engine does not read as it lies; errors for the rest."""
     x, h0, c0, *weights = inputs
     check_saved(call, x, y, h0, c0, tape, weights)
-    states = (None if s is None else contiguous(s) for s in (h0, c0))
-    bound = call.bind_copies(unit_stride(x), *states, [contiguous(w) for w in weights])
+    bound = call.bind_copies(x, h0, c0, weights)
     if overwritten:
         y = bound.forward(torch.get_num_threads(), False)[0]
+    names = ("output", "tape", "gradient", "gradient", "gradient")
+    check_memory((f"a layer's {name}", t) for name, t in zip(names, (y, tape, *gradients), strict=True))
     dy = None if gradients[0] is None else unit_stride(gradients[0])
     dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    tape = contiguous(tape)
-    found = bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, wanted)
+    found = bound.backward(torch.get_num_threads(), y, contiguous(tape), dy, dhn, dcn, wanted)
     if found is None:
-        named = (("output", y), ("tape", tape), ("gradient", dy), ("gradient", dhn), ("gradient", dcn))
-        check_memory((f"a layer's {name}", t) for name, t in named)
         raise RuntimeError("fusedrnn.torch: the engine cannot read the gradients of a call's outputs")
     return found
 
