@@ -81,7 +81,9 @@ struct RawLayers {
 class RawCall {
  public:
   RawCall(std::shared_ptr<const RawLayers> layers, const std::string& form, Index steps, Index rows, const Lists& lists)
-      : layers_(std::move(layers)), form_(Form::of(form)), steps_(steps), rows_(rows), lists_(lists) {}
+      : layers_(std::move(layers)), form_(Form::of(form)), steps_(steps), rows_(rows), lists_(lists) {
+    if (form_.packed && !lists_) throw py::value_error("a packed sequence needs its lists of rows");
+  }
 
   // Whether the engine can read the tensors where they lie.
   bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
