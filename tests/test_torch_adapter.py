@@ -25,7 +25,9 @@ from torch_support import (  # noqa: E402
     LAYERS,
     SIZE,
     accelerated,
+    assert_memory_is_looked_after,
     assert_near,
+    assert_options_are_copied,
     leaf,
     loss_of,
     module_of,
@@ -617,18 +619,46 @@ def test_tensors_that_change_without_a_version_crash_nothing(kind: Any, what: st
             backward()
 
 
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("size", [0, 8])
+def test_tensors_without_all_of_their_memory_are_an_error(kind: Any, size: int) -> None:
+    assert_memory_is_looked_after(kind, size)
+
+
+def test_a_parameter_at_the_end_of_a_larger_storage() -> None:
+    module = accelerated(build(nn.GRU))
+    flat = torch.randn(100 + module.bias_hh_l0.numel(), dtype=torch.float64)
+    module.bias_hh_l0.data = flat[100:]
+    module(sequence())
+    flat.untyped_storage().resize_(8 * (len(flat) - 1))
+    with pytest.raises(RuntimeError, match="the memory of bias_hh_l0"):
+        module(sequence())
+
+
+def test_layers_with_dropout_name_the_parameter_without_memory() -> None:
+    module = accelerated(build(nn.GRU, num_layers=2, dropout=0.5))
+    module.weight_hh_l1.untyped_storage().resize_(8)
+    with pytest.raises(RuntimeError, match="the memory of weight_hh_l1"):
+        module(sequence())
+
+
 @each_layer
-def test_tensors_without_memory_are_an_error(kind: Any) -> None:
-    for what in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
-        module = accelerated(build(kind))
-        module.get_parameter(what).untyped_storage().resize_(0)
-        with pytest.raises(RuntimeError, match="has been freed"):
-            module(sequence())
-    y = accelerated(build(kind))(sequence())[0]
-    gradient = torch.ones_like(y)
-    y.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="has been freed"):
-        y.backward(gradient)
+def test_lengths_and_resets_may_be_written_after_the_call(kind: Any) -> None:
+    assert_options_are_copied(kind)
+
+
+@each_layer
+def test_a_torch_without_dlpacks_exchange_functions(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedrnn.torch import engine
+
+    module, x = accelerated(build(kind, num_layers=2, bidirectional=True)), sequence()
+    expected = outputs_and_gradients(module, x)
+    monkeypatch.setattr(engine, "TENSORS", engine._core.Tensors(torch, None))
+    engine._cached_config.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, x), expected, strict=True))
+    with pytest.raises(ValueError, match="dtype"):
+        module(x.float())
+    engine._cached_config.cache_clear()
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)

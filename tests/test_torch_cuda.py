@@ -31,7 +31,9 @@ from torch_support import (  # noqa: E402
     CELLS,
     SIZE,
     accelerated,
+    assert_memory_is_looked_after,
     assert_near,
+    assert_options_are_copied,
     leaf,
     loss_of,
     module_of,
@@ -495,6 +497,17 @@ def test_tensors_that_change_without_a_version_crash_nothing(where: str, kind: A
     (x if what == "x" else module.get_parameter(what)).data = torch.zeros(1, dtype=x.dtype, device=where)
     with pytest.raises(RuntimeError, match="another shape, dtype or device"):
         y.backward(y.detach())
+
+
+@each_module
+@pytest.mark.parametrize("size", [0, 8])
+def test_tensors_without_all_of_their_memory_are_an_error(where: str, kind: Any, size: int) -> None:
+    assert_memory_is_looked_after(kind, size, where)
+
+
+@each_layer
+def test_lengths_and_resets_may_be_written_after_the_call(where: str, kind: Any) -> None:
+    assert_options_are_copied(kind, where)
 
 
 # ---- precision ----

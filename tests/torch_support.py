@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from cases import LAYERS as NATIVE
 from cases import Case, Inputs
@@ -124,3 +125,53 @@ def run_module(case: Case, module: Any, inputs: Inputs) -> Result:
 
     gradients = {name: get(module.get_parameter(name).grad) for name in module._flat_weights_names}
     return Result(get(y), joined(as_tuple(final)), get(x.grad), joined([s.grad for s in leaves]), gradients)
+
+
+def assert_memory_is_looked_after(kind: type[nn.Module], size: int, where: str = "cpu") -> None:
+    """Assert that a storage cut down to `size` bytes under any tensor of a call is an error, which names the tensor."""
+    steps, layers, halves = [6] * (kind in LAYERS), [1] * (kind in LAYERS), 1 + (kind in (nn.LSTM, nn.LSTMCell))
+
+    def run() -> tuple[Any, dict[str, Any]]:
+        module = accelerated(kind(**SIZE, dtype=torch.float64)).to(where)
+        for parameter in module.parameters():  # cuDNN has them share one storage
+            parameter.data = parameter.detach().clone()
+        states = [leaf(*layers, 4, SIZE["hidden_size"]).to(where) for _ in range(halves)]
+        x = leaf(*steps, 4, SIZE["input_size"]).to(where)
+        named = {"the input": x, "h_0": states[0], **dict(module.named_parameters())}
+        return lambda: tensors_in(module(x, tuple(states) if halves == 2 else states[0]))[0], named
+
+    for name in run()[1]:
+        forward, named = run()
+        y = forward()
+        named[name].untyped_storage().resize_(size)
+        for use in (forward, lambda y=y: y.backward(torch.ones_like(y))):
+            with pytest.raises(RuntimeError, match=f"the memory of {name} has been freed or cut short"):
+                use()
+    forward, named = run()
+    weight = next(t for name, t in named.items() if name.startswith("weight_ih"))
+    weight.data = weight.detach().T.contiguous().T
+    weight.untyped_storage().resize_(size)
+    with pytest.raises(RuntimeError, match="the memory of weight_ih"):  # before it is copied
+        forward()
+    for which in ("output", "gradient"):
+        y = run()[0]()
+        gradient = torch.ones_like(y)
+        (y if which == "output" else gradient).untyped_storage().resize_(size)
+        with pytest.raises(RuntimeError, match=f"{which} has been freed or cut short"):
+            y.backward(gradient)
+
+
+def assert_options_are_copied(kind: type[nn.Module], where: str = "cpu") -> None:
+    """Assert that what is written to lengths and resets after a call changes no derivative, and no second one."""
+    module, x = accelerated(kind(**SIZE, dtype=torch.float64)).to(where), leaf(6, 4, SIZE["input_size"]).to(where)
+    found = []
+    for write in (False, True):
+        lengths, reset = torch.tensor([6, 3, 0, 1], device=where), torch.arange(24, device=where).reshape(6, 4) % 5 == 0
+        y, _ = module(x, lengths=lengths, reset=reset)
+        if write:
+            lengths.fill_(6)
+            reset.fill_(True)
+        first = torch.autograd.grad(y.sin().sum(), [x, *module.parameters()], retain_graph=True)
+        (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        found.append([*first, dx, *torch.autograd.grad(dx.square().sum(), [x, *module.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

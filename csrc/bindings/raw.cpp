@@ -1,5 +1,6 @@
-// Layers on memory that the caller has allocated and checked: for adapters to frameworks with tensors of their own,
-// where a call must cost microseconds. Nothing is checked here but what would otherwise be read as sizes.
+// Layers on torch's tensors, for its adapter: a call must cost microseconds there, so reading and checking the tensors
+// is done here and not in Python. What the engine does not take is no error but an answer, upon which Python finds out
+// why.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
+#include "bindings/tensors.h"
 #include "core/recurrent.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
@@ -42,187 +44,274 @@ std::shared_ptr<RowLists> packed_lists(Index steps, Address active, Index packed
   return std::make_shared<RowLists>(steps, counts);
 }
 
-// A sequence's address and strides in elements.
-struct RawSequence {
-  Address data;
-  Index time, row;
+// How the axes of a sequence lie: of time and of rows, -1 where there is none.
+struct Form {
+  int time, row;
+  bool packed;
+
+  static Form of(const std::string& name) {
+    if (name == "time") return {0, 1, false};
+    if (name == "batch") return {1, 0, false};
+    if (name == "packed") return {-1, 0, true};
+    if (name == "step") return {-1, 0, false};
+    throw py::value_error("form must be time, batch, packed or step, not '" + name + "'");
+  }
 };
 
-class RawRecurrent {
- public:
-  RawRecurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bidirectional, bool bias,
-               const std::string& dtype)
-      : single_(dtype == "float32"), bias_(bias) {
-    config_.cell = find_cell(cell);
-    if (config_.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
-    config_.input_size = input_size;
-    config_.hidden_size = hidden_size;
-    config_.layers = layers;
-    config_.directions = bidirectional ? 2 : 1;
-    traits_ = kernels<float>().cells[config_.cell].traits;
-  }
+struct RawLayers {
+  RecurrentConfig config;
+  CellTraits traits;
+  int bits;          // of an element
+  bool bias, cells;  // a cell state too
+  std::shared_ptr<const Tensors> tensors;
+  std::vector<Shape> parameter_shapes;  // in torch's order, without names
 
-  Index tape_row() const { return tape_row_elements(config_); }
-
-  // In torch's order, without names.
-  std::vector<std::vector<Index>> parameter_shapes() const {
-    std::vector<std::vector<Index>> shapes;
-    const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;
-    for (int i = 0; i < config_.layers * config_.directions; ++i) {
-      shapes.push_back({gates, config_.input_of(i / config_.directions)});
-      shapes.push_back({gates, hidden});
-      if (bias_) shapes.insert(shapes.end(), 2, {gates});
-      if (traits_.peepholes) shapes.push_back({traits_.peepholes, hidden});
+  void set_parameter_shapes() {
+    const Index hidden = config.hidden_size, gates = traits.gates * hidden;
+    for (int i = 0; i < config.layers * config.directions; ++i) {
+      parameter_shapes.push_back({gates, config.input_of(i / config.directions)});
+      parameter_shapes.push_back({gates, hidden});
+      if (bias) parameter_shapes.insert(parameter_shapes.end(), 2, {gates});
+      if (traits.peepholes) parameter_shapes.push_back({traits.peepholes, hidden});
     }
-    return shapes;
+  }
+};
+
+// A call whose tensors have been read, and are kept. It is to be run at once: their storages may change afterwards.
+class RawCall {
+ public:
+  RawCall(std::shared_ptr<const RawLayers> layers, const std::string& form, Index steps, Index rows, const Lists& lists)
+      : layers_(std::move(layers)), form_(Form::of(form)), steps_(steps), rows_(rows), lists_(lists) {
+    if (form_.packed && !lists_) throw py::value_error("a packed sequence needs its lists of rows");
   }
 
-  // Addresses of sequences come with their strides of time and row. States are contiguous (layers * directions, B, H).
-  void forward(int threads, Index steps, Index rows, const Lists& lists, Address x, Index x_time, Index x_row,
-               Address y, Index y_time, Index y_row, Address h0, Address c0, Address hn, Address cn,
-               const py::list& weights, Address tape) const {
-    const Forward f = {threads, steps, rows, lists, {x, x_time, x_row}, {y, y_time, y_row}, h0, c0};
-    single_ ? run<float>(f, weights, hn, cn, tape) : run<double>(f, weights, hn, cn, tape);
+  // Whether the engine can read the tensors where they lie.
+  bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
+    const std::vector<Shape>& shapes = layers_->parameter_shapes;
+    if (weights.size() != shapes.size()) return false;
+    given_ = py::tuple(kWeights + shapes.size());
+    inputs_.resize(given_.size());
+    given_[0] = x, given_[1] = h0, given_[2] = c0;
+    if (!read_sequence(x, layers_->config.input_size, inputs_[0])) return false;
+    if (!read_state(h0, inputs_[1]) || !read_state(c0, inputs_[2])) return false;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      const py::object weight = weights[i];
+      TensorView& view = inputs_[kWeights + i];
+      if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(shapes[i]) || !view.data) return false;
+      given_[kWeights + i] = weight;
+    }
+    return true;
   }
-  // Gradients of parameters are set, not added to.
-  void backward(int threads, Index steps, Index rows, const Lists& lists, Address x, Index x_time, Index x_row,
-                Address y, Index y_time, Index y_row, Address h0, Address c0, const py::list& weights, Address tape,
-                Address dy, Index dy_time, Index dy_row, Address dhn, Address dcn, Address dx, Index dx_time,
-                Index dx_row, Address dh0, Address dc0, const py::list& gradients) const {
-    const Forward f = {threads, steps, rows, lists, {x, x_time, x_row}, {y, y_time, y_row}, h0, c0};
-    const Backward b = {{dy, dy_time, dy_row}, dhn, dcn, {dx, dx_time, dx_row}, dh0, dc0};
-    single_ ? differentiate<float>(f, weights, tape, b, gradients)
-            : differentiate<double>(f, weights, tape, b, gradients);
+
+  // (y, hn, cn, tape), None where there is none: a single step has no y but its h, and only training has a tape.
+  py::tuple forward(int threads, bool training) const {
+    TensorView y, hn, cn, tape;
+    const py::object x = given_[0], none = py::none();
+    const py::object new_hn = make(x, state_shape(), hn), new_cn = layers_->cells ? make(x, state_shape(), cn) : none;
+    const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
+    const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
+    if (is_step()) y = hn;
+    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data) : run<double>(threads, y, hn, cn, tape.data);
+    return py::make_tuple(new_y, new_hn, new_cn, new_tape);
+  }
+
+  // Gradients of x, h0, c0 and the weights, None where not wanted. None for all, with nothing done, where y, the tape
+  // or a gradient of an output is not what it has to be; a single step may have no y.
+  std::optional<py::tuple> backward(int threads, py::handle y, py::handle tape, py::handle dy, py::handle dhn,
+                                    py::handle dcn, const py::tuple& wanted) const {
+    Backward b;
+    const Index width = layers_->config.width();
+    if (!(is_step() && y.is_none()) && !read_sequence(y, width, b.y)) return std::nullopt;
+    if (!dy.is_none() && !read_sequence(dy, width, b.dy)) return std::nullopt;
+    if (!read_state(dhn, b.dhn) || !read_state(dcn, b.dcn) || !read_tape(tape, b.tape)) return std::nullopt;
+    if (wanted.size() != given_.size()) throw py::value_error("wanted must have a bool for each input");
+    py::tuple gradients(given_.size());
+    b.gradients.resize(given_.size());
+    for (std::size_t i = 0; i < given_.size(); ++i) {
+      if (!wanted[i].cast<bool>())
+        gradients[i] = py::none();
+      else if (i == 0)  // x need not be contiguous
+        gradients[i] = make(given_[i], sequence_shape(layers_->config.input_size), b.gradients[i]);
+      else
+        gradients[i] = layers_->tensors->make_like(given_[i], b.gradients[i]);
+    }
+    layers_->bits == 32 ? differentiate<float>(threads, b) : differentiate<double>(threads, b);
+    return gradients;
   }
 
  private:
-  struct Forward {
-    int threads;
-    Index steps, rows;
-    const Lists& lists;
-    RawSequence x, y;
-    Address h0, c0;
-  };
+  static constexpr std::size_t kWeights = 3;  // what comes before them in lists of inputs: x, h0, c0
+
   struct Backward {
-    RawSequence dy;
-    Address dhn, dcn;
-    RawSequence dx;
-    Address dh0, dc0;
+    TensorView y, tape, dy, dhn, dcn;
+    std::vector<TensorView> gradients;
   };
 
-  RecurrentConfig config_;
-  CellTraits traits_;
-  bool single_, bias_;
+  std::shared_ptr<const RawLayers> layers_;
+  Form form_;
+  Index steps_, rows_;
+  Lists lists_;
+  py::tuple given_;
+  std::vector<TensorView> inputs_;
+
+  bool is_step() const { return form_.time < 0 && !form_.packed; }
+  Index sequence_rows() const { return form_.packed ? (*lists_)->packed_rows() : steps_ * rows_; }
+  Shape sequence_shape(Index width) const {
+    if (form_.time < 0) return {sequence_rows(), width};
+    return form_.time == 0 ? Shape{steps_, rows_, width} : Shape{rows_, steps_, width};
+  }
+  Shape state_shape() const {
+    const Index hidden = layers_->config.hidden_size;
+    return is_step() ? Shape{rows_, hidden} : Shape{layers_->config.layers * layers_->config.directions, rows_, hidden};
+  }
+  Shape tape_shape() const { return {tape_row_elements(layers_->config) * sequence_rows()}; }
+
+  py::object make(py::handle like, const Shape& shape, TensorView& view) const {
+    return layers_->tensors->make(like, shape, view);
+  }
+  bool read(py::handle tensor, TensorView& view) const { return layers_->tensors->read(tensor, layers_->bits, view); }
+  bool read_sequence(py::handle tensor, Index width, TensorView& view) const {
+    return read(tensor, view) && view.has_unit_stride() && view.has_shape(sequence_shape(width));
+  }
+  bool read_state(py::handle tensor, TensorView& view) const {
+    return tensor.is_none() || (read(tensor, view) && view.is_contiguous() && view.has_shape(state_shape()));
+  }
+  bool read_tape(py::handle tensor, TensorView& view) const {
+    return read(tensor, view) && view.is_contiguous() && view.has_shape(tape_shape()) &&
+           reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0;
+  }
 
   template <class Real>
-  StateArray<Real> state(Address address, Index rows) const {
-    return {reinterpret_cast<Real*>(address), rows * config_.hidden_size, config_.hidden_size};
+  static Real* data(const TensorView& view) {
+    return reinterpret_cast<Real*>(view.data);
   }
   template <class Real>
-  static Sequence<Real> sequence(const RawSequence& raw, const RowLists* lists) {
-    return {reinterpret_cast<Real*>(raw.data), raw.time, raw.row, lists ? lists->starts() : nullptr};
+  StateArray<Real> state(const TensorView& view) const {
+    return {data<Real>(view), rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
+  }
+  template <class Real>
+  Sequence<Real> sequence(const TensorView& view) const {
+    const Index time = form_.time < 0 ? 0 : view.strides[static_cast<std::size_t>(form_.time)];
+    const RowLists* given = lists_ ? lists_->get() : nullptr;
+    return {data<Real>(view), time, view.strides[static_cast<std::size_t>(form_.row)],
+            given ? given->starts() : nullptr};
   }
 
-  // A list of addresses, in torch's order of parameters, as one Target of pointers for each direction.
+  // Of a list of inputs, or of their gradients, the weights' as one Target of pointers for each direction.
   template <class Target, class Real>
-  std::vector<Target> by_direction(const py::list& addresses) const {
-    std::vector<Target> result(static_cast<std::size_t>(config_.layers * config_.directions));
-    const bool peephole = traits_.peepholes > 0;
-    const std::size_t each = 2 + (bias_ ? 2 : 0) + (peephole ? 1 : 0);
-    if (addresses.size() != result.size() * each) throw py::value_error("addresses must be those of all parameters");
-    std::size_t next = 0;
-    const auto take = [&](bool there) -> Real* {
-      if (!there) return nullptr;
-      return reinterpret_cast<Real*>(PyLong_AsSize_t(PyList_GET_ITEM(addresses.ptr(), static_cast<Index>(next++))));
-    };
-    for (Target& target : result) target = {take(true), take(true), take(bias_), take(bias_), take(peephole)};
-    if (PyErr_Occurred()) throw py::error_already_set();
+  std::vector<Target> by_direction(const std::vector<TensorView>& views) const {
+    std::vector<Target> result(static_cast<std::size_t>(layers_->config.layers * layers_->config.directions));
+    const bool bias = layers_->bias, peephole = layers_->traits.peepholes > 0;
+    std::size_t next = kWeights;
+    const auto take = [&](bool there) { return there ? data<Real>(views[next++]) : nullptr; };
+    for (Target& target : result) target = {take(true), take(true), take(bias), take(bias), take(peephole)};
     return result;
   }
 
   template <class Real>
-  ForwardCall<Real> call_of(const Forward& f, const py::list& weights) const {
-    const RowLists* given = f.lists ? f.lists->get() : nullptr;
+  ForwardCall<Real> call_of(int threads, const TensorView& y) const {
     ForwardCall<Real> call;
-    call.steps = f.steps;
-    call.rows = f.rows;
-    call.weights = by_direction<Weights<Real>, const Real>(weights);
-    for (const Weights<Real>& w : call.weights)
-      if (!w.weight_ih || !w.weight_hh) throw py::value_error("weights must have memory");
-    if (!f.x.data && f.steps * f.rows > 0) throw py::value_error("x must have memory");
-    call.x = sequence<const Real>(f.x, given);
-    call.y = sequence<Real>(f.y, given);
-    call.h0 = state<const Real>(f.h0, f.rows);
-    call.c0 = state<const Real>(f.c0, f.rows);
-    call.threads = f.threads;
-    if (f.lists) call.lists = *f.lists;
+    call.steps = steps_;
+    call.rows = rows_;
+    call.weights = by_direction<Weights<Real>, const Real>(inputs_);
+    call.x = sequence<const Real>(inputs_[0]);
+    call.y = sequence<Real>(y);
+    call.h0 = state<const Real>(inputs_[1]);
+    call.c0 = state<const Real>(inputs_[2]);
+    call.threads = threads;
+    if (lists_) call.lists = *lists_;
     return call;
   }
-  static std::shared_ptr<const RowLists> whole(const Forward& f) {
-    return std::make_shared<const RowLists>(f.steps, f.rows, nullptr, nullptr, 0, 0);
+  std::shared_ptr<const RowLists> whole() const {
+    return std::make_shared<const RowLists>(steps_, rows_, nullptr, nullptr, 0, 0);
   }
 
   template <class Real>
-  void run(const Forward& f, const py::list& weights, Address hn, Address cn, Address memory) const {
-    ForwardCall<Real> call = call_of<Real>(f, weights);
-    call.hn = state<Real>(hn, f.rows);
-    call.cn = state<Real>(cn, f.rows);
-    if (!memory && !f.lists && f.steps == 1 && single_step_pays(f.rows)) {
+  void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory) const {
+    ForwardCall<Real> call = call_of<Real>(threads, y);
+    call.hn = state<Real>(hn);
+    call.cn = state<Real>(cn);
+    if (!memory && !lists_ && steps_ == 1 && single_step_pays(rows_)) {
       std::optional<py::gil_scoped_release> released;
-      if (step_work(traits_, config_, f.rows) > kShortStep) released.emplace();
-      return run_single_step(config_, call);
+      if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
+      return run_single_step(layers_->config, call);
     }
-    if (!f.lists) call.lists = whole(f);
+    if (!lists_) call.lists = whole();
     Tape<Real> tape;
-    tape.config = config_;
+    tape.config = layers_->config;
     if (memory) borrow_tape(call, reinterpret_cast<Real*>(memory), tape);
     run_without_gil([&](const Interrupt& interrupt) {
       call.interrupt = interrupt;
-      return run_forward(config_, call, memory ? &tape : nullptr);
+      return run_forward(layers_->config, call, memory ? &tape : nullptr);
     });
   }
 
   template <class Real>
-  void differentiate(const Forward& f, const py::list& weights, Address memory, const Backward& b,
-                     const py::list& gradients) const {
-    ForwardCall<Real> forward = call_of<Real>(f, weights);
-    if (!f.lists) forward.lists = whole(f);
+  void differentiate(int threads, const Backward& b) const {
+    ForwardCall<Real> forward = call_of<Real>(threads, b.y);
+    if (!lists_) forward.lists = whole();
     Tape<Real> tape;
-    tape.config = config_;
-    borrow_tape(forward, reinterpret_cast<Real*>(memory), tape);
-    const RowLists* given = f.lists ? f.lists->get() : nullptr;
+    tape.config = layers_->config;
+    borrow_tape(forward, data<Real>(b.tape), tape);
     BackwardCall<Real> call;
-    call.dy = sequence<const Real>(b.dy, given);
-    call.dhn = state<const Real>(b.dhn, f.rows);
-    call.dcn = state<const Real>(b.dcn, f.rows);
-    call.dx = sequence<Real>(b.dx, given);
-    call.dh0 = state<Real>(b.dh0, f.rows);
-    call.dc0 = state<Real>(b.dc0, f.rows);
-    call.gradients = by_direction<WeightGradients<Real>, Real>(gradients);
-    call.threads = f.threads;
+    call.dy = sequence<const Real>(b.dy);
+    call.dhn = state<const Real>(b.dhn);
+    call.dcn = state<const Real>(b.dcn);
+    call.dx = sequence<Real>(b.gradients[0]);
+    call.dh0 = state<Real>(b.gradients[1]);
+    call.dc0 = state<Real>(b.gradients[2]);
+    call.gradients = by_direction<WeightGradients<Real>, Real>(b.gradients);
+    call.threads = threads;
     tape.call = std::move(forward);
     run_without_gil([&](const Interrupt& interrupt) {
-      if (tape.call.lists->packed_rows() == 0) clear(call.gradients);  // else the kernels write all of them
+      if (tape.call.lists->packed_rows() == 0) clear<Real>(b.gradients);  // else the kernels write all of them
       call.interrupt = interrupt;
       return run_backward(tape, call);
     });
   }
 
   template <class Real>
-  void clear(const std::vector<WeightGradients<Real>>& gradients) const {
-    const Index rows = traits_.gates * config_.hidden_size;
-    const auto zero = [](Real* data, Index count) {
-      if (data) std::fill_n(data, count, Real(0));
-    };
-    for (std::size_t i = 0; i < gradients.size(); ++i) {
-      const WeightGradients<Real>& g = gradients[i];
-      zero(g.weight_ih, rows * config_.input_of(static_cast<int>(i) / config_.directions));
-      zero(g.weight_hh, rows * config_.hidden_size);
-      zero(g.bias_ih, rows);
-      zero(g.bias_hh, rows);
-      zero(g.peephole, traits_.peepholes * config_.hidden_size);
-    }
+  static void clear(const std::vector<TensorView>& gradients) {
+    for (std::size_t i = kWeights; i < gradients.size(); ++i)
+      if (gradients[i].data) std::fill_n(data<Real>(gradients[i]), gradients[i].numel(), Real(0));
   }
+};
+
+class RawRecurrent {
+ public:
+  RawRecurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bidirectional, bool bias,
+               const std::string& dtype, std::shared_ptr<const Tensors> tensors) {
+    RawLayers made;
+    RecurrentConfig& config = made.config;
+    config.cell = find_cell(cell);
+    if (config.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
+    config.input_size = input_size;
+    config.hidden_size = hidden_size;
+    config.layers = layers;
+    config.directions = bidirectional ? 2 : 1;
+    made.traits = kernels<float>().cells[config.cell].traits;
+    made.bits = dtype == "float32" ? 32 : 64;
+    made.bias = bias;
+    made.cells = made.traits.states == 2;
+    made.tensors = std::move(tensors);
+    made.set_parameter_shapes();
+    layers_ = std::make_shared<const RawLayers>(std::move(made));
+  }
+
+  Index tape_row() const { return tape_row_elements(layers_->config); }
+  std::vector<Shape> parameter_shapes() const { return layers_->parameter_shapes; }
+
+  // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
+  // device or shape, has other strides, or its storage has become too small for it.
+  std::optional<RawCall> bind(const std::string& form, Index steps, Index rows, const Lists& lists, py::handle x,
+                              py::handle h0, py::handle c0, const py::sequence& weights) const {
+    std::optional<RawCall> call(std::in_place, layers_, form, steps, rows, lists);
+    if (!call->read(x, h0, c0, weights)) call.reset();
+    return call;
+  }
+
+ private:
+  std::shared_ptr<const RawLayers> layers_;
 };
 
 }  // namespace
@@ -232,12 +321,16 @@ void register_raw(py::module_& module) {
       .def_static("padded", &padded_lists)
       .def_static("packed", &packed_lists)
       .def_property_readonly("rows", &RowLists::rows);
-  py::class_<RawRecurrent>(module, "RawRecurrent", "Layers on memory that the caller has allocated and checked.")
-      .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&>())
+  py::class_<Tensors, std::shared_ptr<Tensors>>(module, "Tensors", "How to read and make torch's tensors.")
+      .def(py::init<py::object, py::object>());
+  py::class_<RawRecurrent>(module, "RawRecurrent", "Layers on torch's tensors.")
+      .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&, std::shared_ptr<Tensors>>())
       .def_property_readonly("tape_row", &RawRecurrent::tape_row)
       .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
-      .def("forward", &RawRecurrent::forward)
-      .def("backward", &RawRecurrent::backward);
+      .def("bind", &RawRecurrent::bind);
+  py::class_<RawCall>(module, "RawCall", "A call whose tensors have been read, to be run at once.")
+      .def("forward", &RawCall::forward)
+      .def("backward", &RawCall::backward);
 }
 
 }  // namespace fusedrnn

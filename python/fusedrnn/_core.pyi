@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -64,6 +65,15 @@ class RowLists:
     @property
     def rows(self) -> int: ...
 
+class Tensors:
+    def __init__(self, torch: Any, exchange: Any, /) -> None: ...
+
+class RawCall:
+    def forward(self, threads: int, training: bool, /) -> tuple[Any, Any, Any, Any]: ...
+    def backward(
+        self, threads: int, y: Any, tape: Any, dy: Any, dhn: Any, dcn: Any, wanted: tuple[bool, ...], /
+    ) -> tuple[Any, ...] | None: ...
+
 class RawRecurrent:
     def __init__(
         self,
@@ -74,61 +84,25 @@ class RawRecurrent:
         bidirectional: bool,
         bias: bool,
         dtype: str,
+        tensors: Tensors,
         /,
     ) -> None: ...
     @property
     def tape_row(self) -> int: ...
     @property
     def parameter_shapes(self) -> list[list[int]]: ...
-    def forward(
+    def bind(
         self,
-        threads: int,
+        form: str,
         steps: int,
         rows: int,
         lists: RowLists | None,
-        x: int,
-        x_time: int,
-        x_row: int,
-        y: int,
-        y_time: int,
-        y_row: int,
-        h0: int,
-        c0: int,
-        hn: int,
-        cn: int,
-        weights: list[int],
-        tape: int,
+        x: Any,
+        h0: Any,
+        c0: Any,
+        weights: Sequence[Any],
         /,
-    ) -> None: ...
-    def backward(
-        self,
-        threads: int,
-        steps: int,
-        rows: int,
-        lists: RowLists | None,
-        x: int,
-        x_time: int,
-        x_row: int,
-        y: int,
-        y_time: int,
-        y_row: int,
-        h0: int,
-        c0: int,
-        weights: list[int],
-        tape: int,
-        dy: int,
-        dy_time: int,
-        dy_row: int,
-        dhn: int,
-        dcn: int,
-        dx: int,
-        dx_time: int,
-        dx_row: int,
-        dh0: int,
-        dc0: int,
-        gradients: list[int],
-        /,
-    ) -> None: ...
+    ) -> RawCall | None: ...
 
 def linear_cross_entropy_forward(
     x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int

@@ -19,9 +19,8 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import device
-from fusedrnn.torch.engine import Call, apply_layers, config_of, forward
+from fusedrnn.torch.engine import Call, apply_layers, config_of
 from fusedrnn.torch.rerun import LAYERS, torch_forward
-from fusedrnn.torch.tensors import contiguous, unit_stride
 
 State = tuple[Tensor, ...]
 FLOATS = (torch.float32, torch.float64)
@@ -125,15 +124,15 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     """y, and the final state: through the graph where anything asks for a gradient."""
     if call.on_device and call.form == "packed":
         return run_packed(call, x, states, weights)
-    x = unit_stride(x)
-    h0, c0 = (*map(contiguous, states), None, None)[:2]
-    weights = [contiguous(w) for w in weights]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
+    h0, c0 = (*states, None, None)[:2]
+    if call.bound is None:
+        call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
+    if torch.is_grad_enabled() and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
         found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
-    y, hn, cn, _ = forward(call, x, h0, c0, weights, training=False)
+    y, hn, cn, _ = call.run(training=False)
     return y, (hn,) if cn is None else (hn, cn)
 
 
@@ -179,8 +178,9 @@ def run_layers(
             own.reset = call.reset.T
         if layer > 0:
             x = functional.dropout(x, dropout, True)
-        part = slice(layer * directions, (layer + 1) * directions)
-        x, final = how(own, x, tuple(s[part] for s in states), weights[layer * each : (layer + 1) * each])
+        part, of_layer = slice(layer * directions, (layer + 1) * directions), slice(layer * each, (layer + 1) * each)
+        own.names, own.bound = call.names[of_layer], None
+        x, final = how(own, x, tuple(s[part] for s in states), weights[of_layer])
         finals.append(final)
     state = tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
     return x.transpose(0, 1) if turned else x, state
@@ -256,11 +256,15 @@ def fit_layer(module: Any, input: Any, hx: Any) -> tuple[Call, Tensor, State] | 
             states = tuple(s.unsqueeze(1) for s in states)
         if x.dim() != 3:
             return None
-        form = "batch" if batch_first else "time"
-        rows, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-    shape = (module.num_layers * (2 if module.bidirectional else 1), rows, module.hidden_size)
-    if steps == 0 or x.shape[-1] != module.input_size or any(s.shape != shape for s in states):
+        form, (steps, rows, _) = "time", x.shape
+        if batch_first:
+            form, steps, rows = "batch", rows, steps
+    if steps == 0 or x.shape[-1] != module.input_size or module.input_size == 0:
         return None
+    if states:
+        shape = (module.num_layers * (2 if module.bidirectional else 1), rows, module.hidden_size)
+        if any(s.shape != shape for s in states):
+            return None
     return call_of(module, form, steps, rows, batch_sizes), x, states
 
 
@@ -289,17 +293,26 @@ def call_of(module: Any, form: str, steps: int, rows: int, batch_sizes: Tensor |
 
 
 def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
-    """Why the engine does not take a call that fits together; "" where torch has an error for it."""
-    reason = module._static_obstacle() or mode_obstacle() or tensor_obstacle((x, *states, *weights))
-    if reason is None and not call.config.shapes_fit(weights):
+    """Why the engine does not take a call that fits together; "" where torch has an error for it.
+
+    Where the engine can read the tensors as they lie, the call is bound to them; where not, copies may do.
+    """
+    reason = module._static_obstacle() or mode_obstacle()
+    if reason is None and call.reset is not None:  # may be on another device, as x is
+        reason = tensor_obstacle((x, *states, *weights))
+    if reason is not None:
+        return reason
+    call.on_device = device.place.holds(x)
+    try:
+        call.make_lists(x)
+    except ValueError:
         return ""
-    if reason is None:
-        call.on_device = device.place.holds(x)
-        try:
-            call.make_lists(x)
-        except ValueError:
-            return ""
-    return reason
+    h0, c0 = (*states, None, None)[:2]
+    call.bound = call.bind(x, h0, c0, weights)
+    if call.bound is not None:
+        return None
+    reason = tensor_obstacle((x, *states, *weights))
+    return "" if reason is None and not call.config.shapes_fit(weights) else reason
 
 
 def module_forward(
@@ -317,7 +330,8 @@ def module_forward(
     call, x, states = fitted
     if lengths is not None or reset is not None:
         add_options(call, module, input, lengths, reset)
-    weights: Sequence[Any] = weights_of(module, module._weight_names())
+    call.names = module._weight_names()
+    weights: Sequence[Any] = weights_of(module, call.names)
     narrow = reason = None
     if torch._C._is_any_autocast_enabled():
         x, states, weights, narrow, reason = under_autocast(module, x, states, weights)

@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.torch import calls, device, engine
 from fusedrnn.torch.engine import Call, config_of
 from fusedrnn.torch.rerun import LAYERS
-from fusedrnn.torch.tensors import contiguous, unit_stride
 
 # A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, peephole, form.
 Plan = tuple[str, int, bool, bool, str]
@@ -31,8 +30,8 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
     )
 
 
-def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Any:
-    """The call, checked as an eager one is, and its tensors as the engine reads them."""
+def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Call:
+    """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
     call = call_of(plan, x, weights, lengths, reset)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = calls.tensor_obstacle((x, *states, *weights))
@@ -44,8 +43,8 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.lengths = None if lengths is None else lengths.contiguous()
     call.make_lists(x)
-    h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
-    return call, unit_stride(x), h0, c0, [contiguous(w) for w in weights]
+    call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
+    return call
 
 
 torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -60,8 +59,7 @@ def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
-    y, hn, cn, tape = engine.forward(call, x, h0, c0, weights, training)
+    y, hn, cn, tape = prepared(tuple(plan), x, h0, c0, weights, lengths, reset).run(training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
@@ -82,7 +80,7 @@ def _layers_fake(
 @torch.library.impl("fusedrnn::layers_backward", ("cpu", "cuda"))
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
     *plan, y, tape, dy, dhn, dcn, wanted = rest
-    call, x, h0, c0, weights = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    call = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
@@ -90,8 +88,7 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
     made &= tape.shape == (size,) and tape.dtype == dtype and tape.device == x.device
     if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, dy, dhn, dcn) if t is not None]):
         raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
-    y, tape = unit_stride(y), contiguous(tape)
-    found = engine.backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+    found = engine.differentiate(call.take_bound(), None if call.form == "step" else y, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
 
 

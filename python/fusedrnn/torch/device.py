@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from fusedrnn.cuda.arrays import ABSENT
 from fusedrnn.cuda.device import Unavailable, load_native, open_blas
 from fusedrnn.cuda.net import _LOOP_INSIDE, runs_blocks
-from fusedrnn.torch.tensors import address, contiguous, unit_stride
+from fusedrnn.torch.tensors import address
 
 if TYPE_CHECKING:
     from fusedrnn.torch.engine import Call, Config
@@ -215,56 +216,62 @@ def _find_net(call: Call, x: Tensor) -> tuple[Any, int]:
     return _net(place.native, call.config, x.dtype, index, tf32), index
 
 
-def forward(
-    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As `engine.forward`."""
-    net, index = _find_net(call, x)
-    hn = x.new_empty(call.state_shape)
-    cn = torch.empty_like(hn, dtype=_cell_dtype(x.dtype)) if call.config.two_states else None
-    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
-    tape = place.memory(x, tape_bytes(call, x)) if training else None
-    states = (h0, None if c0 is None else c0.to(_cell_dtype(x.dtype)))
-    made = _native_call(call, weights, training, net, x=x, y=y, states=states, finals=(hn, cn), tape=tape)
-    workspace = place.memory(x, net.forward_bytes(made))
-    net.forward(index, place.stream(index), made, address(tape), address(workspace))
-    return y, hn, None if cn is None else cn.to(x.dtype), tape
+@dataclass(frozen=True, slots=True)
+class BoundCall:
+    """As `_core.RawCall`: a call on tensors that have been checked, and lie as the engine reads them."""
 
+    call: Call
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: Sequence[Tensor]
 
-def backward(
-    call: Call,
-    x: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    tape: Tensor,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """As `engine.backward`."""
-    net, index = _find_net(call, x)
-    dy = None if gradients[0] is None else unit_stride(gradients[0])
-    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    dcn = None if dcn is None else dcn.to(_cell_dtype(x.dtype))
-    dx = x.new_empty(x.shape) if wanted[0] else None
-    dh0 = x.new_empty(call.state_shape) if wanted[1] else None
-    dc0 = x.new_empty(call.state_shape, dtype=_cell_dtype(x.dtype)) if wanted[2] else None
-    dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-    made = _native_call(call, weights, True, net, x=x, y=y, states=(h0, c0), tape=tape)
-    workspace = place.memory(x, net.backward_bytes(made))
-    net.backward(
-        index,
-        place.stream(index),
-        made,
-        dy=_sequence(call, dy),
-        dx=_sequence(call, dx),
-        dhn=_state(call, dhn),
-        dcn=_state(call, dcn),
-        dh0=_state(call, dh0),
-        dc0=_state(call, dc0),
-        gradients=_by_direction(call.config, dweights),
-        accumulate=False,
-        workspace=address(workspace),
-    )
-    return dx, dh0, None if dc0 is None else dc0.to(x.dtype), *dweights
+    def forward(self, _threads: int, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """y, the final h and c, and in training the tape. A single step has no y but its h."""
+        call, x, c0 = self.call, self.x, self.c0
+        net, index = _find_net(call, x)
+        hn = x.new_empty(call.state_shape)
+        cn = torch.empty_like(hn, dtype=_cell_dtype(x.dtype)) if call.config.two_states else None
+        y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
+        tape = place.memory(x, tape_bytes(call, x)) if training else None
+        states = (self.h0, None if c0 is None else c0.to(_cell_dtype(x.dtype)))
+        made = _native_call(call, self.weights, training, net, x=x, y=y, states=states, finals=(hn, cn), tape=tape)
+        workspace = place.memory(x, net.forward_bytes(made))
+        net.forward(index, place.stream(index), made, address(tape), address(workspace))
+        return y, hn, None if cn is None else cn.to(x.dtype), tape
+
+    def backward(
+        self,
+        _threads: int,
+        y: Tensor | None,
+        tape: Tensor,
+        dy: Tensor | None,
+        dhn: Tensor | None,
+        dcn: Tensor | None,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
+        call, x, weights = self.call, self.x, self.weights
+        net, index = _find_net(call, x)
+        dcn = None if dcn is None else dcn.to(_cell_dtype(x.dtype))
+        dx = x.new_empty(x.shape) if wanted[0] else None
+        dh0 = x.new_empty(call.state_shape) if wanted[1] else None
+        dc0 = x.new_empty(call.state_shape, dtype=_cell_dtype(x.dtype)) if wanted[2] else None
+        dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
+        made = _native_call(call, weights, True, net, x=x, y=y, states=(self.h0, self.c0), tape=tape)
+        workspace = place.memory(x, net.backward_bytes(made))
+        net.backward(
+            index,
+            place.stream(index),
+            made,
+            dy=_sequence(call, dy),
+            dx=_sequence(call, dx),
+            dhn=_state(call, dhn),
+            dcn=_state(call, dcn),
+            dh0=_state(call, dh0),
+            dc0=_state(call, dc0),
+            gradients=_by_direction(call.config, dweights),
+            accumulate=False,
+            workspace=address(workspace),
+        )
+        return dx, dh0, None if dc0 is None else dc0.to(x.dtype), *dweights

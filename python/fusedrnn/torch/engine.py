@@ -1,6 +1,8 @@
 """The compiled engine on torch tensors: one autograd node for all the layers of a call.
 
-Everything here works on tensors that `calls.py` has checked: strided, on one device, of one dtype, of the right shapes.
+Tensors of the CPU the compiled part reads itself, and checks: their class, dtype, device, shapes, strides, and that
+all of their memory is there. That costs it a fraction of a microsecond a tensor, where Python takes several.
+Those of a device are checked in Python, and run by `device.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,14 @@ from torch._C import _functorch
 from fusedrnn import _core
 from fusedrnn.torch import device
 from fusedrnn.torch.rerun import rerun
-from fusedrnn.torch.tensors import address, contiguous, unit_stride
+from fusedrnn.torch.tensors import address, check_memory, contiguous, unit_stride
 
-NO_SEQUENCE = (0, 0, 0)
+# None before torch 2.10: the attributes are then read one by one, which takes a few microseconds more.
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+TENSORS = _core.Tensors(torch, _EXCHANGE)
+
+Bound = _core.RawCall | device.BoundCall
+"""A call on tensors that an engine can read, to be run at once."""
 
 
 class Config:
@@ -43,7 +50,7 @@ class Config:
         """The compiled object for each dtype."""
         sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, self.bias)
         names = {torch.float32: "float32", torch.float64: "float64"}
-        return {dtype: _core.RawRecurrent(*sizes, name) for dtype, name in names.items()}
+        return {dtype: _core.RawRecurrent(*sizes, name, TENSORS) for dtype, name in names.items()}
 
     @functools.cached_property
     def tape_row(self) -> int:
@@ -80,7 +87,8 @@ class Call:
 
     `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
     to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
-    and no link is cut. `on_device`: the CUDA engine runs it.
+    and no link is cut. `on_device`: the CUDA engine runs it. `names` are those of the parameters, for errors.
+    `bound` is the call on its tensors as the engine has read them, from there until it runs.
     """
 
     config: Config
@@ -92,6 +100,8 @@ class Call:
     reset: Tensor | None = None
     lists: _core.RowLists | None = None
     on_device: bool = False
+    names: Sequence[str] = ()
+    bound: Bound | None = None
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -103,10 +113,12 @@ class Call:
     def make_lists(self, x: Tensor) -> None:
         """Say which rows of x run when, unless that is all of them always. ValueError where the counts do not fit."""
         if self.batch_sizes is not None:
+            check_memory([("batch_sizes", self.batch_sizes)])
             self.lists = _core.RowLists.packed(self.steps, address(self.batch_sizes), x.shape[0])
-        elif self.on_device:
-            self.lists = None  # the device looks at lengths and resets itself
         elif self.lengths is not None or self.reset is not None:
+            check_memory([("lengths", self.lengths), ("reset", self.reset)])
+            if self.on_device:  # which looks at them itself
+                return
             reset, strides = 0, (0, 0)
             if self.reset is not None:
                 reset, strides = address(self.reset), self.strides(self.reset)
@@ -125,79 +137,45 @@ class Call:
             return strides[0], strides[1]
         return (strides[1] if self.form == "batch" else 0), strides[0]
 
+    def bind(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> _core.RawCall | None:
+        """The call on tensors as they lie; None where the CPU's engine cannot read one of them."""
+        if self.on_device:
+            return None
+        engine = self.config.engines.get(x.dtype)
+        if engine is None:
+            return None
+        return engine.bind(self.form, self.steps, self.rows, self.lists, x, h0, c0, weights)
 
-def forward(
-    call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor], training: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Run a call; gives y, the final h and c, and in training the tape. A single step has no y but its h."""
-    if call.on_device:
-        return device.forward(call, x, h0, c0, weights, training)
-    config, shape = call.config, call.state_shape
-    hn = x.new_empty(shape)
-    cn = x.new_empty(shape) if config.two_states else None
-    y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], config.width))
-    tape = x.new_empty(call.tape_form(x)[0]) if training else None
-    config.engines[x.dtype].forward(
-        torch.get_num_threads(),
-        call.steps,
-        call.rows,
-        call.lists,
-        address(x),
-        *call.strides(x),
-        address(y),
-        *call.strides(y),
-        address(h0),
-        address(c0),
-        address(hn),
-        address(cn),
-        [address(w) for w in weights],
-        address(tape),
-    )
-    return y, hn, cn, tape
+    def bind_copies(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> Bound:
+        """The call on copies of those that the engine cannot read as they lie; all are of the right kind and shape."""
+        names = [*self.names, *(f"parameter {i}" for i in range(len(self.names), len(weights)))]
+        check_memory(zip(("the input", "h_0", "c_0", *names), (x, h0, c0, *weights), strict=True))
+        h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
+        x, weights = unit_stride(x), [contiguous(w) for w in weights]
+        bound = device.BoundCall(self, x, h0, c0, weights) if self.on_device else self.bind(x, h0, c0, weights)
+        if bound is None:
+            raise RuntimeError("fusedrnn.torch: the engine cannot read the tensors of a call")
+        return bound
+
+    def run(self, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """y, the final h and c, and in training the tape. A single step has no y but its h."""
+        return self.take_bound().forward(torch.get_num_threads(), training)
+
+    def take_bound(self) -> Bound:
+        """`bound`, which is gone afterwards: it keeps the tensors alive, and does not see what happens to them."""
+        bound, self.bound = self.bound, None
+        assert bound is not None
+        return bound
+
+    def keep_own_counts(self) -> None:
+        """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
+        self.batch_sizes, self.lengths, self.reset = (
+            None if t is None else t.clone() for t in (self.batch_sizes, self.lengths, self.reset)
+        )
 
 
-def backward(
-    call: Call,
-    x: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    tape: Tensor,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
-    if call.on_device:
-        return device.backward(call, x, y, h0, c0, weights, tape, gradients, wanted)
-    dy = None if gradients[0] is None else unit_stride(gradients[0])
-    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    dx = None if not wanted[0] else torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
-    dh0 = x.new_empty(call.state_shape) if wanted[1] else None
-    dc0 = x.new_empty(call.state_shape) if wanted[2] else None
-    dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-    call.config.engines[x.dtype].backward(
-        torch.get_num_threads(),
-        call.steps,
-        call.rows,
-        call.lists,
-        address(x),
-        *call.strides(x),
-        address(y),
-        *call.strides(y),
-        address(h0),
-        address(c0),
-        [address(w) for w in weights],
-        address(tape),
-        *(NO_SEQUENCE if dy is None else (address(dy), *call.strides(dy))),
-        address(dhn),
-        address(dcn),
-        *(NO_SEQUENCE if dx is None else (address(dx), *call.strides(dx))),
-        address(dh0),
-        address(dc0),
-        [address(d) for d in dweights],
-    )
-    return dx, dh0, dc0, *dweights
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Those of y, hn and cn."""
 
 
 class Layers(torch.autograd.Function):
@@ -205,34 +183,34 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> Any:
-        y, hn, cn, tape = forward(call, x, h0, c0, weights, training=True)
-        ctx.call = call
+        y, hn, cn, tape = call.run(training=True)
+        if call.lists is not None or call.on_device:
+            call.keep_own_counts()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, tape, *weights)
         # y is not saved as the others are: what torch's own layers return may be written in place before the backward
         # pass. Where its version tells that it was, its values are made again, to the same bits.
-        ctx.y, ctx.version = y.detach(), y._version
+        ctx.kept = call, y.detach(), y._version
         if call.form == "step":
             return hn if cn is None else (hn, cn)
         return (y, hn) if cn is None else (y, hn, cn)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        call = ctx.call
+        call, y, version = ctx.kept
         x, h0, c0, tape, *weights = ctx.saved_tensors
-        if call.form == "step":
-            gradients = (None, *gradients)
-        dy, dhn, dcn = gradients if call.config.two_states else (*gradients, None)
         wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or any(map(is_batched, gradients)):
-            return None, *rerun(call, (x, h0, c0, *weights), (dy, dhn, dcn), wanted)
-        y = ctx.y
-        x, h0, c0, tape, weights = check_saved(call, x, y, h0, c0, tape, weights)
-        if y._version != ctx.version:
-            # On a device only a call of the same kind cuts time into the same chunks, and so has the same bits.
-            y, _, _, made = forward(call, x, h0, c0, weights, training=call.on_device)
-            tape = tape if made is None else made
-        return None, *backward(call, x, y, h0, c0, weights, tape, (dy, dhn, dcn), wanted)
+        dy, dhn, dcn = (*[None] * (call.form == "step"), *gradients, None)[:3]
+        again, overwritten = torch.is_grad_enabled(), y._version != version
+        # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
+        bound = None if again or overwritten else call.bind(x, h0, c0, weights)
+        found = bound and bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, wanted)
+        if found:
+            return None, *found
+        inputs = (x, h0, c0, *weights)
+        if again or any(map(is_batched, gradients)):
+            return None, *rerun(call, inputs, (dy, dhn, dcn), wanted)
+        return None, *backward_of_copies(call, inputs, y, overwritten, tape, (dy, dhn, dcn), wanted)
 
 
 def is_batched(gradient: Tensor | None) -> bool:
@@ -246,10 +224,44 @@ def is_batched(gradient: Tensor | None) -> bool:
 apply_layers = super(torch.autograd.Function, Layers).apply
 
 
+def backward_of_copies(
+    call: Call,
+    inputs: tuple[Any, ...],
+    y: Tensor,
+    overwritten: bool,
+    tape: Tensor,
+    gradients: Gradients,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """A backward pass with copies of what the engine does not read as it lies; errors for the rest."""
+    x, h0, c0, *weights = inputs
+    check_saved(call, x, y, h0, c0, tape, weights)
+    bound = call.bind_copies(x, h0, c0, weights)
+    if overwritten:
+        # On a device only a call of the same kind cuts time into the same chunks, and so has the same bits.
+        y, _, _, made = bound.forward(torch.get_num_threads(), call.on_device)
+        tape = tape if made is None else made
+    return differentiate(bound, y, tape, gradients, wanted)
+
+
+def differentiate(
+    bound: Bound, y: Tensor | None, tape: Tensor, gradients: Gradients, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """A call's gradients, from copies of what of its outputs the engine does not read as it lies."""
+    names = ("output", "tape", "gradient", "gradient", "gradient")
+    check_memory((f"a layer's {name}", t) for name, t in zip(names, (y, tape, *gradients), strict=True))
+    y, dy = (None if t is None else unit_stride(t) for t in (y, gradients[0]))
+    dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
+    found = bound.backward(torch.get_num_threads(), y, contiguous(tape), dy, dhn, dcn, tuple(wanted))
+    if found is None:
+        raise RuntimeError("fusedrnn.torch: the engine cannot read the gradients of a call's outputs")
+    return found
+
+
 def check_saved(
     call: Call, x: Tensor, y: Tensor, h0: Tensor | None, c0: Tensor | None, tape: Tensor, weights: list[Tensor]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, list[Tensor]]:
-    """What was saved, laid out as the engine reads it; a RuntimeError where it is not of its shape and dtype any more.
+) -> None:
+    """RuntimeError where what was saved is not of its shape and dtype any more.
 
     A saved-tensor hook may give back anything, and an assignment to ``.data``, as ``module.half()`` makes it, changes a
     tensor without a trace in its version.
@@ -266,5 +278,3 @@ def check_saved(
             "fusedrnn.torch: an input or a parameter has got another shape, dtype or device between the forward and "
             "the backward pass, by .data, .half() or the like, or a saved-tensor hook gave back another tensor"
         )
-    h0, c0 = (None if s is None else contiguous(s) for s in (h0, c0))
-    return unit_stride(x), h0, c0, contiguous(tape), [contiguous(w) for w in weights]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
+
+
+def check_memory(tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """RuntimeError for a tensor whose storage has become too small for it, which nothing in torch looks after."""
+    for name, t in tensors:
+        if t is None or t.numel() == 0:
+            continue
+        extent = t.numel()
+        if not t.is_contiguous():
+            extent = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        if (t.storage_offset() + extent) * t.element_size() > t.untyped_storage().nbytes():
+            raise RuntimeError(
+                f"fusedrnn.torch: the memory of {name} has been freed or cut short, as by resizing its storage"
+            )
 
 
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's elements are; 0 for None, and where there are none."""
-    found = 0 if tensor is None else tensor.data_ptr()
-    if not found and tensor is not None and tensor.numel():
-        raise RuntimeError("fusedrnn.torch: the memory of a tensor has been freed, as by resizing its storage")
-    return found
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
