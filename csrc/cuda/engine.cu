@@ -34,8 +34,8 @@ std::vector<CellTraits> Engine::cells() {
 }
 
 const char* Engine::persistent_refusal(const NetConfig& config, Index rows, bool training, bool at_once) {
-  return with_instance(
-      config.type, [&](auto instance) { return instance.persistent_refusal(config, rows, training, at_once); });
+  return with_instance(config.type,
+                       [&](auto instance) { return instance.persistent_refusal(config, rows, training, at_once); });
 }
 std::size_t Engine::kept_bytes(const NetConfig& config, const NetForward& call) {
   return with_instance(config.type, [&](auto instance) { return instance.kept_bytes(config, call); });
