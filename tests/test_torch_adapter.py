@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, Case, make_inputs, make_layer, small_cases
+from cases import LAYERS as NATIVE
 from oracles import as_tuple, assert_results_close, run_library
 
 torch = pytest.importorskip("torch")
@@ -40,6 +41,7 @@ from torch_support import (  # noqa: E402
 import fusedrnn as fr  # noqa: E402
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn.torch import calls  # noqa: E402
+from fusedrnn.torch.optional_cells import OPTIONAL_CELLS  # noqa: E402
 
 T, B = 6, 4
 DEPTH = 1024  # roundings in a row in what is compared with torch here: 6 steps, 3 layers, products of 19 terms, twice
@@ -47,14 +49,41 @@ pytestmark = pytest.mark.filterwarnings("ignore:fusedrnn.torch")
 
 each_layer = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
 each_cell = pytest.mark.parametrize("kind", CELLS, ids=lambda kind: kind.__name__)
+each_option = pytest.mark.parametrize("cell", OPTIONAL_CELLS)
 
 
 def build(kind: Any, **options: Any) -> Any:
     return kind(**SIZE, **{"dtype": torch.float64, **options})
 
 
+def build_option(cell: str, single: bool = False, **options: Any) -> Any:
+    """A module of a cell that torch lacks."""
+    name, own = NATIVE[cell]
+    return build(getattr(ft, name + "Cell" * single), **own, **options)
+
+
 def sequence(batch_first: bool = False) -> Any:
     return leaf(B, T, SIZE["input_size"]) if batch_first else leaf(T, B, SIZE["input_size"])
+
+
+def flattened(module: Any, x: Any, **options: Any) -> tuple[Any, Any]:
+    """A module as a function of one vector, its input, state and parameters, to one of all its outputs; and a vector.
+
+    So a check of gradients perturbs all at once.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    shape = x.shape[:1] if module._is_cell else (module.num_layers * (1 + module.bidirectional), x.shape[1])
+    leaves = [x, *tensors_in(state_of(type(module), *shape, SIZE["hidden_size"])), *module.parameters()]
+
+    def run(flat: Any) -> Any:
+        parts = flat.split([t.numel() for t in leaves])
+        x, *rest = (part.reshape(t.shape) for part, t in zip(parts, leaves, strict=True))
+        states, weights = rest[: -len(names)], dict(zip(names, rest[-len(names) :], strict=True))
+        arguments = (x, tuple(states) if module._two_states else states[0])
+        found = tensors_in(torch.func.functional_call(module, weights, arguments, options))
+        return torch.cat([t.flatten() for t in found])
+
+    return run, torch.cat([t.detach().flatten() for t in leaves]).requires_grad_()
 
 
 # A module has neither clip nor reverse.
@@ -263,8 +292,14 @@ def test_second_derivatives_with_lengths_and_resets(kind: Any) -> None:
     assert torch.autograd.gradgradcheck(run, (x,), fast_mode=True)
 
 
-@pytest.mark.parametrize("case", [c for c in small_cases(ragged=True, reset=True) if c.cell in calls.LAYERS])
-def test_lengths_and_resets_through_torchs_cells(case: Case, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [
+        *small_cases(ragged=True, reset=True),
+        *(c for c in small_cases(num_layers=2, directions=2) if c.cell in OPTIONAL_CELLS),
+    ],
+)
+def test_calls_through_torchs_operations(case: Case, rng: np.random.Generator) -> None:
     """The way that calls take which the engine cannot: here under a dispatch mode."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -283,6 +318,94 @@ def test_lengths_and_resets_through_torchs_cells(case: Case, rng: np.random.Gene
     for name, gradient in expected.parameters.items():
         np.testing.assert_allclose(found.parameters[name], gradient, rtol=0, atol=DEPTH * case.eps * 8)
     np.testing.assert_allclose(found.dx, expected.dx, rtol=0, atol=DEPTH * case.eps)
+
+
+@each_option
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_second_derivatives_of_cells_that_torch_lacks(cell: str, bias: bool, given: bool) -> None:
+    module = build_option(cell, num_layers=2, bidirectional=True, bias=bias)
+    options = {"lengths": [6, 3, 0, 1], "reset": torch.rand(T, B) < 0.3} if given else {}
+    single = build_option(cell, single=True, bias=bias)
+    for run, flat in (flattened(module, sequence(), **options), flattened(single, leaf(B, SIZE["input_size"]))):
+        assert torch.autograd.gradcheck(run, (flat,), fast_mode=True)
+        assert torch.autograd.gradgradcheck(run, (flat,), fast_mode=True)
+
+
+@each_option
+@pytest.mark.parametrize("form", ["layers", "batch_first", "ragged", "packed", "cell"])
+def test_cells_that_torch_lacks_run_again_to_the_engines_gradients(cell: str, form: str) -> None:
+    if form == "cell":
+        module, x = build_option(cell, single=True), leaf(B, SIZE["input_size"])
+        hx = state_of(type(module), B, SIZE["hidden_size"])
+    else:
+        module, x = build_option(cell, num_layers=2, bidirectional=True, batch_first=form == "batch_first"), sequence()
+        hx = state_of(type(module), 4, T if form == "batch_first" else B, SIZE["hidden_size"])
+    lengths = [4, 1, 6, 4]
+    options = {"lengths": lengths, "reset": torch.rand(T, B) < 0.3} if form == "ragged" else {}
+    given = pack_padded_sequence(x, lengths, enforce_sorted=False) if form == "packed" else x
+    loss = loss_of(tensors_in(module(given, hx, **options))).sin()
+    leaves = [x, *tensors_in(hx), *module.parameters()]
+    expected = torch.autograd.grad(loss, leaves, retain_graph=True)
+    found = torch.autograd.grad(loss, leaves, create_graph=True)
+    assert all(t.requires_grad for t in found)
+    assert_near(found, expected, DEPTH)
+
+
+@each_option
+@pytest.mark.parametrize("single", [True, False])
+def test_cells_that_torch_lacks_under_torch_func(cell: str, single: bool) -> None:
+    module = build_option(cell, single=single)
+    x = (leaf(B, SIZE["input_size"]) if single else sequence()).detach()
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def outputs(weights: Any, x: Any) -> Any:
+        return tensors_in(torch.func.functional_call(module, weights, (x,)))
+
+    def loss(weights: Any, x: Any) -> Any:
+        return loss_of(outputs(weights, x))
+
+    found = torch.func.grad(loss)(weights, x)
+    loss_of(tensors_in(module(x))).backward()
+    assert_near([found[name] for name in weights], [p.grad for p in module.parameters()], DEPTH)
+    several = torch.stack([x, 2 * x, -x])
+    samples = torch.func.vmap(outputs, (None, 0))(weights, several)
+    apart = zip(*(outputs(weights, x) for x in several), strict=True)
+    assert_near(samples, [torch.stack(parts) for parts in apart], DEPTH)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, several)
+    assert_near([each[name][0] for name in weights], [found[name] for name in weights], DEPTH)
+    step = 2.0**-20  # the error of central differences: step squared, and eps over step
+    _, (tangent, *_) = torch.func.jvp(lambda x: outputs(weights, x), (x,), (torch.ones_like(x),))
+    difference = (outputs(weights, x + step)[0] - outputs(weights, x - step)[0]) / (2 * step)
+    assert float((tangent - difference).abs().max()) < 1e-8
+
+
+@each_option
+def test_cells_that_torch_lacks_drop_out_as_torchs_do(cell: str) -> None:
+    """A call in torch's operations draws the masks that the engine's call draws."""
+    module, x = build_option(cell, num_layers=3, dropout=0.5), sequence()
+    torch.manual_seed(0)
+    expected = module(x)[0]
+    torch.manual_seed(0)
+    (found,) = torch.func.vmap(lambda x: module(x)[0], randomness="same")(x[None])
+    assert_near([found], [expected], DEPTH)
+
+
+@each_option
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_dtypes_of_cells_that_torch_lacks(cell: str, low: Any) -> None:
+    module = build_option(cell, dtype=torch.float32)
+    x = torch.randn(T, B, SIZE["input_size"])
+    expected = module(x)[0]
+    for given in (x, x.to(low)):
+        with torch.autocast("cpu", dtype=low):
+            y = module(given)[0]
+        # Computed in float32 from an input rounded once, and rounded at most once more.
+        assert float((y.float() - expected).abs().max()) < 16 * torch.finfo(low).eps
+    narrow = copy.deepcopy(module).to(low)
+    assert narrow(x.to(low))[0].dtype == low
+    with pytest.raises(RuntimeError, match="needs tensors of one dtype"):
+        narrow(x)
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
@@ -525,15 +648,28 @@ def test_what_the_engine_does_not_take_runs_torchs_own_and_says_so_once() -> Non
     assert "meta" in str(ft.why_not(meta)) and meta(x.to("meta"))[0].shape == (5, 2, 4)
 
 
-def test_options_need_the_engine() -> None:
-    module = ft.GRU(3, 4, reset_after=False, dtype=torch.float64)
-    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
-    (dx,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=False)
-    assert dx.abs().sum() > 0
-    with pytest.raises(RuntimeError, match="gru_reset_before"):
-        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="bfloat16"):
-        module.to(torch.bfloat16)(x.bfloat16())
+def test_options_run_elsewhere_too_and_say_so_once() -> None:
+    calls._warned.clear()
+    module = ft.GRU(3, 4, reset_after=False)
+    x = torch.randn(5, 2, 3)
+    expected, _ = module(x)
+    with pytest.warns(UserWarning, match="step by step in torch's operations.*trac"):
+        traced = torch.jit.trace(module, (x,))
+    assert_near([traced(x)[0]], [expected], DEPTH)
+    with pytest.warns(UserWarning, match="step by step in torch's operations.*bfloat16"):
+        copy.deepcopy(module).to(torch.bfloat16)(x.bfloat16())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy.deepcopy(module).to(torch.bfloat16)(x.bfloat16(), lengths=[5, 3])
+    meta = ft.LSTM(3, 4, peephole=True, device="meta")
+    assert "meta" in str(ft.why_not(meta)) and meta(x.to("meta"))[0].shape == (5, 2, 4)
+    for sizes in ([2, 1], [1, 2], [2, 2]):
+        with pytest.raises(RuntimeError, match="batch_sizes"):
+            module(PackedSequence(x[0, :1].expand(3, 3) if sizes == [1, 2] else x[:, 0], torch.tensor(sizes)))
+
+
+def test_errors_of_options() -> None:
+    module = ft.GRU(3, 4, reset_after=False)
     with pytest.raises(TypeError, match="reset_after"):
         ft.GRU(3, 4, reset_after=1)
     with pytest.raises(ValueError, match="proj_size"):
@@ -671,6 +807,18 @@ def test_batches_of_gradients(kind: Any) -> None:
         gradients = torch.cos(torch.arange(3 * y.numel()).double()).reshape(3, *y.shape)
         pairs.append(torch.autograd.grad(y, [x, *module.parameters()], gradients, is_grads_batched=True))
     assert_near(*pairs, DEPTH)
+
+
+@each_option
+@pytest.mark.parametrize("single", [True, False])
+def test_batches_of_gradients_of_cells_that_torch_lacks(cell: str, single: bool) -> None:
+    module = build_option(cell, single=single)
+    x = leaf(B, SIZE["input_size"]) if single else sequence()
+    y, leaves = tensors_in(module(x))[0], [x, *module.parameters()]
+    gradients = torch.cos(torch.arange(3 * y.numel()).double()).reshape(3, *y.shape)
+    found = torch.autograd.grad(y, leaves, gradients, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, leaves, gradient, retain_graph=True) for gradient in gradients]
+    assert_near(found, [torch.stack(parts) for parts in zip(*apart, strict=True)], DEPTH)
 
 
 @each_cell

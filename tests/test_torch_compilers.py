@@ -155,6 +155,22 @@ def test_export_is_torchs_own(kind: Any) -> None:
     assert_near(tensors_in(program.module()(x)), tensors_in(model(x)), DEPTH)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        ft.LSTM(**SIZE, num_layers=2, bidirectional=True, peephole=True, batch_first=True),
+        ft.LSTM(**SIZE, coupled=True, batch_first=True),
+        ft.GRU(**SIZE, reset_after=False, batch_first=True),
+    ],
+    ids=repr,
+)
+def test_export_of_cells_that_torch_lacks_is_in_its_operations(module: Any) -> None:
+    model, x = Tagger(module, 14 if module.bidirectional else 7).eval(), torch.randn(B, T, SIZE["input_size"])
+    program = torch.export.export(model, (x,))
+    assert "fusedrnn" not in str(program.graph)
+    assert_near(tensors_in(program.module()(x)), tensors_in(model(x)), DEPTH)
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_onnx_export_is_torchs_own(dynamo: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

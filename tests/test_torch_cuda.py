@@ -47,6 +47,7 @@ from torch_support import LAYERS as KINDS  # noqa: E402
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn.cuda import net as cuda_net  # noqa: E402
 from fusedrnn.torch import calls, device, engine  # noqa: E402
+from fusedrnn.torch.optional_cells import OPTIONAL_CELLS  # noqa: E402
 
 T, B = 6, 4
 DEPTH = 64  # roundings in a row: on the host a quarter of them, in whichever order cuBLAS takes on a GPU
@@ -453,6 +454,34 @@ def test_second_derivatives_with_lengths_and_resets(where: str, kind: Any) -> No
     assert torch.autograd.gradgradcheck(run, (x,), fast_mode=True)
 
 
+@pytest.mark.parametrize("cell", OPTIONAL_CELLS)
+@pytest.mark.parametrize("single", [True, False])
+def test_second_derivatives_of_cells_that_torch_lacks(where: str, cell: str, single: bool) -> None:
+    name, options = LAYERS[cell]
+    kind = getattr(ft, name + "Cell" * single)
+    module = build(kind, device=where, **options, **({} if single else {"num_layers": 2, "bidirectional": True}))
+    x = moved(leaf(B, SIZE["input_size"]) if single else sequence(), where)
+    arguments = {} if single else {"lengths": [6, 3, 0, 1], "reset": (torch.rand(T, B) < 0.3).to(where)}
+    leaves = [x, *module.parameters()]
+
+    def run(flat: Any) -> Any:
+        parts = flat.split([t.numel() for t in leaves])
+        x, *weights = (part.reshape(t.shape) for part, t in zip(parts, leaves, strict=True))
+        named = dict(zip(dict(module.named_parameters()), weights, strict=True))
+        found = tensors_in(torch.func.functional_call(module, named, (x,), arguments))
+        return torch.cat([t.flatten() for t in found])
+
+    flat = torch.cat([t.detach().flatten() for t in leaves]).requires_grad_()
+    assert torch.autograd.gradcheck(run, (flat,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (flat,), fast_mode=True)
+    y = tensors_in(module(x, **arguments))[0]
+    gradients = torch.cos(torch.arange(3 * y.numel(), device=where).double()).reshape(3, *y.shape)
+    found = torch.autograd.grad(y, leaves, gradients, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, leaves, gradient, retain_graph=True) for gradient in gradients]
+    assert not any(t.requires_grad for t in found)
+    assert_near(found, [torch.stack(parts) for parts in zip(*apart, strict=True)], DEPTH)
+
+
 @each_module
 def test_batches_of_gradients(where: str, kind: Any) -> None:
     own, pairs = build(kind), []
@@ -739,7 +768,8 @@ def test_without_an_engine_torchs_own_forward_runs_and_says_so(monkeypatch: pyte
     assert torch.equal(y, own(x)[0])
     assert_near([module(x, lengths=[5, 5])[0]], [y], 64)
     assert not ft.accelerate(nn.Sequential(own)).swapped
-    with pytest.raises(RuntimeError, match="on holiday"):
+    calls._warned.clear()
+    with pytest.warns(UserWarning, match="step by step in torch's operations.*on holiday"):
         ft.GRU(3, 4, reset_after=False)(x)
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
         torch._dynamo.reset()

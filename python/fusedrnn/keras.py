@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.arguments import require_choice, require_flag
+from fusedrnn.arguments import require_choice, require_flag, require_unmasked
 from fusedrnn.gradients import Array
 
 # Our gate blocks in Keras's order; LSTM: i f c o, where c is our g; GRU: z r h, where h is our n. Each order is its own
@@ -30,7 +30,7 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     cell : {'LSTM', 'GRU', 'SimpleRNN'}
         Name of Keras's layer, in any case.
     reset_after : bool
-        Of a GRU, as Keras's argument: True is its default and ours. Without meaning for other cells.
+        Of a GRU, as Keras's argument: True is its default and ours. Other cells have no such argument: leave it out.
 
     Returns
     -------
@@ -41,12 +41,13 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     Raises
     ------
     TypeError
-        Where an entry is no array of floating-point numbers, or `cell` or `reset_after` is of another kind.
+        Where `weights` is no sequence, an entry no array of floating-point numbers that NumPy can read, or `cell` or
+        `reset_after` of another kind.
     ValueError
-        Where the number of arrays or a shape is wrong, or `cell` is none of these.
+        Where the number of arrays, their axes or a shape is wrong, `cell` is none of these, or `reset_after` is False
+        for a cell other than a GRU.
     """
-    cell = _cell(cell)
-    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
+    cell, two_biases = _cell(cell, reset_after)
     if isinstance(weights, (str, bytes)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of arrays, not {type(weights).__name__}")
     if len(weights) not in (2, 3, 4, 6):
@@ -56,16 +57,18 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     directions = 2 if len(weights) > 3 else 1
     count, parameters = len(weights) // directions, {}
     arrays = [_array(array, f"weights[{number}]") for number, array in enumerate(weights)]
-    hidden = arrays[1].shape[0] if arrays[1].ndim else 0
+    inputs, hidden = (_matrix(arrays[number], f"weights[{number}]").shape[0] for number in (0, 1))
     width = len(_ORDERS[cell]) * hidden
-    inputs = arrays[0].shape[0] if arrays[0].ndim else 0
     bias_shape = (2, width) if two_biases else (width,)
+    shapes = [(inputs, width), (hidden, width), bias_shape][:count] * directions
+    for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        if array.shape != shape:
+            raise ValueError(
+                f"weights[{number}] must have shape {shape} beside {hidden} units, the rows of weights[1], "
+                f"not {array.shape}"
+            )
     for direction, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
-        first = direction * count
-        for place, shape in enumerate([(inputs, width), (hidden, width), bias_shape][:count]):
-            if arrays[first + place].shape != shape:
-                raise ValueError(f"weights[{first + place}] must have shape {shape}, not {arrays[first + place].shape}")
-        kernel, recurrent, *bias = arrays[first : first + count]
+        kernel, recurrent, *bias = arrays[direction * count : (direction + 1) * count]
         parameters["weight_ih" + suffix] = _ordered(kernel.T, cell)
         parameters["weight_hh" + suffix] = _ordered(recurrent.T, cell)
         for both in bias:
@@ -85,7 +88,7 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
         gate add where Keras has one.
     cell : {'LSTM', 'GRU', 'SimpleRNN'}
     reset_after : bool
-        Of a GRU; without meaning for other cells.
+        Of a GRU; leave it out for other cells.
 
     Returns
     -------
@@ -97,19 +100,18 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
     TypeError
         As `from_keras`, and where `parameters` is no mapping.
     ValueError
-        Where a parameter is missing, unknown or of another shape.
+        As `from_keras`, and where a parameter is missing, unknown or of another shape.
     """
-    cell = _cell(cell)
-    two_biases = require_flag(reset_after, "reset_after") and cell == "GRU"
+    cell, two_biases = _cell(cell, reset_after)
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters must be a mapping of names to arrays, not {type(parameters).__name__}")
     suffixes = ["_l0", "_l0_reverse"][: 2 if "weight_ih_l0_reverse" in parameters else 1]
     kinds = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"] * ("bias_ih_l0" in parameters)]
     wanted = [kind + suffix for suffix in suffixes for kind in kinds]
     if set(wanted) != set(parameters):
-        raise ValueError(f"parameters must be {wanted} for Keras's {cell}, not {sorted(parameters)}")
+        raise ValueError(f"parameters must be {wanted} for Keras's {cell}, not {list(parameters)}")
     arrays = {name: _array(parameters[name], f"parameters[{name!r}]") for name in wanted}
-    hidden, inputs = (arrays[kind + "_l0"].shape[-1] if arrays[kind + "_l0"].ndim else 0 for kind in kinds[1::-1])
+    inputs, hidden = (_matrix(arrays[name], f"parameters[{name!r}]").shape[1] for name in wanted[:2])
     rows, weights = len(_ORDERS[cell]) * hidden, []
     for name, array in arrays.items():
         shape = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden)}.get(name.split("_l0")[0], (rows,))
@@ -123,17 +125,35 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
     return weights
 
 
-def _cell(cell: str) -> str:
+def _cell(cell: str, reset_after: bool) -> tuple[str, bool]:
+    """Keras's name of a cell, and whether it has two biases."""
     if not isinstance(cell, str):
         raise TypeError(f"cell must be a string, not {type(cell).__name__}")
     known = {name.lower(): name for name in _ORDERS}
-    return require_choice(known.get(cell.lower(), cell), "cell", tuple(_ORDERS))
+    cell = require_choice(known.get(cell.lower(), cell), "cell", tuple(_ORDERS))
+    after = require_flag(reset_after, "reset_after")
+    if not after and cell != "GRU":
+        raise ValueError(f"reset_after must be left out for {cell!r}, not False: it is an argument of a GRU")
+    return cell, after and cell == "GRU"
 
 
 def _array(value: Any, name: str) -> Array:
-    array = np.asarray(value)
+    wanted = f"{name} must be an array of floating-point numbers"
+    if not isinstance(value, (list, tuple)) and not hasattr(value, "__array__"):
+        raise TypeError(f"{wanted}, not {type(value).__name__}")
+    require_unmasked(value, name)
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # ragged lists, tensors that lie elsewhere: whatever an object's own __array__ raises
+        raise TypeError(f"{wanted}, not a {type(value).__name__} that NumPy cannot read as one: {error}") from error
     if array.dtype.kind != "f":
-        raise TypeError(f"{name} must be an array of floating-point numbers, not of {array.dtype}")
+        raise TypeError(f"{wanted}, not of {array.dtype}")
+    return array
+
+
+def _matrix(array: Array, name: str) -> Array:
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have 2 axes, not shape {array.shape}")
     return array
 
 

@@ -70,11 +70,11 @@ def place_obstacle(tensor: Tensor) -> str | None:
 _warned: set[str] = set()
 
 
-def warn_once(module: Any, reason: str) -> None:
-    """Say that a module runs torch's own forward, once for each reason."""
+def warn_once(module: Any, reason: str, what: str = "torch's own forward") -> None:
+    """Say what a module runs instead of the engine, once for each reason."""
     if reason and reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"fusedrnn.torch.{type(module).__name__} runs torch's own forward: {reason}", stacklevel=5)
+        warnings.warn(f"fusedrnn.torch.{type(module).__name__} runs {what}: {reason}", stacklevel=5)
 
 
 def weights_of(module: Any, names: Sequence[str]) -> list[Any]:
@@ -338,14 +338,12 @@ def module_forward(
     reason = reason if reason is not None else obstacle(module, call, x, states, weights)
     if reason is None:
         how = run
-    elif call.config.cell not in LAYERS:
-        detail = reason or "its parameters have other shapes"
-        raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take this call: {detail}")
-    elif lengths is None and reset is None:
+    elif lengths is None and reset is None and call.config.cell in LAYERS:
         found = own(input, hx)  # any error of torch's own comes before the warning
         warn_once(module, reason)
         return found
     else:
+        warn_once(module, reason, "step by step in torch's operations")
         how = through_torch
     dropout = module.dropout if module.training and not module._is_cell else 0.0
     y, states = run_layers(how, call, x, states, weights, dropout)

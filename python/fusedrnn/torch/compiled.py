@@ -176,5 +176,6 @@ def compiled_forward(
     if options:
         calls.add_options(call, module, input, lengths, reset)
     dropout = module.dropout if module.training and not module._is_cell else 0.0
-    y, states = calls.run_layers(run, call, x, states, weights, dropout)
+    how = run if usable and not exporting() else calls.through_torch
+    y, states = calls.run_layers(how, call, x, states, weights, dropout)
     return calls.unfit_cell(module, input, states) if module._is_cell else calls.unfit_layer(module, input, y, states)

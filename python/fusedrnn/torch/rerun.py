@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import _VF, Tensor
+
+from fusedrnn.torch.optional_cells import OPTIONAL_CELLS, check_weights
 
 if TYPE_CHECKING:
     from fusedrnn.torch.engine import Call
@@ -65,19 +68,40 @@ def rerun(
 
 
 def torch_forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> Output:
-    """Run a call. RuntimeError for the cells that torch has no operation for."""
-    if call.config.cell not in LAYERS:
-        raise RuntimeError(
-            f"fusedrnn.torch: {call.config.cell} runs on tensors that the engine takes, outside of torch.func and "
-            "other modes, and has no second derivative: torch has no operation for it"
-        )
+    """Run a call: through torch's layers and cells, and those that torch lacks step by step.
+
+    RuntimeError where torch raises it, and for parameters of a cell that torch lacks of another shape or dtype.
+    """
     states = [s for s in (h0, c0)[: 1 + call.config.two_states] if s is not None]
+    if call.config.cell in OPTIONAL_CELLS:
+        return _through_operations(call, x, states, weights)
+    return _forward(call, x, states, weights)
+
+
+def _through_operations(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
+    """A call of a cell that torch lacks, in the dtype of its weights.
+
+    Autocast, which has no rule for such a cell, would compute each operation in a dtype of its own.
+    """
+    without: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    kind = x.device.type
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        dtype, without = weights[0].dtype, torch.autocast(kind, enabled=False)
+        x, states, weights = x.to(dtype), [s.to(dtype) for s in states], [w.to(dtype) for w in weights]
+    check_weights(call.config, x, states, weights)
+    with without:
+        return _forward(call, x, states, weights)
+
+
+def _forward(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
     if not states:
         zeros = x.new_zeros(call.state_shape)
         states = [zeros] * (1 + call.config.two_states)
     if call.form == "step":
         return _one_step(call, x, states, weights)
-    if call.lengths is not None or call.reset is not None:
+    if call.config.cell in OPTIONAL_CELLS and call.batch_sizes is not None:
+        return _padded(call, call.batch_sizes, x, states, weights)
+    if call.config.cell in OPTIONAL_CELLS or call.lengths is not None or call.reset is not None:
         return _step_by_step(call, x, states, weights)
     hx: Any = tuple(states) if call.config.two_states else states[0]
     layout = (hx,) if call.batch_sizes is None else (call.batch_sizes, hx)
@@ -94,24 +118,46 @@ def _one_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence
 
 
 def _cell(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if call.config.cell in OPTIONAL_CELLS:
+        return OPTIONAL_CELLS[call.config.cell](x, tuple(states), weights, call.config.bias)
     four = weights if call.config.bias else (*weights, None, None)
     after = CELLS[call.config.cell](x, tuple(states) if call.config.two_states else states[0], *four)
     return tuple(after) if call.config.two_states else (after,)
 
 
-def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
-    """Rows that end early, and links that are cut: one of torch's cells a step, and masks."""
-    if call.form == "batch":
-        x = x.transpose(0, 1)
-    times = torch.arange(call.steps, device=x.device)[:, None]
-    lengths = torch.full((call.rows,), call.steps) if call.lengths is None else call.lengths
-    alive = (times < lengths.to(x.device))[..., None]
-    cut = torch.zeros_like(alive)
+def _padded(call: Call, batch_sizes: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
+    """Packed rows as a padded batch of rows that end early, and back."""
+    sizes = batch_sizes.tolist()
+    if sizes != sorted(sizes, reverse=True) or sizes[-1] < 0 or sum(sizes) != len(x):
+        raise RuntimeError(f"batch_sizes must not grow, and must add up to the {len(x)} rows, not be {sizes}")
+    alive = torch.arange(call.rows) < batch_sizes[:, None]
+    own = replace(call, form="time", batch_sizes=None, lists=None, lengths=alive.sum(0))
+    where = alive.flatten().nonzero().squeeze(1).to(x.device)
+    padded = x.new_zeros(alive.numel(), x.shape[1]).index_copy(0, where, x)
+    y, hn, cn = _step_by_step(own, padded.reshape(*alive.shape, x.shape[1]), states, weights)
+    return y.flatten(0, 1).index_select(0, where), hn, cn  # type: ignore[union-attr]
+
+
+def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Which steps of which rows run, and which links are cut, (T, B, 1); None where that is all, or none."""
+    alive = cut = None
+    if call.lengths is not None:
+        times = torch.arange(call.steps, device=x.device)[:, None]
+        alive = (times < call.lengths.to(x.device))[..., None]
     if call.reset is not None:
-        cut = (call.reset.T if call.form == "batch" else call.reset)[..., None] & alive
-    y = x.masked_fill(~alive, 0.0)  # what stands past a row's length may be nan
+        cut = (call.reset.T if call.form == "batch" else call.reset)[..., None]
+        cut = cut if alive is None else cut & alive
+    return alive, cut
+
+
+def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
+    """Rows that end early, links that are cut, and cells that torch lacks: one cell a step, and masks."""
+    alive, cut = _masks(call, x)
+    y = x.transpose(0, 1) if call.form == "batch" else x
+    if alive is not None:
+        y = y.masked_fill(~alive, 0.0)  # what stands past a row's length may be nan
     finals: list[tuple[Tensor, ...]] = []
-    each = 4 if call.config.bias else 2
+    each = len(weights) // (call.config.layers * call.config.directions)
     for layer in range(call.config.layers):
         outputs = []
         for direction in range(call.config.directions):
@@ -130,16 +176,22 @@ def _one_direction(
     x: Tensor,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    alive: Tensor,
-    cut: Tensor,
+    alive: Tensor | None,
+    cut: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     outputs: list[Tensor] = [x] * call.steps
     now = tuple(state)
     for t in reversed(range(call.steps)) if reverse else range(call.steps):
         link = t + 1 if reverse else t
-        before = now if link == call.steps else tuple(s.masked_fill(cut[link], 0.0) for s in now)
+        before = now
+        if cut is not None and link < call.steps:
+            before = tuple(s.masked_fill(cut[link], 0.0) for s in now)
         after = _cell(call, x[t], before, weights)
-        now = tuple(torch.where(alive[t], new, old) for new, old in zip(after, now, strict=True))
-        outputs[t] = after[0].masked_fill(~alive[t], 0.0)
+        outputs[t] = after[0]
+        if alive is None:
+            now = after
+        else:
+            outputs[t] = after[0].masked_fill(~alive[t], 0.0)
+            now = tuple(torch.where(alive[t], new, old) for new, old in zip(after, now, strict=True))
     return torch.stack(outputs), now

@@ -49,7 +49,7 @@ def why_not(module: nn.Module) -> str | None:
     -----
     Some calls of such a module run torch's own forward all the same: under torch.func transforms, forward-mode
     differentiation, tracing, dispatch modes and float16 autocast, and with tensor subclasses. The first call of each
-    kind gives a warning.
+    kind gives a warning. With options that torch lacks they run step by step in torch's operations.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
