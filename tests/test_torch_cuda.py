@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -705,6 +706,35 @@ def test_the_operator_tells_the_truth_about_itself(where: str, form: str, cell: 
     arguments = (x, state, state if cell == "lstm" else None, weights, None, None, cell, 1, False, True, form, True)
     with filled_memory():
         torch.library.opcheck(torch.ops.fusedrnn.layers.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [((5, 3), "time"), ((5, 3), "batch"), ((2, 5, 4, 3), "time"), ((5, 4, 3), "step"), ((5, 4, 3), "packed")],
+)
+def test_the_operator_refuses_x_of_another_rank(where: str, shape: tuple[int, ...], form: str) -> None:
+    weights = [torch.randn(12, 3).to(where), torch.randn(12, 4).to(where)]
+    for given in (weights, weights[:1], [], [w[0] for w in weights]):
+        with pytest.raises(RuntimeError, match="shapes do not fit together"):
+            torch.ops.fusedrnn.layers(
+                torch.randn(shape).to(where), None, None, given, None, None, "gru", 1, False, False, form, False
+            )
+
+
+def test_autocast_converts_nothing_else(where: str) -> None:
+    ours = accelerated(nn.GRU(**SIZE)).to(where)
+    x = torch.randn(T, B, SIZE["input_size"]).to(where)
+    for module, given in ((ours, (x.long(),)), (ours, (x, torch.zeros(1, B, SIZE["hidden_size"]).double().to(where)))):
+        with autocast(torch.bfloat16):
+            _, _, _, _, reason = calls.under_autocast(module, given[0], given[1:], list(module.parameters()))
+        assert reason is not None and reason.startswith("autocast to torch.bfloat16 of torch.float32, torch.")
+
+
+def test_a_loaded_library_is_found_whatever_its_path(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("7f00-7f01 r-xp 00 08:01 5 \n7f01-7f02 r-xp 00 08:01 5    /opt/my env/libcublas.so.13\n")
+    assert device.loaded_blas(str(maps)) == "/opt/my env/libcublas.so.13"
+    assert device.loaded_blas(str(tmp_path / "none")) is None
 
 
 # ---- memory, devices, streams ----

@@ -111,6 +111,9 @@ def under_autocast(
         return x, states, weights, None, None
     low = torch.get_autocast_dtype(kind)
     if on_device:
+        given = {t.dtype for t in (x, *states, *weights)}
+        if not given <= {torch.float32, torch.float16, torch.bfloat16}:
+            return x, states, weights, None, f"autocast to {low} of {', '.join(sorted(map(str, given)))}"
         return x.to(low), tuple(s.to(low) for s in states), [w.to(low) for w in weights], None, None
     plain = all(isinstance(w, Tensor) and w.dtype == torch.float32 for w in weights)
     same = x.dtype in (low, torch.float32) and all(s.dtype == x.dtype for s in states)

@@ -22,6 +22,9 @@ SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths,
 def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, reset: Tensor | None) -> Call:
     """The call that an operator's arguments describe."""
     cell, layers, bidirectional, bias, form = plan
+    axes = {"time": 3, "batch": 3, "step": 2}.get(form)
+    if x.dim() != axes or len(weights) < 2 or any(w.dim() != 2 for w in weights[:2]):
+        raise RuntimeError("fusedrnn::layers: shapes do not fit together")
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
     config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
@@ -172,7 +175,9 @@ def compiled_forward(
         return own(input, hx)
     call, x, states = fitted
     if device.place.holds(x):
-        x, states, weights, _, _ = calls.under_autocast(module, x, states, weights)
+        x, states, weights, _, obstacle = calls.under_autocast(module, x, states, weights)
+        if standard and obstacle is not None:
+            return own(input, hx)
     if options:
         calls.add_options(call, module, input, lengths, reset)
     dropout = module.dropout if module.training and not module._is_cell else 0.0

@@ -39,7 +39,10 @@ class Cuda:
             return None, "this build of torch is not one for CUDA"
         try:
             module = load_native()
-            open_blas(module, loaded_blas())
+            try:
+                open_blas(module, loaded_blas())
+            except Unavailable:  # torch's is too old, or its file is gone
+                open_blas(module)
         except Unavailable as error:
             return None, str(error)
         return module, None
@@ -72,7 +75,9 @@ class Cuda:
 
     def upload(self, tensor: Tensor, device: torch.device, name: str) -> Tensor:
         """A copy of a host tensor, for which nothing waits."""
-        if torch.cuda.is_current_stream_capturing():
+        with torch.cuda.device(device):
+            capturing = torch.cuda.is_current_stream_capturing()
+        if capturing:
             raise ValueError(f"{name} must lie on {device} while a graph is captured: a replay would not copy it again")
         return tensor.pin_memory().to(device, non_blocking=True)
 
@@ -80,11 +85,11 @@ class Cuda:
 place: Any = Cuda()
 
 
-def loaded_blas() -> str | None:
+def loaded_blas(maps_of_process: str = "/proc/self/maps") -> str | None:
     """Path of the cuBLAS that this process has loaded, as torch does where it is built for CUDA."""
     try:
-        with open("/proc/self/maps") as maps:
-            paths = [line.rstrip().rpartition(" ")[2] for line in maps]
+        with open(maps_of_process) as maps:
+            paths = [fields[5] for line in maps if len(fields := line.rstrip("\n").split(maxsplit=5)) == 6]
     except OSError:
         return None
     return next((path for path in paths if path.rpartition("/")[2].startswith("libcublas.so")), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +27,6 @@ Output = tuple[Tensor | None, Tensor, Tensor | None]
 """y, hn and cn; a single step has no y, and only an LSTM a cn."""
 
 
-@contextlib.contextmanager
-def _twice_differentiable(x: Tensor) -> Iterator[None]:
-    """Without autocast, since dtypes are chosen already, and without cuDNN, which has no second derivatives."""
-    before = torch._C._get_cudnn_enabled()
-    torch._C._set_cudnn_enabled(before and not x.is_cuda)
-    try:
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            yield
-    finally:
-        torch._C._set_cudnn_enabled(before)
-
-
 def rerun(
     call: Call,
     inputs: Sequence[Tensor | None],
@@ -52,7 +40,8 @@ def rerun(
     again = torch.is_grad_enabled()
     # torch's fused cells on a device have a backward pass for batches of gradients only where it can be differentiated.
     graph = again or call.on_device
-    with _twice_differentiable(inputs[0]):  # type: ignore[arg-type]
+    # Dtypes are chosen already.
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):  # type: ignore[union-attr]
         # An input may depend on another one: only what goes through the call itself belongs to its gradient.
         fresh = [None if t is None else t.view_as(t) for t in inputs]
         outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
@@ -101,7 +90,9 @@ def _forward(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[
         return _one_step(call, x, states, weights)
     if call.config.cell in OPTIONAL_CELLS and call.batch_sizes is not None:
         return _padded(call, call.batch_sizes, x, states, weights)
-    if call.config.cell in OPTIONAL_CELLS or call.lengths is not None or call.reset is not None:
+    # On a device torch's layers are cuDNN's, which have no second derivatives; its cells have.
+    by_step = call.config.cell in OPTIONAL_CELLS or call.on_device
+    if by_step or call.lengths is not None or call.reset is not None:
         return _step_by_step(call, x, states, weights)
     hx: Any = tuple(states) if call.config.two_states else states[0]
     layout = (hx,) if call.batch_sizes is None else (call.batch_sizes, hx)
