@@ -236,6 +236,29 @@ def test_a_nan_stays_in_its_row_and_behind_a_cut(library: Any, case: BlockCase, 
     assert np.isnan(decode(result["y"][:3, row], case.precision)).all()
 
 
+@pytest.mark.parametrize("hidden_size", [1, 2, 17])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_nan_that_looks_like_a_missing_word(
+    library: Any, cell: str, precision: str, hidden_size: int, rng: np.random.Generator
+) -> None:
+    case = block_case(cell, precision, hidden_size, batch=3)
+    parameters, inputs = make(case, rng)
+    clean = Layer(library, case, parameters, inputs).run()
+    ones, row = np.uint32(0xFFFFFFFF).view(np.float32), 1
+    as_tuple(inputs.state)[0][0, row] = ones
+    inputs.dy[-1, row] = ones
+    assert (encode(inputs.dy[-1, row], precision).view(np.uint8) == 0xFF).all()
+    layer = Layer(library, case, parameters, inputs)
+    for form in FORMS:
+        for seed in (0, 1):
+            result = layer.run(form, seed)
+            for name, axis in (("y", 1), ("gates", 1), ("dgates", 1), ("dh", 0)):
+                assert_same(np.delete(result[name], row, axis), np.delete(clean[name], row, axis), name)
+            assert np.isnan(decode(result["y"][:, row], precision)).all()
+            assert np.isnan(result["dh"][row]).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_steps_at_all(library: Any, precision: str, rng: np.random.Generator) -> None:
     case = block_case("lstm", precision, 17, 5, 0)
