@@ -308,6 +308,16 @@ def test_tf32(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
     assert_results_close(run(device, layer, inputs), run_reference(case, host(layer, device), inputs), bounds)
 
 
+def test_the_stand_ins_tf32_keeps_nans(cuda_host_module: Any, rng: np.random.Generator) -> None:
+    with stand_in(cuda_host_module) as device:
+        layer = fr.LSTM(3, 5, device="cuda", precision="tf32", engine="stepwise", seed=0)
+        x = rng.standard_normal((2, 4, 3)).astype(np.float32)
+        x[:, 1, 2] = np.uint32(0xFFFFFFFF).view(np.float32)
+        y = device.get(layer(device.put(x))[0])
+        assert np.isnan(y).any(2).tolist() == [[False, True, False, False]] * 2
+        assert np.isnan(y[:, 1]).all()
+
+
 # ---- steppers, moving about ----
 
 

@@ -5,6 +5,7 @@
 
 #include "cuda/backend.h"
 #include "cuda/engine.h"
+#include "cuda/persistent/operand.h"
 #include "cuda/persistent/plan.h"
 
 namespace fusedrnn {
@@ -85,7 +86,7 @@ class Backend {
   template <class T>
   Accumulator<T> operand(T value) const {
     if constexpr (sizeof(T) == 4) {
-      if (tf32_) return float_of(rounded_off(bits_of(value), 13) << 13);
+      if (tf32_) return persistent::Operand<T>::factor(value);
     }
     return widen(value);
   }

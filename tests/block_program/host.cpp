@@ -48,10 +48,11 @@ std::size_t block_program_size(int which) {
 }
 
 // Writes what went wrong, or nothing, to `message`.
-void block_program_run(const Plan* plan, void* arguments, void* workspace, unsigned seed, char* message,
+void block_program_run(const Plan* plan, void* arguments, void* workspace, unsigned seed, bool fences, char* message,
                        std::size_t size) {
   std::string error;
   Scheduler scheduler(seed, error);
+  scheduler.fences = fences;
   if (plan->problem.pass == Pass::forward)
     run_type<ForwardArguments, Forward>(*plan, arguments, workspace, scheduler);
   else

@@ -121,7 +121,7 @@ class BackwardArguments(Structure):
 
 
 def encode(values: np.ndarray, precision: str) -> np.ndarray:
-    """`values` as an array of the precision holds them; bfloat16 as its bits, of values that are not nan."""
+    """`values` as an array of the precision holds them; bfloat16 as its bits; a nan of all ones stays one."""
     if precision == "float16":
         return np.asarray(values, np.float16)
     single = np.ascontiguousarray(values, np.float32)
@@ -129,7 +129,7 @@ def encode(values: np.ndarray, precision: str) -> np.ndarray:
         return single
     bits = single.view(np.uint32)
     rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(single), np.uint16(0x7FFF), rounded)
+    return np.where(np.isnan(single), (bits >> 16).astype(np.uint16) | 0x40, rounded)
 
 
 def decode(array: np.ndarray, precision: str) -> np.ndarray:
@@ -230,7 +230,7 @@ class Layer:
             self.launch_one(one, backward, 1, *options)
 
     def launch_one(
-        self, arguments: Any, backward: bool, directions: int, form: str, seed: int, multiprocessors: int
+        self, arguments: Any, backward: bool, directions: int, form: str, seed: int, multiprocessors: int, fences: bool
     ) -> None:
         """Run one launch on a poisoned workspace."""
         case = self.case
@@ -254,6 +254,7 @@ class Layer:
             ctypes.byref(arguments),
             c_void_p(workspace.ctypes.data + offset),
             c_uint(seed),
+            c_bool(fences),
             message,
             c_size_t(len(message)),
         )
@@ -283,6 +284,7 @@ class Layer:
         keep: bool = True,
         chunk: int | None = None,
         apart: bool = False,
+        fences: bool = True,
     ) -> dict[str, Any]:
         """Every array that the programs write, in launches of `chunk` steps."""
         case, guarded = self.case, Guarded()
@@ -329,7 +331,7 @@ class Layer:
                     state_rows(hn[own]),
                     state_rows(cn[own] if two else None),
                 )
-            self.launch(arguments, False, apart, form, seed, multiprocessors)
+            self.launch(arguments, False, apart, form, seed, multiprocessors, fences)
         guarded.check()
         written = {"y": y, "hn": hn, "cn": cn} | ({"gates": gates, "cells": cells} if keep else {})
         if not keep:
@@ -366,7 +368,7 @@ class Layer:
                     state_rows(dh[own]),
                     state_rows(dc[own] if two else None),
                 )
-            self.launch(backward, True, apart, form, seed, multiprocessors)
+            self.launch(backward, True, apart, form, seed, multiprocessors, fences)
         guarded.check()
         assert [gates.tobytes(), cells.tobytes()] == [array.tobytes() for array in tape], "the tape was written"
         return written | {"dgates": dgates, "dh": dh, "dc": dc, "h_previous": h_previous}
