@@ -885,3 +885,61 @@ assert len(found) == 1, found
 def test_the_package_imports_torch_only_when_asked() -> None:
     code = "import sys, fusedrnn; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def _stands_for_another(of: Any) -> Any:
+    return torch._to_functional_tensor(of)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("make", [lambda of: torch._efficientzerotensor(of.shape), _stands_for_another])
+def test_tensors_without_memory_are_an_error(make: Any) -> None:
+    layer, x = ft.LSTM(5, 8), torch.randn(6, 3, 5)
+    h = torch.randn(1, 3, 8)
+    for call in (lambda: layer(make(x)), lambda: layer(x, (make(h), make(h)))):
+        with pytest.raises(RuntimeError, match=r"fusedrnn\.torch: "):
+            call()
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.half, torch.Tensor.double, lambda t: torch.empty(1), lambda t: None])
+def test_tensors_that_a_mode_makes_are_checked(change: Any) -> None:
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            return change(made) if function is torch.Tensor.new_empty else made
+
+    with Mode(), pytest.raises(TypeError, match="torch made another tensor"):
+        ft.LSTM(5, 8)(torch.randn(6, 3, 5))
+
+
+def test_a_tape_may_come_back_less_aligned() -> None:
+    layer, x = ft.GRU(5, 8), torch.randn(6, 3, 5)
+    layer(x)[0].sum().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+
+    def packed(t: Any) -> Any:
+        storage = torch.empty(t.numel() + 16, dtype=t.dtype)
+        moved = storage[(4 - storage.data_ptr() // 4) % 16 :][: t.numel()].view(t.shape)
+        return moved.copy_(t.detach())
+
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda t: t):
+        y = layer(x)[0]
+    y.sum().backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(layer.parameters(), expected, strict=True))
+
+
+def test_gradients_have_no_forward_mode_derivative() -> None:
+    layer = ft.LSTM(5, 8)
+    y = layer(torch.randn(6, 3, 5))[0]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.autograd.grad(y, list(layer.parameters()), dual)
+
+
+def test_the_operator_has_no_second_derivative() -> None:
+    weights = [torch.randn(32, 5, requires_grad=True), torch.randn(32, 8, requires_grad=True)]
+    x = torch.randn(6, 3, 5, requires_grad=True)
+    y = torch.ops.fusedrnn.layers(x, None, None, weights, None, None, "lstm", 1, False, False, "time", True)[0]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)

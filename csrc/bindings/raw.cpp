@@ -133,7 +133,7 @@ class RawCall {
       else if (i == 0)  // x need not be contiguous
         gradients[i] = make(given_[i], sequence_shape(layers_->config.input_size), b.gradients[i]);
       else
-        gradients[i] = layers_->tensors->make_like(given_[i], b.gradients[i]);
+        gradients[i] = layers_->tensors->make_like(given_[i], inputs_[i], b.gradients[i]);
     }
     layers_->bits == 32 ? differentiate<float>(threads, b) : differentiate<double>(threads, b);
     return gradients;
@@ -167,7 +167,7 @@ class RawCall {
   Shape tape_shape() const { return {tape_row_elements(layers_->config) * sequence_rows()}; }
 
   py::object make(py::handle like, const Shape& shape, TensorView& view) const {
-    return layers_->tensors->make(like, shape, view);
+    return layers_->tensors->make(like, layers_->bits, shape, view);
   }
   bool read(py::handle tensor, TensorView& view) const { return layers_->tensors->read(tensor, layers_->bits, view); }
   bool read_sequence(py::handle tensor, Index width, TensorView& view) const {

@@ -117,20 +117,24 @@ bool Tensors::look_by_attribute(py::handle tensor, TensorView& view) const {
 }
 
 bool Tensors::has_memory(py::handle tensor, const TensorView& view) const {
+  if (!view.data && view.numel() > 0) return false;  // torch has tensors that stand for others, or for zeros
   const auto storage = py::reinterpret_steal<py::object>(PyObject_CallOneArg(storage_of_.ptr(), tensor.ptr()));
   if (!storage) throw py::error_already_set();
   const Index there = ask(nbytes_of_, storage) * 8 / view.bits;
   return ask(offset_of_, tensor) + view.extent() <= there;
 }
 
-py::object Tensors::made(PyObject* tensor, TensorView& view) const {
+py::object Tensors::made(PyObject* tensor, int bits, const Shape& shape, TensorView& view) const {
   if (!tensor) throw py::error_already_set();
   auto owned = py::reinterpret_steal<py::object>(tensor);
-  if (!look(owned, view) || view.bits == 0 || !view.is_contiguous()) throw py::type_error("torch made another tensor");
+  const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == tensor_.ptr();
+  if (!is_tensor || !look(owned, view) || view.bits != bits || !view.has_shape(shape) || !view.is_contiguous() ||
+      (!view.data && view.numel() > 0))
+    throw py::type_error("torch made another tensor than it was asked for");
   return owned;
 }
 
-py::object Tensors::make(py::handle like, const Shape& shape, TensorView& view) const {
+py::object Tensors::make(py::handle like, int bits, const Shape& shape, TensorView& view) const {
   // A tuple of sizes would take torch twice as long to parse.
   std::array<py::object, TensorView::kMaxDims> sizes;
   std::array<PyObject*, 1 + TensorView::kMaxDims> arguments{like.ptr()};
@@ -138,11 +142,12 @@ py::object Tensors::make(py::handle like, const Shape& shape, TensorView& view) 
     sizes[i] = py::int_(shape[i]);
     arguments[i + 1] = sizes[i].ptr();
   }
-  return made(PyObject_Vectorcall(new_empty_.ptr(), arguments.data(), shape.size() + 1, nullptr), view);
+  return made(PyObject_Vectorcall(new_empty_.ptr(), arguments.data(), shape.size() + 1, nullptr), bits, shape, view);
 }
 
-py::object Tensors::make_like(py::handle like, TensorView& view) const {
-  return made(PyObject_CallOneArg(empty_like_.ptr(), like.ptr()), view);
+py::object Tensors::make_like(py::handle like, const TensorView& of, TensorView& view) const {
+  const Shape shape(of.shape.begin(), of.shape.begin() + of.dims);
+  return made(PyObject_CallOneArg(empty_like_.ptr(), like.ptr()), of.bits, shape, view);
 }
 
 bool Tensors::read(py::handle tensor, int bits, TensorView& view) const {

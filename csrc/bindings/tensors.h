@@ -31,10 +31,11 @@ class Tensors {
   // torch itself, and the capsule with the exchange functions or None.
   Tensors(pybind11::object torch, pybind11::object exchange);
 
-  // A new tensor of the dtype of `like`, contiguous, and where it lies.
-  pybind11::object make(pybind11::handle like, const Shape& shape, TensorView& view) const;
-  // A new tensor like a contiguous one.
-  pybind11::object make_like(pybind11::handle like, TensorView& view) const;
+  // A new tensor of the dtype of `like`, which has `bits`, contiguous, and where it lies. TypeError where a mode of
+  // torch's functions makes another one.
+  pybind11::object make(pybind11::handle like, int bits, const Shape& shape, TensorView& view) const;
+  // A new tensor like a contiguous one, whose view is `of`.
+  pybind11::object make_like(pybind11::handle like, const TensorView& of, TensorView& view) const;
   // A tensor from anywhere. False, and no Python error, unless it is of exactly torch's classes, with elements of
   // `bits` that are what its memory says, and all of this memory is there: storages can be resized under a tensor.
   bool read(pybind11::handle tensor, int bits, TensorView& view) const;
@@ -45,7 +46,7 @@ class Tensors {
   pybind11::object is_neg_, storage_of_, offset_of_, nbytes_of_;  // torch's unbound methods
   void* exchange_ = nullptr;
 
-  pybind11::object made(PyObject* tensor, TensorView& view) const;
+  pybind11::object made(PyObject* tensor, int bits, const Shape& shape, TensorView& view) const;
   bool look(pybind11::handle tensor, TensorView& view) const;
   bool look_by_attribute(pybind11::handle tensor, TensorView& view) const;
   bool has_memory(pybind11::handle tensor, const TensorView& view) const;

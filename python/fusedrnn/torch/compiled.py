@@ -114,6 +114,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("fusedrnn.torch: a compiled layer has no second derivative; torch.compile must not trace it")
     x, h0, c0, lengths, reset, y, tape, *weights = ctx.saved_tensors
     needs = ctx.needs_input_grad
     asked = needs[3] if isinstance(needs[3], (list, tuple)) else [needs[3]] * len(weights)

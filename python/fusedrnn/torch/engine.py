@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from fusedrnn import _core
 from fusedrnn.torch import device
@@ -200,6 +201,8 @@ class Layers(torch.autograd.Function):
         call, y, version = ctx.kept
         x, h0, c0, tape, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError("fusedrnn.torch: the gradients of a layer have no forward-mode derivative")
         dy, dhn, dcn = (*[None] * (call.form == "step"), *gradients, None)[:3]
         again, overwritten = torch.is_grad_enabled(), y._version != version
         # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
@@ -252,7 +255,9 @@ def differentiate(
     check_memory((f"a layer's {name}", t) for name, t in zip(names, (y, tape, *gradients), strict=True))
     y, dy = (None if t is None else unit_stride(t) for t in (y, gradients[0]))
     dhn, dcn = (None if d is None else contiguous(d) for d in gradients[1:])
-    found = bound.backward(torch.get_num_threads(), y, contiguous(tape), dy, dhn, dcn, tuple(wanted))
+    # A saved-tensor hook may have brought the tape back to memory that is aligned less than the engine's vectors.
+    tape = contiguous(tape) if tape.data_ptr() % 64 == 0 else tape.clone()
+    found = bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, tuple(wanted))
     if found is None:
         raise RuntimeError("fusedrnn.torch: the engine cannot read the gradients of a call's outputs")
     return found

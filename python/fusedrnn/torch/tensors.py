@@ -22,8 +22,16 @@ def check_memory(tensors: Iterable[tuple[str, Tensor | None]]) -> None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where a tensor's elements are; 0 for None, and where there are none."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """Where a tensor's elements are; 0 for None, and where there are none.
+
+    RuntimeError for elements without memory: torch has tensors that stand for others, or for zeros.
+    """
+    if tensor is None:
+        return 0
+    where = tensor.data_ptr()
+    if where == 0 and tensor.numel() > 0:
+        raise RuntimeError("fusedrnn.torch: a tensor has elements, but no memory of its own")
+    return where
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
