@@ -888,7 +888,7 @@ def test_the_package_imports_torch_only_when_asked() -> None:
 
 
 def _stands_for_another(of: Any) -> Any:
-    return torch._to_functional_tensor(of)  # type: ignore[attr-defined]
+    return torch._to_functional_tensor(of)
 
 
 @pytest.mark.parametrize("make", [lambda of: torch._efficientzerotensor(of.shape), _stands_for_another])

@@ -15,6 +15,7 @@ from torch_support import (  # noqa: E402
     CELLS,
     LAYERS,
     SIZE,
+    Tagger,
     accelerated,
     assert_near,
     leaf,
@@ -31,18 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 each_layer = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-
-
-class Tagger(nn.Module):
-    """A recurrent module within a model that writes into its output, as a model may."""
-
-    def __init__(self, recurrent: nn.Module, width: int, **arguments: Any) -> None:
-        super().__init__()
-        self.recurrent, self.readout, self.arguments = recurrent, nn.Linear(width, 3), arguments
-
-    def forward(self, x: Any) -> Any:
-        y, state = self.recurrent(x, **self.arguments)
-        return self.readout(y.relu_()), state
 
 
 @pytest.fixture(autouse=True)

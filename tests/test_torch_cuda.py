@@ -31,6 +31,7 @@ from torch_places import STREAM, HostPlace, on_the_host, require_gpu  # noqa: E4
 from torch_support import (  # noqa: E402
     CELLS,
     SIZE,
+    Tagger,
     accelerated,
     assert_memory_is_looked_after,
     assert_near,
@@ -628,18 +629,6 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-class Tagger(nn.Module):
-    """A recurrent module within a model that writes into its output, as a model may."""
-
-    def __init__(self, recurrent: nn.Module, width: int, **arguments: Any) -> None:
-        super().__init__()
-        self.recurrent, self.readout, self.arguments = recurrent, nn.Linear(width, 3), arguments
-
-    def forward(self, x: Any) -> Any:
-        y, state = self.recurrent(x, **self.arguments)
-        return self.readout(y.relu_()), state
 
 
 def with_operator(graph: Any, inputs: Any) -> Any:

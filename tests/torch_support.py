@@ -175,3 +175,15 @@ def assert_options_are_copied(kind: type[nn.Module], where: str = "cpu") -> None
         (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
         found.append([*first, dx, *torch.autograd.grad(dx.square().sum(), [x, *module.parameters()])])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Tagger(nn.Module):
+    """A recurrent module within a model that writes into its output, as a model may."""
+
+    def __init__(self, recurrent: nn.Module, width: int, **arguments: Any) -> None:
+        super().__init__()
+        self.recurrent, self.readout, self.arguments = recurrent, nn.Linear(width, 3), arguments
+
+    def forward(self, x: Any) -> Any:
+        y, state = self.recurrent(x, **self.arguments)
+        return self.readout(y.relu_()), state
