@@ -167,66 +167,90 @@ def test_multiprocessing(method: str, rng: np.random.Generator) -> None:
 
 # Ctrl-C
 
-# Every call would take several seconds on one thread; the signal comes at another moment than the interpreter's own.
+# Signals come at a pace that a trial of each call sets, and from its own start on: no machine is too fast or too slow.
 INTERRUPTED = """
-    import os, signal, sys, threading, time
+    import signal, sys, time
     import numpy as np
     import fusedrnn as fr
     from fusedrnn import _core
 
-    # Of the calling thread alone: what else runs on the machine, or in this process, does not count.
-    clock = time.pthread_getcpuclockid(threading.main_thread().ident)
+    # A signal handler that finds memory in use runs within the call.
+    def live():
+        return _core.pool_use()["live"]
 
-    def interrupt(name, call, delay=0.2):
-        sent = []
-        def send():
-            sent.append(time.clock_gettime(clock))
-            os.kill(os.getpid(), signal.SIGINT)
-        timer = threading.Timer(delay, send)
-        live = _core.pool_use()["live"]
-        timer.start()
+    class Watch:
+        def __init__(self, idle, wanted):
+            self.idle, self.wanted, self.looks = idle, wanted, 0
+        def __call__(self, number, frame):
+            if live() > self.idle:
+                self.looks += 1
+                if self.looks == self.wanted:
+                    self.raised = time.thread_time()
+                    raise KeyboardInterrupt
+
+    # Runs the call under a signal every `pace` seconds; the look of that number raises.
+    def run(call, pace, wanted):
+        watch = Watch(live(), wanted)
+        signal.signal(signal.SIGALRM, watch)
+        start = time.thread_time()
+        signal.setitimer(signal.ITIMER_REAL, pace, pace)
         try:
             call()
-            sys.exit(f"{name} ended before the signal came")
         except KeyboardInterrupt:
-            late = time.clock_gettime(clock) - sent[0]
-        timer.join()
-        assert late < 1, f"{name} ended {late} s of its own time after the signal"
-        assert _core.pool_use()["live"] == live, f"{name} kept memory"
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert live() == watch.idle, "an interrupted call kept memory"
+            # Of this thread alone: what else runs on the machine does not count.
+            return watch.raised - start, time.thread_time() - watch.raised
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return None
 
+    def interrupt(name, call):
+        begun, wall = time.thread_time(), time.perf_counter()
+        call()
+        whole, wall = time.thread_time() - begun, time.perf_counter() - wall
+        for wanted in (1, 6):
+            # A call that ends before that many signals gets them faster: it had the machine to itself this time.
+            for pace in wall / 16 * 0.5 ** np.arange(8):
+                ended = run(call, pace, wanted)
+                if ended is not None:
+                    break
+            else:
+                sys.exit(f"{name} ended without {wanted} looks for signals")
+            before, after = ended
+            assert after < whole / 2, f"{name} went on for {after} s of {whole} s after look {wanted}"
+            assert wanted > 1 or before < whole / 2, f"{name} first looked after {before} s of {whole} s"
+
+    _core.set_signal_interval(0.0)
     layer = fr.LSTM(256, 256, dtype="float64", seed=0)
     stack = fr.GRU(256, 256, 3, bidirectional=True, dropout=0.5, dtype="float64", seed=0)
     small = np.random.default_rng(0).standard_normal((3, 2, 256))
     y, state, tape = layer.forward(small)
     expected = layer.backward(tape, y).x
-    x = np.zeros((30000, 8, 256))
-    held = layer.forward(x[:6000])[2]
-    features, weight, targets = np.zeros((20000, 256)), np.zeros((20000, 256)), np.zeros(20000, int)
-    readout = fr.linear_cross_entropy_forward(features[:1000], weight, None, targets[:1000])[1]
+    x = np.zeros((2000, 8, 256))
+    held = layer.forward(x)[2]
+    features, weight, targets = np.zeros((2000, 256)), np.zeros((20000, 256)), np.zeros(2000, int)
+    readout = fr.linear_cross_entropy_forward(features, weight, None, targets)[1]
     fr.set_num_threads(int(sys.argv[1]))
 
     interrupt("call", lambda: layer(x))
     interrupt("forward", lambda: layer.forward(x))
-    interrupt("stack", lambda: stack.forward(x))
+    interrupt("stack", lambda: stack.forward(x[:500]))
     interrupt("backward", lambda: layer.backward(held))
     interrupt("readout", lambda: fr.linear_cross_entropy(features, weight, None, targets))
-    # Of a size that ends soon, so that the tape is made soon; over and over.
-    interrupt("readout backward", lambda: [fr.linear_cross_entropy_backward(readout) for _ in range(1000)])
-    # One step of these takes a second or more.
+    interrupt("readout backward", lambda: fr.linear_cross_entropy_backward(readout))
+    # Steps so large that an interrupt must end them in their midst.
     wide = fr.LSTM(512, 512, dtype="float64", seed=0)
-    step = np.broadcast_to(np.zeros(512), (1, 20000, 512))
+    step = np.broadcast_to(np.zeros(512), (1, 8000, 512))
     held = wide.forward(step)[2]
-    for delay in (0.1, 0.5):
-        interrupt("large step", lambda: [wide(np.repeat(step, 2, axis=0)) for _ in range(100)], delay)
-        interrupt("large step backward", lambda: [wide.backward(held) for _ in range(100)], delay)
+    interrupt("large step", lambda: wide(step))
+    interrupt("large step, forward", lambda: wide.forward(step))
+    interrupt("large step, backward", lambda: wide.backward(held))
     # One row of these is tens of megabytes of logits and gradients: signals come while packing, and in mid-chunk.
-    weight, targets = np.zeros((300000, 128), np.float32), np.zeros(1000, int)
-    features = np.zeros((1000, 128), np.float32)
-    readout = fr.linear_cross_entropy_forward(features[:1], weight, None, targets[:1])[1]
-    for delay in (0.05, 0.4):
-        interrupt("large readout", lambda: fr.linear_cross_entropy(features, weight, None, targets), delay)
-        backward = lambda: [fr.linear_cross_entropy_backward(readout) for _ in range(1000)]
-        interrupt("large readout backward", backward, delay)
+    weight, targets = np.zeros((300000, 128), np.float32), np.zeros(120, int)
+    features = np.zeros((120, 128), np.float32)
+    readout = fr.linear_cross_entropy_forward(features[:20], weight, None, targets[:20])[1]
+    interrupt("large readout", lambda: fr.linear_cross_entropy(features, weight, None, targets))
+    interrupt("large readout, backward", lambda: fr.linear_cross_entropy_backward(readout))
     y, state, tape = layer.forward(small)
     assert np.array_equal(layer.backward(tape, y).x, expected)
 """

@@ -12,15 +12,21 @@ namespace fusedrnn {
 // have it would take longer than it gives them.
 constexpr double kShortStep = 1 << 20;
 
+// Python's signals are looked for at most this often: a look takes the GIL.
+using SignalClock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds kSignalInterval{50};
+SignalClock::duration signal_interval();
+// For tests, whose calls could otherwise end before the first look.
+void set_signal_interval(double seconds);
+
 // Runs work(interrupt) -> bool without the GIL; where it returns false, raises what the signal handler raised.
 template <class Work>
 void run_without_gil(const Work& work) {
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point last = Clock::now();
+  SignalClock::time_point last = SignalClock::now();
   const auto asked = [](void* context) {
-    auto& before = *static_cast<Clock::time_point*>(context);
-    const Clock::time_point now = Clock::now();
-    if (now - before < std::chrono::milliseconds(50)) return false;
+    auto& before = *static_cast<SignalClock::time_point*>(context);
+    const SignalClock::time_point now = SignalClock::now();
+    if (now - before < signal_interval()) return false;
     before = now;
     const pybind11::gil_scoped_acquire held;
     return PyErr_CheckSignals() != 0;

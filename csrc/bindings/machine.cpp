@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bindings/arrays.h"
+#include "bindings/interrupt.h"
 #include "bindings/register.h"
 #include "core/pool.h"
 #include "cpu/isa.h"
@@ -124,6 +125,13 @@ void register_machine(py::module_& module) {
   module.def("num_threads", &num_threads);
   module.def("available_threads", &available_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false);
+  module.def(
+      "set_signal_interval",
+      [](double seconds) {
+        if (!(seconds >= 0 && seconds <= 1e9)) throw py::value_error("seconds must lie in [0, 1e9]");
+        set_signal_interval(seconds);
+      },
+      py::arg("seconds"), "Least time between two looks for Python's signals during a call; for tests.");
   module.def("pool_use", [] {
     const PoolUse use = pool_use();
     py::dict result;
