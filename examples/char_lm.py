@@ -22,7 +22,6 @@ from pathlib import Path
 
 from character_model import CELLS, CharacterModel
 from ngram import witten_bell_bits
-from optimizers import Adam, cosine_decay
 from safetensors import SafetensorError
 from text import Corpus, load_corpus
 from tqdm import tqdm
@@ -110,6 +109,13 @@ def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 parser.error(f"argument --{name}: not allowed with --load, the file decides it")
 
 
+def cosine_decay(progress: float, warmup: float = 0.0) -> float:
+    """Factor on the learning rate: a linear rise over the first `warmup` of the run, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
+
+
 def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, settings: dict, started: float) -> bool:
     """Train `model` for `settings["epochs"]` passes, or until `settings["seconds"]` after `started`.
 
@@ -118,7 +124,7 @@ def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, se
     inputs, targets = map(model.on_device, corpus.streams(BATCH, WINDOW))
     total = inputs.size * settings["epochs"]
     peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
-    optimizer = Adam(model.parameters)
+    optimizer = fr.optim.Adam(model.parameters, lr=peak)
     seen, average, hurried = 0, None, False
     with tqdm(total=total, unit="char", unit_scale=True, desc="training") as bar:
         for _ in range(settings["epochs"]):
@@ -132,7 +138,8 @@ def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, se
                 hurried |= behind
                 loss, state, gradients = model.train_window(x, y, state)
                 fr.clip_grad_norm(gradients, MAX_NORM)
-                optimizer.step(gradients, peak * cosine_decay(elapsed if behind else seen / total, WARMUP))
+                optimizer.lr = peak * cosine_decay(elapsed if behind else seen / total, WARMUP)
+                optimizer.step(gradients)
                 seen += x.size
                 bits = loss / math.log(2.0)
                 average = bits if average is None else 0.98 * average + 0.02 * bits

@@ -169,6 +169,31 @@ def test_seeds_reproduce(function: Any) -> None:
     assert not np.array_equal(fr.GRU(3, 8).parameters["weight_ih_l0"], fr.GRU(3, 8).parameters["weight_ih_l0"])
 
 
+@pytest.mark.parametrize("function", [fr.init.uniform_, fr.init.orthogonal_])
+def test_generators_are_drawn_from(function: Any) -> None:
+    def drawn(seed: Any) -> dict[str, np.ndarray]:
+        return function(fr.GRU(3, 8, 2, seed=0), seed).parameters
+
+    generator = np.random.default_rng(7)
+    first, second = copied(drawn(generator)), drawn(generator)
+    assert_same(first, drawn(7))
+    assert not np.array_equal(first["weight_hh_l0"], second["weight_hh_l0"])
+
+
+def test_layers_of_one_generator(rng: np.random.Generator) -> None:
+    def made(generator: np.random.Generator) -> list[Any]:
+        return [fr.LSTM(3, 4, 2, dropout=0.5, seed=generator), fr.GRUCell(3, 4, seed=generator)]
+
+    first, second = made(np.random.default_rng(1)), made(np.random.default_rng(1))
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    for one, other in zip(first, second, strict=True):
+        assert_same(one.parameters, other.parameters)
+    assert_same(first[0].forward(x)[0], second[0].forward(x)[0])
+    generator = np.random.default_rng(1)
+    alike = [fr.GRU(3, 4, seed=generator) for _ in range(2)]
+    assert not np.array_equal(alike[0].parameters["weight_hh_l0"], alike[1].parameters["weight_hh_l0"])
+
+
 @pytest.mark.parametrize("cell", LAYERS)
 def test_orthogonal_makes_every_gate_block_orthogonal(cell: str) -> None:
     layer = make_layer(Case(cell, 2, 2, "float64", hidden_size=11))

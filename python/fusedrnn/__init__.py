@@ -4,7 +4,7 @@ Fused Elman, LSTM and GRU layers and cells, forward and backpropagation through 
 and, on a CUDA device, over CuPy arrays.
 """
 
-from fusedrnn import init
+from fusedrnn import init, optim
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.functions import (
     linear_cross_entropy,
@@ -36,6 +36,7 @@ __all__ = [
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
     "norm_buffers",
+    "optim",
     "readout_buffers",
     "set_num_threads",
     "tbptt_windows",

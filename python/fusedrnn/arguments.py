@@ -120,11 +120,18 @@ def require_engine(value: str, device: str) -> str:
     return value
 
 
-def require_seed(value: int | None) -> int:
-    """Return a seed in [0, 2**64): the one given, or a fresh one for None."""
+def require_seed(value: int | np.random.Generator | None) -> int:
+    """Return a seed in [0, 2**64): the one given, one drawn from a generator, or a fresh one for None."""
     if value is None:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    if isinstance(value, np.random.Generator):
+        return int(value.integers(2**64 - 1, dtype=np.uint64, endpoint=True))
     return require_integer(value, "seed", least=0, most=2**64 - 1)
+
+
+def require_generator(value: int | np.random.Generator | None) -> np.random.Generator:
+    """Return a generator: the one given, one of a seed in [0, 2**64), or a fresh one for None."""
+    return value if isinstance(value, np.random.Generator) else np.random.default_rng(require_seed(value))
 
 
 def require_no_buffers(out: Any) -> None:

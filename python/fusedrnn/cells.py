@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, SupportsFloat
 
+import numpy as np
+
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag
 from fusedrnn.cuda.net import Tape
@@ -21,7 +23,7 @@ class _Cell(Recurrent):
         clip: SupportsFloat | None,
         dtype: Any,
         device: str,
-        seed: int | None,
+        seed: int | np.random.Generator | None,
         precision: str,
         engine: str,
     ) -> None:
@@ -108,7 +110,7 @@ class RNNCell(_Cell):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:
@@ -134,7 +136,7 @@ class LSTMCell(_Cell):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:
@@ -160,7 +162,7 @@ class GRUCell(_Cell):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:

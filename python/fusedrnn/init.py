@@ -1,4 +1,7 @@
-"""Initial parameters. Every function writes into the live arrays of a layer or cell and returns it."""
+"""Initial parameters. Every function writes into the live arrays of a layer or cell and returns it.
+
+A `seed` is an integer, a NumPy Generator, which is drawn from, or None for numbers that differ from run to run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fusedrnn.arguments import require_number, require_seed
+from fusedrnn.arguments import require_generator, require_number
 from fusedrnn.cuda.arrays import accumulator
 from fusedrnn.cuda.device import owner_of
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from fusedrnn.recurrent import Recurrent
 
 Object = TypeVar("Object", bound="Recurrent")
+Seed = int | np.random.Generator | None
 
 
 def _require_recurrent(layer: Object) -> Object:
@@ -33,32 +37,32 @@ def _write(array: Any, values: Any) -> None:
         device.assign(array, values)
 
 
-def uniform_(layer: Object, seed: int | None = None) -> Object:
+def uniform_(layer: Object, seed: Seed = None) -> Object:
     """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): torch's default, and the constructors'.
 
     Raises
     ------
     TypeError, ValueError
-        Where `layer` is none of ours, or `seed` no integer in [0, 2**64).
+        Where `layer` is none of ours, or `seed` neither an integer in [0, 2**64) nor a Generator.
     """
     layer = _require_recurrent(layer)
-    generator = np.random.default_rng(require_seed(seed))
+    generator = require_generator(seed)
     bound = 1 / np.sqrt(layer.hidden_size)
     for array in layer.parameters.values():
         _write(array, generator.uniform(-bound, bound, array.shape))
     return layer
 
 
-def orthogonal_(layer: Object, seed: int | None = None) -> Object:
+def orthogonal_(layer: Object, seed: Seed = None) -> Object:
     """Make each gate's (H, H) block of every weight_hh a random orthogonal matrix (Saxe et al. 2014).
 
     Raises
     ------
     TypeError, ValueError
-        Where `layer` is none of ours, or `seed` no integer in [0, 2**64).
+        Where `layer` is none of ours, or `seed` neither an integer in [0, 2**64) nor a Generator.
     """
     layer = _require_recurrent(layer)
-    generator = np.random.default_rng(require_seed(seed))
+    generator = require_generator(seed)
     hidden = layer.hidden_size
     for name, array in layer.parameters.items():
         if not name.startswith("weight_hh"):

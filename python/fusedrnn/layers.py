@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any, SupportsFloat
 
+import numpy as np
+
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
 from fusedrnn.cuda.buffers import Buffers
@@ -28,7 +30,7 @@ class _Layer(Recurrent):
         clip: SupportsFloat | None,
         dtype: Any,
         device: str,
-        seed: int | None,
+        seed: int | np.random.Generator | None,
         precision: str,
         engine: str,
     ) -> None:
@@ -277,8 +279,9 @@ class RNN(_Layer):
     device : str
         'cpu', 'cuda' (CuPy's current device) or 'cuda:N'. On a device all arrays are CuPy's and work goes on CuPy's
         current stream.
-    seed : int, optional
-        Of the initial parameters and of dropout; a fresh one if None.
+    seed : int or numpy.random.Generator, optional
+        Of the initial parameters and of dropout. A generator is asked for one; None takes a fresh one, so that no two
+        layers and no two runs are alike.
     precision : {'ieee', 'tf32'}
         'tf32' lets products of float32 on a CUDA device round their operands to 10 bits of mantissa.
     engine : {'auto', 'stepwise', 'persistent'}
@@ -308,7 +311,7 @@ class RNN(_Layer):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:
@@ -375,7 +378,7 @@ class LSTM(_Layer):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:
@@ -439,7 +442,7 @@ class GRU(_Layer):
         clip: SupportsFloat | None = None,
         dtype: Any = "float32",
         device: str = "cpu",
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
         precision: str = "ieee",
         engine: str = "auto",
     ) -> None:

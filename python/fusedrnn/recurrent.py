@@ -66,7 +66,7 @@ class Recurrent:
         bias: bool,
         dtype: Any,
         device: str,
-        seed: int | None,
+        seed: int | np.random.Generator | None,
         precision: str = "ieee",
         engine: str = "auto",
         num_layers: int = 1,
