@@ -13,7 +13,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cxx
 import numpy as np
 import pytest
 
@@ -159,7 +159,7 @@ def _mapped(function: Any, value: Any) -> Any:
 
 def build_host_module(directory: Path) -> Any:
     """Compile the engine for the host, unless it was built from the same sources before; skip where it cannot be."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    compiler = cxx.compiler()
     if compiler is None:
         pytest.skip("there is no C++ compiler to build the CUDA engine for the host with")
     pybind11 = pytest.importorskip("pybind11")
@@ -182,7 +182,7 @@ def build_host_module(directory: Path) -> Any:
     return module
 
 
-def _compile(compiler: str, flags: list[str], target: Path) -> None:
+def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     units = [("instance.cu", f"-DFUSEDRNN_NUMBER={number}") for number in ("float", "double", "Bfloat16", "Float16")]
     others = ("engine.cu", "bindings.cpp", "persistent/plan.cpp", "persistent/host.cpp")
@@ -190,7 +190,7 @@ def _compile(compiler: str, flags: list[str], target: Path) -> None:
     objects = [target.parent / f"{os.getpid()}-{number}.o" for number in range(len(units))]
 
     def run(*command: str) -> None:
-        subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
+        subprocess.run([*compiler, *command], check=True, capture_output=True, text=True)
 
     try:
         with ThreadPoolExecutor(2) as pool:

@@ -12,6 +12,7 @@
 #include "bindings/register.h"
 #include "core/pool.h"
 #include "cpu/isa.h"
+#include "cpu/processor.h"
 
 namespace fusedrnn {
 namespace {
@@ -122,6 +123,13 @@ void register_machine(py::module_& module) {
   module.attr("version") = FUSEDRNN_VERSION;
   module.def("isa", &isa_name, "Name of the instruction set in use.");
   module.def("isas", &runnable_isas, "Names of those that this build and processor offer, best first.");
+  module.def(
+      "x86_level",
+      [](std::uint32_t leaf1_ecx, std::uint32_t leaf7_ebx, std::uint32_t extended_ecx, std::uint64_t saved_state) {
+        return x86_level({leaf1_ecx, leaf7_ebx, extended_ecx, saved_state});
+      },
+      py::arg("leaf1_ecx"), py::arg("leaf7_ebx"), py::arg("extended_ecx"), py::arg("saved_state"),
+      "The level of x86-64, 1 to 4, of a processor with these registers of CPUID and this XCR0.");
   module.def("num_threads", &num_threads);
   module.def("available_threads", &available_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false);

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpu/processor.h"
+
 namespace fusedrnn {
 
 #define FUSEDRNN_DECLARE(isa)                    \
@@ -30,10 +32,10 @@ struct Build {
 // Best first.
 const std::vector<Build>& builds() {
 #if defined(FUSEDRNN_X86)
-  static const std::vector<Build> all = {
-      {"x86-64-v4", __builtin_cpu_supports("x86-64-v4") != 0, kernels_v4_float, kernels_v4_double},
-      {"x86-64-v3", __builtin_cpu_supports("x86-64-v3") != 0, kernels_v3_float, kernels_v3_double},
-      {"x86-64-v2", __builtin_cpu_supports("x86-64-v2") != 0, kernels_v2_float, kernels_v2_double}};
+  static const int level = x86_level(processor_features());
+  static const std::vector<Build> all = {{"x86-64-v4", level >= 4, kernels_v4_float, kernels_v4_double},
+                                         {"x86-64-v3", level >= 3, kernels_v3_float, kernels_v3_double},
+                                         {"x86-64-v2", level >= 2, kernels_v2_float, kernels_v2_double}};
 #else
   static const std::vector<Build> all = {{"generic", true, kernels_generic_float, kernels_generic_double}};
 #endif

@@ -284,10 +284,18 @@ constexpr int interleaved_lane(int lane, int width, bool high) {
   return (from_second ? lanes : 0) + lane / part * part + block * width + lane % width;
 }
 
+// Lane i is the lane whose number, counted through a and then b, is the i-th of those given. GCC before 12 has only a
+// function of its own, which takes the numbers as a vector.
+#if __has_builtin(__builtin_shufflevector)
+#define FUSEDRNN_SHUFFLE(a, b, ...) __builtin_shufflevector((a).native, (b).native, __VA_ARGS__)
+#else
+#define FUSEDRNN_SHUFFLE(a, b, ...) __builtin_shuffle((a).native, (b).native, typename Vec<Real>::Bits{__VA_ARGS__})
+#endif
+
 template <int width, class Real, int... lane>
 FUSEDRNN_INLINE void interleave(Vec<Real>& a, Vec<Real>& b, std::integer_sequence<int, lane...>) {
-  const auto low = __builtin_shufflevector(a.native, b.native, interleaved_lane<Real>(lane, width, false)...);
-  const auto high = __builtin_shufflevector(a.native, b.native, interleaved_lane<Real>(lane, width, true)...);
+  const auto low = FUSEDRNN_SHUFFLE(a, b, interleaved_lane<Real>(lane, width, false)...);
+  const auto high = FUSEDRNN_SHUFFLE(a, b, interleaved_lane<Real>(lane, width, true)...);
   a = Vec<Real>(low);
   b = Vec<Real>(high);
 }

@@ -6,13 +6,12 @@ The structures mirror ``csrc/cuda/persistent/arguments.h`` and ``plan.h``.
 from __future__ import annotations
 
 import ctypes
-import os
 import pathlib
-import shutil
 import subprocess
 from ctypes import Structure, c_bool, c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_void_p
 from typing import Any
 
+import cxx
 import numpy as np
 from oracles import Result
 
@@ -28,13 +27,13 @@ WINDOWS = {"lstm": ([0, 1, 2, 3], 0, 0, 4), "lstm_coupled": ([0, 1, 2], 0, 0, 3)
 
 def compile_library(directory: pathlib.Path) -> ctypes.CDLL:
     """The block programs with the policy of a host, from the system's C++ compiler."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
-        raise FileNotFoundError("no C++ compiler: CXX is not set, and neither c++ nor g++ is there")
+    compiler = cxx.compiler()
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler: CXX is not set, and none of c++, g++ and clang++ is there")
     library = directory / "block_program.so"
     sources = [ROOT / "tests/block_program/host.cpp", ROOT / "csrc/cuda/persistent/plan.cpp"]
     options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", f"-I{ROOT}/csrc", f"-I{ROOT}/tests"]
-    subprocess.run([*compiler.split(), *options, *map(str, sources), "-o", str(library)], check=True)
+    subprocess.run([*compiler, *options, *map(str, sources), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.block_program_plan.restype = c_char_p
     loaded.block_program_size.restype = c_size_t
