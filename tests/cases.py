@@ -43,11 +43,13 @@ class Case:
     reset: bool = False
     reverse: bool = False
     clip: float | None = None
+    masked: bool = False
 
     @property
     def id(self) -> str:
         sizes = f"T{self.time}B{self.batch}I{self.input_size}H{self.hidden_size}"
         marks = "-ragged" * self.ragged + "-reset" * self.reset + "-reverse" * self.reverse
+        marks += "-masked" * self.masked
         marks += f"-clip{self.clip}" if self.clip else ""
         return f"{self.cell}-L{self.num_layers}D{self.directions}-{self.dtype}-{sizes}{marks}"
 
@@ -134,7 +136,7 @@ def small_cases(**fixed: Any) -> list[Case]:
 
 @dataclasses.dataclass
 class Inputs:
-    """Everything a forward and a backward pass take. What stands beyond a row's length is nan, and must not matter."""
+    """Everything a forward and a backward pass take. What a row does not read is nan, and must not matter."""
 
     x: np.ndarray
     state: Any
@@ -142,9 +144,11 @@ class Inputs:
     reset: np.ndarray | None
     dy: np.ndarray
     dstate: Any
+    mask: np.ndarray | None = None
 
     def sequence_options(self) -> dict[str, Any]:
-        return {"lengths": self.lengths, "reset": self.reset}
+        options = {"lengths": self.lengths, "reset": self.reset}
+        return options if self.mask is None else {**options, "mask": self.mask}
 
 
 def make_layer(case: Case, **options: Any) -> Any:
@@ -184,7 +188,10 @@ def _lengths(case: Case, rng: np.random.Generator, shortest: int) -> np.ndarray:
 
 
 def make_inputs(case: Case, rng: np.random.Generator, *, shortest: int = 0) -> Inputs:
-    """Standard normal inputs, states and gradients; lengths from `shortest` to T; a third of the links cut by reset."""
+    """Standard normal inputs, states and gradients; lengths from `shortest` to T; a third of the links cut by reset.
+
+    Masks skip two fifths of the steps, the first row's all.
+    """
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(case.dtype)
@@ -201,7 +208,12 @@ def make_inputs(case: Case, rng: np.random.Generator, *, shortest: int = 0) -> I
         beyond = np.arange(case.time)[:, None] >= lengths
         x[beyond] = np.nan
         dy[beyond] = np.nan
-    return Inputs(x, state(), lengths, reset, dy, state())
+    inputs = Inputs(x, state(), lengths, reset, dy, state())
+    if case.masked:
+        inputs.mask = rng.random((case.time, case.batch)) < 3 / 5
+        inputs.mask[:, :1] = False
+        x[~inputs.mask] = np.nan  # but not dy: y is the state's h there
+    return inputs
 
 
 def distance_to_kinks(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> float:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/interrupt.h"
@@ -24,12 +25,18 @@ namespace py = pybind11;
 using Address = std::uintptr_t;                          // 0: none
 using Lists = std::optional<std::shared_ptr<RowLists>>;  // none: every row has all steps
 
-std::shared_ptr<RowLists> padded_lists(Index steps, Index rows, Address lengths, Address reset, Index reset_time,
-                                       Index reset_row) {
+// A mask's address and its strides of time and rows.
+using FlagsAddress = std::tuple<Address, Index, Index>;
+Flags flags_of(const FlagsAddress& at) {
+  return {reinterpret_cast<const bool*>(std::get<0>(at)), std::get<1>(at), std::get<2>(at)};
+}
+
+std::shared_ptr<RowLists> padded_lists(Index steps, Index rows, Address lengths, const FlagsAddress& reset,
+                                       const FlagsAddress& mask) {
   const auto* first = reinterpret_cast<const std::int64_t*>(lengths);
   if (first && std::any_of(first, first + rows, [steps](std::int64_t n) { return n < 0 || n > steps; }))
     throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "]");
-  return std::make_shared<RowLists>(steps, rows, first, reinterpret_cast<const bool*>(reset), reset_time, reset_row);
+  return std::make_shared<RowLists>(steps, rows, first, flags_of(reset), flags_of(mask));
 }
 
 std::shared_ptr<RowLists> packed_lists(Index steps, Address active, Index packed_rows) {
@@ -223,7 +230,7 @@ class RawCall {
     return call;
   }
   std::shared_ptr<const RowLists> whole() const {
-    return std::make_shared<const RowLists>(steps_, rows_, nullptr, nullptr, 0, 0);
+    return std::make_shared<const RowLists>(steps_, rows_, nullptr, Flags(), Flags());
   }
 
   template <class Real>

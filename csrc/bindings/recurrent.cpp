@@ -104,15 +104,15 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   void set_calls(std::uint64_t calls) { calls_.store(calls); }
 
   py::tuple infer(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                  py::handle out) {
-    return single_ ? run<float>(parameters, x, state, lengths, reset, out, false)
-                   : run<double>(parameters, x, state, lengths, reset, out, false);
+                  py::handle mask, py::handle out) {
+    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
+                   : run<double>(parameters, x, state, lengths, reset, mask, out, false);
   }
   // recompute: steps of a segment, or 0 to keep every step's gates.
   py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                    Index recompute, py::handle out) {
-    return single_ ? run<float>(parameters, x, state, lengths, reset, out, true, recompute)
-                   : run<double>(parameters, x, state, lengths, reset, out, true, recompute);
+                    py::handle mask, Index recompute, py::handle out) {
+    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
+                   : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
   }
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
     if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
@@ -338,11 +338,17 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return length.cast<std::int64_t>();
   }
 
-  std::optional<py::array> reset_of(py::handle object, const Layout& layout) const {
+  // A bool for every step of every row: reset or mask.
+  std::optional<py::array> flags_array(py::handle object, const std::string& name, const Layout& layout) const {
     if (object.is_none()) return std::nullopt;
-    py::array array = require_array(object, "reset", py::dtype::of<bool>());
-    require_shape(array, "reset", as_wanted(layout.outer<Index>(layout.steps, layout.rows)));
+    py::array array = require_array(object, name, py::dtype::of<bool>());
+    require_shape(array, name, as_wanted(layout.outer<Index>(layout.steps, layout.rows)));
     return array;
+  }
+  static Flags flags_of(const std::optional<py::array>& array, const Layout& layout) {
+    if (!array) return {};
+    return {static_cast<const bool*>(array->data()), stride_of(*array, layout.time_axis()),
+            layout.row_axis() >= 0 ? stride_of(*array, layout.row_axis()) : 0};
   }
 
   py::array output_of(py::handle out, const Layout& layout) const {
@@ -364,13 +370,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       require_disjoint(out, "out", weights[i], entry("parameters", parameters_[i]));
   }
 
-  std::shared_ptr<const RowLists> row_lists(const Layout& layout, py::handle lengths, py::handle reset) const {
+  std::shared_ptr<const RowLists> row_lists(const Layout& layout, py::handle lengths, py::handle reset,
+                                            py::handle mask) const {
     const std::vector<std::int64_t> counted = lengths_of(lengths, layout);
-    const std::optional<py::array> mask = reset_of(reset, layout);
+    const std::optional<py::array> cuts = flags_array(reset, "reset", layout);
+    const std::optional<py::array> kept = flags_array(mask, "mask", layout);
     return std::make_shared<const RowLists>(layout.steps, layout.rows, lengths.is_none() ? nullptr : counted.data(),
-                                            mask ? static_cast<const bool*>(mask->data()) : nullptr,
-                                            mask ? stride_of(*mask, layout.time_axis()) : 0,
-                                            mask && layout.row_axis() >= 0 ? stride_of(*mask, layout.row_axis()) : 0);
+                                            flags_of(cuts, layout), flags_of(kept, layout));
   }
 
   py::object state_result(const std::vector<py::array>& arrays) const {
@@ -386,16 +392,16 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   template <class Real>
   py::tuple run(const py::dict& mapping, py::handle x_object, py::handle state_object, py::handle lengths,
-                py::handle reset, py::handle out, bool training, Index recompute = 0) {
+                py::handle reset, py::handle mask, py::handle out, bool training, Index recompute = 0) {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
     const py::array x = require_array(x_object, "x", dtype_);
     const Layout layout = layout_of(x);
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
-    const bool whole = lengths.is_none() && reset.is_none();
+    const bool whole = lengths.is_none() && reset.is_none() && mask.is_none();
     const bool single_step = !training && whole && layout.steps == 1 && single_step_pays(layout.rows);
     ForwardCall<Real> call;
-    if (!single_step) call.lists = row_lists(layout, lengths, reset);
+    if (!single_step) call.lists = row_lists(layout, lengths, reset, mask);
     std::vector<py::array> final_state = new_state(layout);
     // A cell's output is its new h.
     py::array y = single_step_ ? final_state[0] : output_of(out, layout);

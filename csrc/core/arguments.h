@@ -60,9 +60,17 @@ struct StateRows {
   FUSEDRNN_INLINE Real* at(Index b) const { return data + b * row; }
 };
 
-// Which rows run at which step. Rows are sorted by length, longest first, and addressed by their position in that
-// order, so the rows running at step s are the positions [0, active[s]). Step s of a row with length n is time s going
-// forward and time n - 1 - s going backward: padded, ragged and reset batches are one code.
+// A bool for every time and row, at data[t * time + b * row] of the caller's; null data: absent.
+struct Flags {
+  const bool* data = nullptr;
+  Index time = 0, row = 0;
+  FUSEDRNN_INLINE bool at(Index t, Index b) const { return data[t * time + b * row]; }
+};
+
+// Which rows run at which step. Rows are sorted by the number of steps they run, most first, and addressed by their
+// position in that order, so the rows running at step s are the positions [0, active[s]). A row of n steps runs them at
+// its times 0 .. n - 1, or, with a mask, at the times that it keeps. Step s is at the s-th of them going forward and at
+// the (n - 1 - s)-th going backward: padded, ragged, masked and reset batches are one code.
 struct Schedule {
   Index steps = 0;
   Index rows = 0;
@@ -70,17 +78,34 @@ struct Schedule {
   const Index* offset = nullptr;  // (steps + 1,) packed index of a step's first row
   const Index* row = nullptr;     // (rows,) position -> row of the batch
   const Index* length = nullptr;  // (rows,) position -> steps it runs
-  const bool* reset = nullptr;    // null, or reset(t, b) at reset[t * reset_time + b * reset_row]
-  Index reset_time = 0;
-  Index reset_row = 0;
+  const bool* cuts = nullptr;  // null, or (steps + 1, rows): whether a reset cuts off the k-th time from the one before
+  const Index* times = nullptr;    // null without a mask, or (rows, steps) position -> the times it keeps, ascending
+  const Index* extent = nullptr;   // with a mask: (rows,) position -> its length, skipped steps included
+  const Index* repeats = nullptr;  // with a mask: (rows, steps + 1) position -> skipped steps through which a state
+                                   // lasts; number 0 is the initial state, number s + 1 the one after step s
   bool reverse = false;
 
-  FUSEDRNN_INLINE Index time(Index step, Index position) const { return reverse ? length[position] - 1 - step : step; }
+  FUSEDRNN_INLINE Index time(Index step, Index position) const {
+    const Index k = reverse ? length[position] - 1 - step : step;
+    return times ? times[position * steps + k] : k;
+  }
   // Whether the row enters the step from zero instead of from its previous state.
   FUSEDRNN_INLINE bool cut(Index step, Index position) const {
-    if (!reset || (reverse && step == 0)) return false;
-    const Index t = time(step, position) + (reverse ? 1 : 0);
-    return reset[t * reset_time + row[position] * reset_row];
+    return cuts && cuts[(reverse ? length[position] - step : step) * rows + position];
+  }
+
+  // The rest with a mask only. How long a state lasts, and the i-th of the skipped steps that follow it.
+  FUSEDRNN_INLINE Index repeats_of(Index state, Index position) const {
+    return repeats[position * (steps + 1) + state];
+  }
+  FUSEDRNN_INLINE Index skipped_time(Index state, Index position, Index i) const {
+    const Index first = state > 0 ? time(state - 1, position) + (reverse ? -1 : 1) : reverse ? extent[position] - 1 : 0;
+    return reverse ? first - i : first + i;
+  }
+  // Whether a reset cuts off the state after the row's last step: its final state is zero.
+  FUSEDRNN_INLINE bool cut_at_end(Index position) const {
+    const Index state = length[position], end = skipped_time(state, position, repeats_of(state, position));
+    return end >= 0 && end < extent[position];
   }
 };
 

@@ -113,14 +113,40 @@ void clear_row(Real* row, Index width) {
   std::fill_n(row, width, Real(0));
 }
 
-// Zeros past each row's length, for this thread's part of the rows.
+// Zeros where rows do not run, for this thread's part of the rows.
 template <class Real>
-void clear_padding(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread,
-                   int threads) {
+void clear_idle(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread, int threads) {
   if (!sequence.data || sequence.starts) return;
   const Range mine = part_of(schedule.rows, thread, threads);
-  for (Index p = mine.first; p < mine.last; ++p)
-    for (Index t = schedule.length[p]; t < steps; ++t) clear_row(sequence.at(t, schedule.row[p]), width);
+  for (Index p = mine.first; p < mine.last; ++p) {
+    const Index length = schedule.length[p];
+    for (Index t = schedule.times ? 0 : length, k = 0; t < steps; ++t) {
+      if (schedule.times && k < length && schedule.times[p * schedule.steps + k] == t)
+        ++k;
+      else
+        clear_row(sequence.at(t, schedule.row[p]), width);
+    }
+  }
+}
+
+// Of one direction: each state's h at the skipped steps through which it lasts, and zeros for a final state that a
+// reset has cut off.
+template <class Real>
+void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
+  const Schedule& schedule = a.schedule;
+  if (!schedule.repeats) return;
+  const Range mine = part_of(schedule.rows, thread, threads);
+  for (Index p = mine.first; p < mine.last; ++p) {
+    const Index b = schedule.row[p];
+    for (Index state = 0; state <= schedule.length[p]; ++state) {
+      const Real* h = state > 0 ? a.y.at(schedule.time(state - 1, p), b) : a.h0.data ? a.h0.at(b) : nullptr;
+      for (Index i = 0; h && i < schedule.repeats_of(state, p); ++i)
+        std::copy_n(h, a.hidden_size, a.y.at(schedule.skipped_time(state, p, i), b));
+    }
+    if (!schedule.cut_at_end(p)) continue;
+    if (a.hn.data) clear_row(a.hn.at(b), a.hidden_size);
+    if (a.cn.data) clear_row(a.cn.at(b), a.hidden_size);
+  }
 }
 
 // Elements of all packed phases of weight_hh, where each has `inner` elements a column.
@@ -266,7 +292,8 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
       kernels.traits, config, *call.lists, call.threads, call.interrupt,
       [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
-        clear_padding(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
+        clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
+        for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
       });
 }
 
@@ -403,8 +430,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
   return run_layer<Real>(
       kernels.traits, config, *tape.call.lists, call.threads, call.interrupt,
       [&](int direction, Worker& worker) {
-        clear_padding(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
-                      worker.threads());
+        clear_idle(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
+                   worker.threads());
         kernels.backward(arguments[direction], worker);
       },
       [&](int thread, int threads) {

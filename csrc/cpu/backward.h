@@ -119,24 +119,38 @@ class Backward {
 
   // The final state's gradient, by position; a row that never runs hands it to its initial state.
   void stage_gradient() {
-    for (Index p = own_rows.first; p < own_rows.last; ++p)
+    for (Index p = own_rows.first; p < own_rows.last; ++p) {
+      const bool cut = schedule.repeats && schedule.cut_at_end(p);
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        stage_block(a.dhn, schedule.row[p], j, dh_at(p, j));
-        if constexpr (has_c) stage_block(a.dcn, schedule.row[p], j, a.carry.at(j, p));
+        stage_block(a.dhn, schedule.row[p], j, cut, dh_at(p, j));
+        if constexpr (has_c) stage_block(a.dcn, schedule.row[p], j, cut, a.carry.at(j, p));
       }
+    }
   }
-  void stage_block(const StateRows<const Real>& from, Index b, Index block, Real* to) {
-    if (from.data)
+  void stage_block(const StateRows<const Real>& from, Index b, Index block, bool cut, Real* to) {
+    if (from.data && !cut)
       copy_padded(from.at(b) + block * kBlock, units_in(block), to);
     else
       clear(to, kBlock);
   }
   void write_state_gradient() {
+    if (schedule.repeats && a.dy.data) add_repeated(0, own_rows.last);
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
         if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
         if constexpr (has_c)
           if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+      }
+  }
+
+  // With a mask: to the gradient of a state of every row up to `end`, those of the outputs at the skipped steps through
+  // which it lasts; the farthest first, as a call on each of those steps would.
+  FUSEDRNN_NOINLINE void add_repeated(Index state, Index end) {
+    for (Index p = own_rows.first; p < end; ++p)
+      for (Index i = schedule.repeats_of(state, p); i-- > 0;) {
+        const Real* dy = a.dy.at(schedule.skipped_time(state, p, i), schedule.row[p]);
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j)
+          for (Index u = 0; u < units_in(j); ++u) dh_at(p, j)[u] += dy[j * kBlock + u];
       }
   }
 
@@ -172,6 +186,7 @@ class Backward {
 
   void step(Index s) {
     const Index end = own_rows.first + running(s);
+    if (schedule.repeats && a.dy.data) add_repeated(s + 1, end);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
       if (w.skip(running(s) * kCellWork)) break;
       if (a.clip > Real(0))

@@ -49,17 +49,27 @@ class Recurrent:
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
     def check_parameters(self, parameters: dict[str, _Array]) -> None: ...
     def infer(
-        self, parameters: dict[str, _Array], x: Any, state: Any, lengths: Any, reset: Any, out: Any
+        self, parameters: dict[str, _Array], x: Any, state: Any, lengths: Any, reset: Any, mask: Any, out: Any
     ) -> tuple[_Array, Any]: ...
     def forward(
-        self, parameters: dict[str, _Array], x: Any, state: Any, lengths: Any, reset: Any, recompute: int, out: Any
+        self,
+        parameters: dict[str, _Array],
+        x: Any,
+        state: Any,
+        lengths: Any,
+        reset: Any,
+        mask: Any,
+        recompute: int,
+        out: Any,
     ) -> tuple[_Array, Any, Tape]: ...
     def stream(self, parameters: dict[str, _Array], batch: int) -> Stepper: ...
     def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[_Array, Any, dict[str, _Array]]: ...
 
 class RowLists:
     @staticmethod
-    def padded(steps: int, rows: int, lengths: int, reset: int, reset_time: int, reset_row: int) -> RowLists: ...
+    def padded(
+        steps: int, rows: int, lengths: int, reset: tuple[int, int, int], mask: tuple[int, int, int]
+    ) -> RowLists: ...
     @staticmethod
     def packed(steps: int, active: int, packed_rows: int) -> RowLists: ...
     @property

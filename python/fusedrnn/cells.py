@@ -61,7 +61,7 @@ class _Cell(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape; the message names it.
         """
-        new_state: State = self._engine.infer(self.parameters, x, state, None, None, None)[1]
+        new_state: State = self._engine.infer(self.parameters, x, state, None, None, None, None)[1]
         return new_state
 
     def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape | Tape]:
@@ -69,7 +69,7 @@ class _Cell(Recurrent):
 
         The tape refers to x, the new h and the parameters: do not write them before the backward pass.
         """
-        _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, 0, None)
+        _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, None, 0, None)
         return new_state, tape
 
     def backward(self, tape: _core.Tape | Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]

@@ -92,6 +92,8 @@ class _Layer(Recurrent):
         lengths: Any = None,
         reset: Array | None = None,
         out: Array | Buffers | None = None,
+        *,
+        mask: Array | None = None,
     ) -> tuple[Array, State]:
         """Run a sequence for its result alone: nothing is kept for a backward pass, and no dropout is applied.
 
@@ -109,6 +111,9 @@ class _Layer(Recurrent):
         out : ndarray or Buffers, optional
             Array to write y into; it must not share memory with x, the state or a parameter. On a CUDA device also what
             `buffers` gives: then no memory is allocated, and a graph may be captured.
+        mask : ndarray of bool, optional
+            As `reset`. Where False the row skips the step: its state stays, y repeats the state's h, gradients pass by,
+            and x there influences nothing.
 
         Returns
         -------
@@ -122,7 +127,7 @@ class _Layer(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype, shape or value; the message names it.
         """
-        return self._engine.infer(self.parameters, x, state, lengths, reset, out)
+        return self._engine.infer(self.parameters, x, state, lengths, reset, mask, out)
 
     def buffers(
         self, steps: int, batch: int | None = None, *, training: bool = True, recompute: int | None = None
@@ -191,6 +196,8 @@ class _Layer(Recurrent):
         reset: Array | None = None,
         recompute: int | None = None,
         out: Array | Buffers | None = None,
+        *,
+        mask: Array | None = None,
     ) -> tuple[Array, State, _core.Tape | Tape]:
         """Run a sequence in training: as a call, with dropout between the layers, and return (y, state, tape).
 
@@ -199,7 +206,7 @@ class _Layer(Recurrent):
 
         Parameters
         ----------
-        x, state, lengths, reset, out
+        x, state, lengths, reset, out, mask
             As in a call.
         recompute : int, optional
             Keep states every so many steps only, and make the gates again in the backward pass, one such window at a
@@ -219,7 +226,7 @@ class _Layer(Recurrent):
             Where an argument is of another kind, dtype, shape or value; the message names it.
         """
         window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
-        return self._engine.forward(self.parameters, x, state, lengths, reset, window, out)
+        return self._engine.forward(self.parameters, x, state, lengths, reset, mask, window, out)
 
     def backward(
         self, tape: _core.Tape | Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None

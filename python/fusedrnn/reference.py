@@ -259,10 +259,11 @@ cells: dict[str, Cell] = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One step as the forward pass took it: the rows of the batch alive at time t, and which began from zero."""
+    """One step as the forward pass took it: the rows alive at time t, who of them ran, and which began from zero."""
 
     t: int
     rows: npt.NDArray[np.intp]
+    running: npt.NDArray[np.intp]
     fresh: npt.NDArray[np.bool_]
     saved: Saved
 
@@ -323,6 +324,7 @@ def _run_forward(
     x: Array,
     state: State,
     alive: npt.NDArray[np.bool_],
+    kept: npt.NDArray[np.bool_],
     fresh: npt.NDArray[np.bool_],
     reverse: bool,
 ) -> tuple[Array, State]:
@@ -330,14 +332,15 @@ def _run_forward(
     y = np.zeros_like(x, shape=(*x.shape[:2], state[0].shape[1]))
     state = tuple(s.copy() for s in state)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
-        rows = np.flatnonzero(alive[t])
+        rows, running = np.flatnonzero(alive[t]), np.flatnonzero(alive[t] & kept[t])
         begins = fresh[t, rows, None]
-        before = tuple(np.where(begins, 0.0, s[rows]) for s in state)
-        after, saved = cell.forward(run.weights, x[t, rows], before)
+        for s in state:
+            s[rows] = np.where(begins, 0.0, s[rows])
+        after, saved = cell.forward(run.weights, x[t, running], tuple(s[running] for s in state))
         for s, new in zip(state, after, strict=True):
-            s[rows] = new
-        y[t, rows] = after[0]
-        run.steps.append(_Step(t, rows, begins, saved))
+            s[running] = new
+        y[t, rows] = state[0][rows]
+        run.steps.append(_Step(t, rows, running, begins, saved))
     return y, state
 
 
@@ -346,12 +349,14 @@ def _run_backward(cell: Cell, run: _Run, dy: Array, dstate: State, dx: Array) ->
     dstate = tuple(d.copy() for d in dstate)
     dweights = {name: np.zeros_like(weight) for name, weight in run.weights.items()}
     for step in reversed(run.steps):
-        after = [d[step.rows] for d in dstate]
-        after[0] = after[0] + dy[step.t, step.rows]
-        dx_t, before, dw = cell.backward(run.weights, step.saved, tuple(after))
+        dstate[0][step.rows] = dstate[0][step.rows] + dy[step.t, step.rows]
+        after = tuple(d[step.running] for d in dstate)
+        dx_t, before, dw = cell.backward(run.weights, step.saved, after)
         for d, new in zip(dstate, before, strict=True):
-            d[step.rows] = np.where(step.fresh, 0.0, new)
-        dx[step.t, step.rows] += dx_t
+            d[step.running] = new
+        for d in dstate:
+            d[step.rows] = np.where(step.fresh, 0.0, d[step.rows])
+        dx[step.t, step.running] += dx_t
         for name, gradient in dw.items():
             dweights[name] += gradient
     return dstate, dweights
@@ -381,6 +386,7 @@ def forward(
     *,
     lengths: npt.ArrayLike | None = None,
     reset: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     reverse: bool = False,
@@ -405,6 +411,9 @@ def forward(
     reset : bool (T, B), optional
         ``reset[t]`` cuts the link between t-1 and t: the forward direction enters t from zero, the reverse one
         enters t-1 from zero.
+    mask : bool (T, B), optional
+        Where False a row skips the step, in every layer: its state stays, cut or not by ``reset[t]``, y is the state's
+        h, and x there influences nothing.
     reverse : bool
         Run in the reverse direction alone; the parameters have no suffix for it.
     clip : float, optional
@@ -428,6 +437,7 @@ def forward(
     initial = _state_arrays(kind, state, (num_layers * directions, batch, hidden))
     masks = None if dropout_masks is None else [_array(mask) for mask in dropout_masks]
     alive = _rows_alive(lengths, time, batch)
+    kept = np.ones_like(alive) if mask is None else np.asarray(mask, np.bool_)
     runs: list[list[_Run]] = []
     finals: list[State] = []
     tape = Tape(kind, (time, batch, x.shape[2]), hidden, runs, masks, list(parameters))
@@ -439,7 +449,7 @@ def forward(
             suffix = f"_l{layer}" + "_reverse" * direction
             run = _Run(_weights(kind, parameters, suffix), suffix, [])
             before = tuple(s[layer * directions + direction] for s in initial)
-            y, final = _run_forward(kind, run, x, before, alive, _rows_fresh(reset, alive, backwards), backwards)
+            y, final = _run_forward(kind, run, x, before, alive, kept, _rows_fresh(reset, alive, backwards), backwards)
             runs[-1].append(run)
             outputs.append(y)
             finals.append(final)

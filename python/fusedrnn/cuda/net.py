@@ -338,18 +338,26 @@ class Net:
 
     # ---- calls ----
 
-    def infer(self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, out: Any) -> tuple[Any, Any]:
+    def infer(
+        self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, mask: Any, out: Any
+    ) -> tuple[Any, Any]:
         """As `_core.Recurrent.infer`."""
+        self._require_no_mask(mask)
         y, final, _ = self._run(parameters, x, state, lengths, reset, out, training=False, recompute=0)
         return y, final
 
     def forward(
-        self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, recompute: int, out: Any
+        self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, mask: Any, recompute: int, out: Any
     ) -> tuple[Any, Any, Tape]:
         """As `_core.Recurrent.forward`."""
+        self._require_no_mask(mask)
         y, final, tape = self._run(parameters, x, state, lengths, reset, out, training=True, recompute=recompute)
         assert tape is not None
         return y, final, tape
+
+    def _require_no_mask(self, mask: Any) -> None:
+        if mask is not None:
+            raise ValueError("mask must be None on a CUDA device")
 
     def _run(
         self,

@@ -120,10 +120,10 @@ class Call:
             check_memory([("lengths", self.lengths), ("reset", self.reset)])
             if self.on_device:  # which looks at them itself
                 return
-            reset, strides = 0, (0, 0)
-            if self.reset is not None:
-                reset, strides = address(self.reset), self.strides(self.reset)
-            self.lists = _core.RowLists.padded(self.steps, self.rows, address(self.lengths), reset, *strides)
+            reset, mask = (
+                (0, 0, 0) if flags is None else (address(flags), *self.strides(flags)) for flags in (self.reset, None)
+            )
+            self.lists = _core.RowLists.padded(self.steps, self.rows, address(self.lengths), reset, mask)
 
     def tape_form(self, x: Tensor) -> tuple[Any, torch.dtype]:
         """Size and dtype of the tape for inputs like x."""
