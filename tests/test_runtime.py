@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
@@ -104,65 +102,6 @@ def test_other_threads_run_during_a_call() -> None:
         # A held GIL leaves one tick, at the start; the middle half is free of starting and ending.
         quarter = (end - start) / 4
         assert any(start + quarter < moment < end - quarter for moment in ticks), name
-
-
-# Forks
-
-
-def in_child(work: Callable[[], None], timeout: float = 60) -> None:
-    """Fork, run `work` in the child, and assert that it ended well within the time."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    limit = time.monotonic() + timeout
-    while time.monotonic() < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    pytest.fail("the child hangs")
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_forked_child_computes(count: int, rng: np.random.Generator) -> None:
-    layer, inputs = make_layer(BUSY), make_inputs(BUSY, rng)
-    with threads(count):
-        expected = run_library(layer, inputs)
-
-        def work() -> None:
-            assert_same(run_library(layer, inputs), expected)
-            # A grandchild too, and a child that asks for threads.
-            fr.set_num_threads(2)
-            in_child(lambda: assert_same(run_library(layer, inputs), expected))
-
-        in_child(work)
-        assert_same(run_library(layer, inputs), expected)
-
-
-def run_in_process(arguments: tuple[Any, Any]) -> Any:
-    return run_library(*arguments)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing(method: str, rng: np.random.Generator) -> None:
-    case = small_cases(dtype="float32", ragged=True)[2]
-    layer, inputs = make_layer(case), make_inputs(case, rng)
-    with threads(3):
-        expected = run_library(layer, inputs)
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            results = pool.map_async(run_in_process, [(layer, inputs)] * 4).get(timeout=120)
-    for result in results:
-        assert_same(result, expected)
 
 
 # Ctrl-C

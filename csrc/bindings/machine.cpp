@@ -140,6 +140,7 @@ void register_machine(py::module_& module) {
         set_signal_interval(seconds);
       },
       py::arg("seconds"), "Least time between two looks for Python's signals during a call; for tests.");
+  module.def("set_worker_process", &set_worker_process);
   module.def("pool_use", [] {
     const PoolUse use = pool_use();
     py::dict result;
@@ -148,6 +149,7 @@ void register_machine(py::module_& module) {
     result["fresh"] = use.fresh;
     return result;
   });
+  module.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>());
   module.def("activate", &activate, py::arg("name"), py::arg("x"), py::arg("isa") = py::none(),
              "The engine's exp, sigmoid or tanh of each element of a 1-d float32 or float64 array.");
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("isa") = py::none(), py::arg("dtype") = "float32",

@@ -1,5 +1,6 @@
 // Memory that is used again: tapes, scratch and results come from one pool, so that a training loop settles to no fresh
-// pages. A buffer's contents are whatever its last user left.
+// pages. What has not been used for some calls goes back to the system. A buffer's contents are whatever its last user
+// left.
 #pragma once
 #include <cstddef>
 #include <utility>
@@ -50,5 +51,7 @@ struct PoolUse {
   std::size_t fresh;  // buffers the system was asked for since the start
 };
 PoolUse pool_use();
+// Gives all idle buffers back to the system; returns their bytes.
+std::size_t release_memory();
 
 }  // namespace fusedrnn

@@ -1,5 +1,6 @@
 #include "cpu/parallel.h"
 
+#include <dirent.h>
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -48,16 +49,34 @@ int environment_threads() {
   return static_cast<int>(std::clamp(threads, 0L, 1L << 16));
 }
 
-std::atomic<int> chosen{0};
-std::atomic<bool> team_used{false};
-std::atomic<bool> forked{false};
+// Whether this process has more threads than the one that asks, or that cannot be told.
+bool several_threads() {
+#if defined(__linux__)
+  if (DIR* const tasks = opendir("/proc/self/task")) {
+    int count = 0;
+    while (const dirent* const entry = readdir(tasks)) count += entry->d_name[0] != '.';
+    closedir(tasks);
+    return count != 1;
+  }
+#endif
+  return true;
+}
+
+std::atomic<int> most{0};    // threads of a call by default
+std::atomic<int> chosen{0};  // what was set instead, or 0
+std::atomic<bool> worker_process{false};
+std::atomic<bool> lone{false};
 
 // The OpenMP runtime's threads do not survive a fork, and asking the child's copy for a team would wait for them
-// forever: a child of a process that had a team works on its own thread alone.
+// forever. Whether the parent had such threads, ours or another library's, cannot be asked: the child of a process with
+// any other thread works on its own thread alone, and so do its children.
+bool parent_had_threads = false;
+void before_fork() { parent_had_threads = several_threads(); }
 void after_fork() {
-  if (team_used.load(std::memory_order_relaxed)) forked.store(true, std::memory_order_relaxed);
+  if (parent_had_threads) lone.store(true, std::memory_order_relaxed);
+  set_worker_process();
 }
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork);
+[[maybe_unused]] const int fork_handler = pthread_atfork(before_fork, nullptr, after_fork);
 
 }  // namespace
 
@@ -78,12 +97,11 @@ void Barrier::wait(int threads) {
 }
 
 void parallel(int threads, void (*body)(void*, int, int), void* context) {
-  if (threads <= 1 || forked.load(std::memory_order_relaxed)) {
+  if (threads <= 1 || lone.load(std::memory_order_relaxed)) {
     const FloatState ours;
     body(context, 0, 1);
     return;
   }
-  team_used.store(true, std::memory_order_relaxed);
 #pragma omp parallel num_threads(threads)
   {
     const FloatState ours;
@@ -100,18 +118,24 @@ int available_threads() {
 }
 
 int num_threads() {
-  if (forked.load(std::memory_order_relaxed)) return 1;
-  int threads = chosen.load(std::memory_order_relaxed);
+  if (lone.load(std::memory_order_relaxed)) return 1;
+  if (const int set = chosen.load(std::memory_order_relaxed)) return set;
+  int threads = most.load(std::memory_order_relaxed);
   if (threads == 0) {
     threads = available_threads();
     if (const int wanted = environment_threads()) threads = std::min(threads, wanted);
-    chosen.store(threads, std::memory_order_relaxed);
+    most.store(threads, std::memory_order_relaxed);
   }
-  return threads;
+  return worker_process.load(std::memory_order_relaxed) ? std::min(threads, omp_get_max_threads()) : threads;
 }
 
 void set_num_threads(int threads, bool oversubscribe) {
   chosen.store(oversubscribe ? threads : std::min(threads, available_threads()), std::memory_order_relaxed);
+}
+
+void set_worker_process() {
+  worker_process.store(true, std::memory_order_relaxed);
+  if (const int set = chosen.exchange(0, std::memory_order_relaxed)) most.store(set, std::memory_order_relaxed);
 }
 
 }  // namespace fusedrnn

@@ -36,6 +36,9 @@ void parallel(int threads, void (*body)(void* context, int thread, int threads),
 int num_threads();
 // Sets it; `oversubscribe` lifts the machine's limit, for tests of the barrier and the split rule.
 void set_num_threads(int threads, bool oversubscribe);
+// From here on this is a process that another one made for its work: OpenMP's own count, which a library sets for a
+// worker process, limits the threads until set_num_threads is called here.
+void set_worker_process();
 // What affinity and the control group allow this process.
 int available_threads();
 

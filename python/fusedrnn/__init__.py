@@ -14,7 +14,7 @@ from fusedrnn.functions import (
 )
 from fusedrnn.gradients import Gradients
 from fusedrnn.layers import GRU, LSTM, RNN
-from fusedrnn.machine import get_num_threads, info, set_num_threads
+from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
 from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 
 from ._core import version as __version__
@@ -38,6 +38,7 @@ __all__ = [
     "norm_buffers",
     "optim",
     "readout_buffers",
+    "release_memory",
     "set_num_threads",
     "tbptt_windows",
 ]

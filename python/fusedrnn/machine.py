@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_integer
 from fusedrnn.cuda.device import describe
+
+
+def _in_worker_process() -> bool:
+    """Whether `multiprocessing` started this process, be it without a fork.
+
+    While it unpickles what it is to run, and imports this module for it, only its command line tells.
+    """
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is None:
+        return False
+    return processes.parent_process() is not None or any("multiprocessing" in text for text in sys.orig_argv)
+
+
+if _in_worker_process():
+    _core.set_worker_process()
 
 
 def set_num_threads(n: int) -> None:
@@ -31,9 +47,26 @@ def get_num_threads() -> int:
     """Return the most threads that a call may use.
 
     At first as many as the CPU affinity, the control group and ``OMP_NUM_THREADS`` allow. In a process forked from one
-    that had already used several threads it is 1: OpenMP's threads do not survive a fork.
+    that had other threads, whoever made them, it is always 1: OpenMP's threads do not survive a fork. In any other
+    process of `multiprocessing` it is at first no more than OpenMP's own count, which torch sets to 1 in the workers of
+    a ``DataLoader``.
     """
     return _core.num_threads()
+
+
+def release_memory() -> int:
+    """Give the memory that the CPU engine keeps for the next calls back to the system.
+
+    By itself the engine keeps at most twice what was in use at once in the calls of late; what a larger call needed
+    goes back some twenty calls later, or at once by this. Arrays, tapes and steppers that are in use stay as they are,
+    and the next call asks the system again. Memory of a CUDA device is CuPy's or torch's, and released there.
+
+    Returns
+    -------
+    int
+        Bytes given back.
+    """
+    return _core.release_memory()
 
 
 def info() -> dict[str, Any]:
