@@ -13,6 +13,7 @@
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
 #include "bindings/stepper.h"
+#include "core/packed.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
 #include "cpu/isa.h"
@@ -68,6 +69,18 @@ struct PyTape {
   }
 };
 
+// The Python-visible packed parameters of a layer, for its calls.
+struct PyPacked {
+  std::shared_ptr<const Recurrent> owner;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+
+  std::size_t bytes() const {
+    if (const auto* single = std::get_if<PackedNet<float>>(&net)) return single->bytes();
+    if (const auto* twice = std::get_if<PackedNet<double>>(&net)) return twice->bytes();
+    return 0;
+  }
+};
+
 struct Parameter {
   std::string name;
   std::vector<Index> shape;
@@ -103,7 +116,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::uint64_t calls() const { return calls_.load(); }
   void set_calls(std::uint64_t calls) { calls_.store(calls); }
 
-  py::tuple infer(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
+  // parameters: the dict of them, or what `freeze` made of one.
+  py::tuple infer(py::handle parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                   py::handle mask, py::handle out) {
     return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
                    : run<double>(parameters, x, state, lengths, reset, mask, out, false);
@@ -123,6 +137,25 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
     if (single_) return std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch);
     return std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+  }
+  std::unique_ptr<PyPacked> freeze(const py::dict& mapping) const {
+    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    auto packed = std::make_unique<PyPacked>();
+    packed->owner = shared_from_this();
+    single_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
+    return packed;
+  }
+  // Parameters that freeze to the same.
+  py::dict unfreeze(const PyPacked& packed) const {
+    require_own(packed);
+    py::dict result;
+    std::vector<py::array> arrays;
+    for (const Parameter& parameter : parameters_) {
+      arrays.push_back(new_array(dtype_, parameter.shape));
+      result[parameter.key] = arrays.back();
+    }
+    single_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
+    return result;
   }
   void check_parameters(const py::dict& parameters) const {
     std::vector<py::array> arrays = parameter_arrays(parameters, "parameters");
@@ -224,6 +257,36 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return by_direction(data, [](const Real* ih, const Real* hh, const Real* bias_ih, const Real* bias_hh,
                                  const Real* peephole) { return Weights<Real>{ih, hh, bias_ih, bias_hh, peephole}; });
   }
+  template <class Real>
+  void pack(const std::vector<py::array>& arrays, PyPacked& packed) const {
+    const std::vector<Weights<Real>> weights = weights_of<Real>(arrays);
+    const int threads = num_threads();
+    const py::gil_scoped_release released;
+    packed.net.template emplace<PackedNet<Real>>(config_, weights, threads);
+  }
+  template <class Real>
+  void unpack(const PyPacked& packed, std::vector<py::array>& arrays) const {
+    std::get<PackedNet<Real>>(packed.net).unpack(config_, gradients_of<Real>(arrays));
+  }
+  void require_own(const PyPacked& packed) const {
+    if (packed.owner.get() != this) throw py::value_error("parameters must have been frozen by this object");
+  }
+
+  // What a call reads its weights from: the caller's arrays, or packed ones.
+  template <class Real>
+  void set_weights(py::handle parameters, std::vector<py::array>& arrays, ForwardCall<Real>& call) const {
+    if (PyDict_Check(parameters.ptr())) {
+      arrays = parameter_arrays(py::reinterpret_borrow<py::dict>(parameters), "parameters");
+      call.weights = weights_of<Real>(arrays);
+      return;
+    }
+    if (!py::isinstance<PyPacked>(parameters))
+      throw py::type_error("parameters must be a dict, not " + type_name(parameters));
+    const auto& packed = py::cast<const PyPacked&>(parameters);
+    require_own(packed);
+    call.packed = std::get<PackedNet<Real>>(packed.net).directions();
+  }
+
   template <class Real>
   std::vector<WeightGradients<Real>> gradients_of(std::vector<py::array>& arrays) const {
     std::vector<Real*> data;
@@ -391,16 +454,18 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
 
   template <class Real>
-  py::tuple run(const py::dict& mapping, py::handle x_object, py::handle state_object, py::handle lengths,
+  py::tuple run(py::handle parameters, py::handle x_object, py::handle state_object, py::handle lengths,
                 py::handle reset, py::handle mask, py::handle out, bool training, Index recompute = 0) {
-    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    ForwardCall<Real> call;
+    std::vector<py::array> weights;
+    set_weights(parameters, weights, call);
     const py::array x = require_array(x_object, "x", dtype_);
     const Layout layout = layout_of(x);
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
     const bool whole = lengths.is_none() && reset.is_none() && mask.is_none();
-    const bool single_step = !training && whole && layout.steps == 1 && single_step_pays(layout.rows);
-    ForwardCall<Real> call;
+    const bool single_step = !training && whole && layout.steps == 1 &&
+                             (call.packed ? packed_step_pays(layout.rows) : single_step_pays(layout.rows));
     if (!single_step) call.lists = row_lists(layout, lengths, reset, mask);
     std::vector<py::array> final_state = new_state(layout);
     // A cell's output is its new h.
@@ -408,7 +473,6 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (!out.is_none()) require_free_output(y, x, state, weights);
     call.steps = layout.steps;
     call.rows = layout.rows;
-    call.weights = weights_of<Real>(weights);
     call.x = sequence_of<Real>(x, layout);
     call.y = mutable_sequence_of<Real>(y, layout);
     call.h0 = state_of<Real>(state[0], layout);
@@ -516,6 +580,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
 };
 
+// __new__ of packed parameters: pybind11 would make an object around uninitialised memory.
+[[noreturn]] void only_from_freeze(const py::args&, const py::kwargs&) {
+  throw py::type_error("packed parameters are made by freeze only");
+}
+
 }  // namespace
 
 void register_recurrent(py::module_& module) {
@@ -523,6 +592,9 @@ void register_recurrent(py::module_& module) {
                      "What backpropagation needs of one forward call; it refers to x, y and the parameters.")
       .def_property_readonly("nbytes", &PyTape::bytes, "Bytes it holds beyond the arrays it refers to.")
       .def_static("__new__", &only_from_forward);
+  py::class_<PyPacked>(module, "Packed", "A layer's parameters as `freeze` packed them.")
+      .def_property_readonly("nbytes", &PyPacked::bytes, "Bytes of the packed parameters.")
+      .def_static("__new__", &only_from_freeze);
   py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
       .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,
                     bool, bool, double>(),
@@ -535,6 +607,8 @@ void register_recurrent(py::module_& module) {
       .def("forward", &Recurrent::forward)
       .def("backward", &Recurrent::backward)
       .def("stream", &Recurrent::stream)
+      .def("freeze", &Recurrent::freeze)
+      .def("unfreeze", &Recurrent::unfreeze)
       .def("check_parameters", &Recurrent::check_parameters);
   py::list cells;
   const Kernels<float>& table = kernels<float>();

@@ -119,6 +119,17 @@ struct Weights {
   const Real* peephole;   // (peepholes, H) or null
 };
 
+// One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
+// on every instruction set the same.
+template <class Real>
+struct PackedWeights {
+  Real* weight_ih = nullptr;  // (blocks, input.count, I, 16)
+  Real* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
+  Real* bias = nullptr;       // (blocks, slots, 16): the sum of what a slot is fed
+  Real* peephole = nullptr;   // (blocks, peepholes, 16)
+  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, peephole}; }
+};
+
 // Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
 template <class Real>
 struct Blocked {
@@ -148,15 +159,13 @@ struct ForwardArguments {
       entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
   Sequence<const Real> known_y;  // replaying a segment: y, which holds the h it starts from
   Index chunk_rows;              // most packed rows of a chunk of time
+  PackedWeights<const Real> packed;
   // Scratch, shared by the threads of the direction.
-  Real* packed_ih;        // blocks * input.count * I * 16
-  Real* packed_hh;        // blocks * (sum of recurrent counts) * H * 16
-  Real* bias;             // blocks * slots * 16
-  Real* peephole;         // blocks * peepholes * 16
-  Real* h;                // (2, rows, padded H): states before and after a step, by position
-  Blocked<Real> carry;    // c by position
-  Real* operand;          // (rows, padded H): a second phase's left operand
-  const Real** pointers;  // (threads, chunk_rows)
+  PackedWeights<Real> fresh;  // `packed`, to be written from `weights` first; null: it was before
+  Real* h;                    // (2, rows, padded H): states before and after a step, by position
+  Blocked<Real> carry;        // c by position
+  Real* operand;              // (rows, padded H): a second phase's left operand
+  const Real** pointers;      // (threads, chunk_rows)
 
   // Row of `entering` for the segment that begins at a step.
   FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
@@ -164,7 +173,7 @@ struct ForwardArguments {
   }
 };
 
-// Gradients of one direction's parameters; null where nobody wants them.
+// Arrays like one direction's parameters, to be written; in gradients null where nobody wants them.
 template <class Real>
 struct WeightGradients {
   Real* weight_ih;
@@ -210,15 +219,16 @@ struct BackwardArguments {
 template <class Real>
 struct StepArguments {
   Index input_size, hidden_size, rows;
-  const Real* packed;              // as the cell's pack_step leaves it: for `step`
-  Weights<Real> weights;           // for `direct_step`
-  StateRows<const Real> x;         // (B, I)
-  StateRows<const Real> h, c;      // (B, H): before the step
-  StateRows<Real> h_next, c_next;  // (B, H): written; c_next may be c
-  StateRows<Real> y;               // (B, H): h_next once more, or null
-  Blocked<Real> gates, cells;      // training, `direct_step` alone: the tape; else null
-  Real clip;                       // bound on every gate's pre-activation, or 0
-  bool reversed;                   // take the units from the last to the first
+  const Real* packed;                // as the cell's pack_step leaves it: for `step`
+  PackedWeights<const Real> panels;  // for `panel_step`
+  Weights<Real> weights;             // for `direct_step`
+  StateRows<const Real> x;           // (B, I)
+  StateRows<const Real> h, c;        // (B, H): before the step
+  StateRows<Real> h_next, c_next;    // (B, H): written; c_next may be c
+  StateRows<Real> y;                 // (B, H): h_next once more, or null
+  Blocked<Real> gates, cells;        // training, `direct_step` alone: the tape; else null
+  Real clip;                         // bound on every gate's pre-activation, or 0
+  bool reversed;                     // take the units from the last to the first
   // Scratch of cells of two phases, shared by the threads.
   Real* operand;  // (B, padded H): the second phase's left operand
   Real* kept;     // (B, slots, padded H): what the first phase leaves of its slots

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "core/dropout.h"
+#include "core/packed.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
 #include "cpu/isa.h"
@@ -149,34 +150,22 @@ void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
   }
 }
 
-// Elements of all packed phases of weight_hh, where each has `inner` elements a column.
-Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner) {
-  Index elements = 0;
-  for (int phase = 0; phase < traits.phases; ++phase)
-    elements += blocks * traits.recurrent[phase].count * inner * kBlock;
-  return elements;
-}
-
 // Scratch of one direction going forward.
 template <class Real>
 struct ForwardScratch {
-  Buffer packed_ih, packed_hh, bias, peephole, h, carry, operand, pointers, gates;
+  Buffer packed, h, carry, operand, pointers, gates;
 
   void allocate(const CellTraits& traits, int threads, ForwardArguments<Real>& a) {
-    const Index blocks = blocks_of(a.hidden_size), rows = a.schedule.rows;
-    const Index hidden = blocks * kBlock;
-    packed_ih = buffer_of<Real>(blocks * traits.input.count * a.input_size * kBlock);
-    packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, a.hidden_size));
-    bias = buffer_of<Real>(hidden * traits.slots);
-    peephole = buffer_of<Real>(hidden * std::max(traits.peepholes, 1));
+    const Index hidden = padded(a.hidden_size), rows = a.schedule.rows;
+    if (!a.packed.weight_ih) {
+      packed = buffer_of<Real>(packed_elements(traits, a.input_size, a.hidden_size));
+      a.fresh = lay_out_packed(traits, a.input_size, a.hidden_size, packed.template as<Real>());
+      a.packed = a.fresh.read_only();
+    }
     h = buffer_of<Real>(2 * rows * hidden);
     carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
     operand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
     pointers = buffer_of<const Real*>(threads * a.chunk_rows);
-    a.packed_ih = packed_ih.template as<Real>();
-    a.packed_hh = packed_hh.template as<Real>();
-    a.bias = bias.template as<Real>();
-    a.peephole = peephole.template as<Real>();
     a.h = h.template as<Real>();
     a.carry = blocked<Real>(carry, rows, kBlock);
     a.operand = operand.template as<Real>();
@@ -255,7 +244,10 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   a.hidden_size = config.hidden_size;
   a.schedule = call.lists->schedule(config.reversed(direction));
   a.clip = static_cast<Real>(config.clip);
-  a.weights = call.weights[index];
+  if (call.packed)
+    a.packed = call.packed[index];
+  else
+    a.weights = call.weights[index];
   a.x = x;
   a.y = y;
   if (a.y.data) a.y.data += direction * config.hidden_size;

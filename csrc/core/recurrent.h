@@ -36,7 +36,8 @@ struct StateArray {
 template <class Real>
 struct ForwardCall {
   Index steps = 0, rows = 0;
-  std::vector<Weights<Real>> weights;  // layers * directions
+  std::vector<Weights<Real>> weights;                 // layers * directions
+  const PackedWeights<const Real>* packed = nullptr;  // inference: as many, in place of weights
   Sequence<const Real> x;
   Sequence<Real> y;
   StateArray<const Real> h0, c0;

@@ -13,6 +13,9 @@ namespace {
 // from about 48 rows on.
 constexpr Index kMostGradientRows = 32;
 
+// A step of more rows is for the other driver, which can be interrupted within it.
+constexpr Index kMostPackedRows = 32;
+
 // The parts of one buffer.
 template <class Real>
 struct Scratch {
@@ -40,6 +43,7 @@ StateRows<const Real> or_zeros(const StateRows<const Real>& rows, const Real* ze
 }  // namespace
 
 bool single_step_pays(Index rows) { return rows > 0 && rows <= kernels<float>().direct_rows; }
+bool packed_step_pays(Index rows) { return rows > 0 && rows <= kMostPackedRows; }
 bool single_step_gradient_pays(Index rows) { return rows <= kMostGradientRows; }
 
 template <class Real>
@@ -48,7 +52,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
   const Scratch<Real> scratch(kernels.traits, config.hidden_size, call.rows,
                               config.layers > 1 ? call.rows * config.width() : 0);
   std::vector<StepArguments<Real>> steps;
-  steps.reserve(call.weights.size());
+  steps.reserve(static_cast<std::size_t>(config.layers * config.directions));
   StateRows<const Real> x = {call.x.data, call.x.row};
   for (int layer = 0; layer < config.layers; ++layer) {
     const bool last = layer + 1 == config.layers;
@@ -60,7 +64,10 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
       a.hidden_size = config.hidden_size;
       a.rows = call.rows;
       a.clip = static_cast<Real>(config.clip);
-      a.weights = call.weights[index];
+      if (call.packed)
+        a.panels = call.packed[index];
+      else
+        a.weights = call.weights[index];
       a.x = x;
       a.h = or_zeros(call.h0.at(index), scratch.zeros);
       a.c = or_zeros(call.c0.at(index), scratch.zeros);
@@ -74,7 +81,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
     x = {y.data, y.row};
   }
   StepTeam<Real> team(step_cost(kernels.traits, config, call.rows, sizeof(Real)));
-  team.run(kernels.direct_step, steps.data(), steps.size(), call.threads);
+  team.run(call.packed ? kernels.panel_step : kernels.direct_step, steps.data(), steps.size(), call.threads);
 }
 
 template <class Real>

@@ -1,11 +1,12 @@
-// A sequence of one step, without packing: cells, and layers called with T = 1.
+// A sequence of one step, without packing, or from weights packed before: cells, and layers called with T = 1.
 #pragma once
 #include "core/recurrent.h"
 
 namespace fusedrnn {
 
-// Whether a step of so many rows is done sooner that way, and whether its gradients are.
+// Whether a step of so many rows is done sooner that way, also where weights are packed, and whether its gradients are.
 bool single_step_pays(Index rows);
+bool packed_step_pays(Index rows);
 bool single_step_gradient_pays(Index rows);
 
 // Like run_forward without a tape, for a call of one step of every row: lists and interrupt are not asked.

@@ -27,16 +27,24 @@ void backward(const BackwardArguments<Real>& arguments, Worker& worker) {
   Backward<Cell, Real>(arguments, worker).run();
 }
 template <class Cell>
+void pack(const ForwardArguments<Real>& arguments, Worker& worker) {
+  Forward<Cell, Real>(arguments, worker).pack();
+}
+template <class Cell>
 Index packed_step_size(const StepArguments<Real>& arguments) {
-  return PackedStep<Cell, Real>(arguments).packed_size();
+  return StepOrder<Cell, Real>(arguments).packed_size();
 }
 template <class Cell>
 void pack_step(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed) {
-  PackedStep<Cell, Real>(arguments).pack(weights, packed);
+  StepOrder<Cell, Real>(arguments).pack(weights, packed);
 }
 template <class Cell>
 void step(const StepArguments<Real>& arguments, Worker& worker) {
-  PackedStep<Cell, Real>(arguments).run(worker);
+  PackedStep<Cell, Real, StepOrder>(arguments).run(worker);
+}
+template <class Cell>
+void panel_step(const StepArguments<Real>& arguments, Worker& worker) {
+  PackedStep<Cell, Real, SequenceOrder>(arguments).run(worker);
 }
 template <class Cell>
 void direct_step(const StepArguments<Real>& arguments, Worker& worker) {
@@ -96,9 +104,10 @@ double read(const Real* from, Index count, Index rounds) {
   return static_cast<double>(sizeof(Real)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
 }
 
-#define FUSEDRNN_CELL_KERNELS(...)                                                                       \
-  {__VA_ARGS__::traits,    forward<__VA_ARGS__>, backward<__VA_ARGS__>,   packed_step_size<__VA_ARGS__>, \
-   pack_step<__VA_ARGS__>, step<__VA_ARGS__>,    direct_step<__VA_ARGS__>},
+#define FUSEDRNN_CELL_KERNELS(...)                                             \
+  {__VA_ARGS__::traits, forward<__VA_ARGS__>,          backward<__VA_ARGS__>,  \
+   pack<__VA_ARGS__>,   packed_step_size<__VA_ARGS__>, pack_step<__VA_ARGS__>, \
+   step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
 const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
 const Kernels<Real> kernels = {cells,

@@ -10,13 +10,6 @@ namespace {
 // Unit blocks whose slots of a window one call of the tile loop covers: as many as fill its columns.
 constexpr Index unit_blocks_of(const Window& window) { return larger(1, kColumns / window.count); }
 
-// Elements of the packed weight_hh before a phase.
-inline Index phase_start(const CellTraits& traits, int phase, Index blocks, Index inner) {
-  Index start = 0;
-  for (int earlier = 0; earlier < phase; ++earlier) start += blocks * traits.recurrent[earlier].count * inner * kBlock;
-  return start;
-}
-
 template <class Cell, class Real>
 class Forward {
   using V = Vec<Real>;
@@ -36,7 +29,7 @@ class Forward {
         pointers(a.pointers + w.thread * a.chunk_rows) {}
 
   void run() {
-    pack();
+    if (a.fresh.weight_ih) pack();
     stage_state();
     w.meet();
     for (Index first = 0, last, chunk = 0; first < schedule.steps; first = last, ++chunk) {
@@ -65,17 +58,18 @@ class Forward {
     return true;
   }
 
+  // Writes a.fresh.
   void pack() {
     const Range mine = part_of(blocks, w.thread, w.threads());
     for (Index block = mine.first; block < mine.last; ++block) {
-      pack_weight(a.weights.weight_ih, a.input_size, traits.input, block, a.packed_ih);
+      pack_weight(a.weights.weight_ih, a.input_size, traits.input, block, a.fresh.weight_ih);
       for (int phase = 0; phase < traits.phases; ++phase)
         pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], block,
-                    a.packed_hh + phase_start(traits, phase, blocks, hidden));
+                    a.fresh.weight_hh + phase_start(traits, phase, blocks, hidden));
       for (int slot = 0; slot < slots; ++slot) pack_bias(block, slot);
       for (int row = 0; row < traits.peepholes; ++row)
         copy_padded(a.weights.peephole + row * hidden + block * kBlock, units_in(block),
-                    a.peephole + (block * traits.peepholes + row) * kBlock);
+                    a.fresh.peephole + (block * traits.peepholes + row) * kBlock);
     }
   }
 
@@ -106,7 +100,7 @@ class Forward {
 
   // A slot's bias is the sum of the biases of the products that feed it.
   void pack_bias(Index block, int slot) {
-    Real* bias = a.bias + (block * slots + slot) * kBlock;
+    Real* bias = a.fresh.bias + (block * slots + slot) * kBlock;
     clear(bias, kBlock);
     add_bias(a.weights.bias_ih, traits.input, block, slot, bias);
     for (int phase = 0; phase < traits.phases; ++phase)
@@ -190,7 +184,7 @@ class Forward {
     Real* out[kColumns];
     for (Index i = 0; i < width; ++i) {
       const Index block = (column + i) / columns, slot = traits.input.first + (column + i) % columns;
-      bias[i] = a.bias + (block * slots + slot) * kBlock;
+      bias[i] = a.packed.bias + (block * slots + slot) * kBlock;
       out[i] = a.gates.at(block, row) + slot * kBlock;
     }
     for (Index k = 0; k < a.input_size; k += kInnerPart) project_part(column, width, k, count, left, bias, out);
@@ -203,7 +197,7 @@ class Forward {
     for (Index i = 0; i < width; ++i) out[i] = first_out[i];
     Product<Real> product;
     product.length = smaller(kInnerPart, a.input_size - k);
-    product.right = a.packed_ih + (column * a.input_size + k) * kBlock;
+    product.right = a.packed.weight_ih + (column * a.input_size + k) * kBlock;
     product.right_block = a.input_size * kBlock;
     product.initial = k > 0 ? out : bias;
     product.initial_row = k > 0 ? a.gates.width : 0;
@@ -225,7 +219,7 @@ class Forward {
       for (Index j = own_blocks.first; j < own_blocks.last; ++j)
         for (Index s = first; s < last; ++s)
           for (Index p = own_rows.first; p < own_rows.first + running(s); ++p)
-            copy_padded(a.bias + (j * slots + slot) * kBlock, kBlock,
+            copy_padded(a.packed.bias + (j * slots + slot) * kBlock, kBlock,
                         a.gates.at(j, schedule.offset[s] + p - chunk_row) + slot * kBlock);
     }
   }
@@ -292,7 +286,8 @@ class Forward {
           a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) + (window.first + i % columns) * kBlock;
     Product<Real> product;
     product.length = smaller(kInnerPart, hidden - k);
-    product.right = a.packed_hh + phase_start(traits, kPhase, blocks, hidden) + (block * columns * hidden + k) * kBlock;
+    product.right =
+        a.packed.weight_hh + phase_start(traits, kPhase, blocks, hidden) + (block * columns * hidden + k) * kBlock;
     product.right_block = hidden * kBlock;
     product.initial = out;
     product.out = out;
@@ -312,7 +307,7 @@ class Forward {
   }
   template <int kPhase, class Clip>
   void finish_rows(Index s, Index p, int rows, Index block, const Clip& clip) {
-    const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
+    const Real* peephole = a.packed.peephole + block * traits.peepholes * kBlock;
     for (int i = 0; i < rows; ++i, ++p) {
       Real* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
       const Real* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;

@@ -11,10 +11,14 @@ struct CellKernels {
   CellTraits traits;
   void (*forward)(const ForwardArguments<Real>& arguments, Worker& worker);
   void (*backward)(const BackwardArguments<Real>& arguments, Worker& worker);
+  // Writes arguments.fresh, and reads arguments.weights and sizes alone.
+  void (*pack)(const ForwardArguments<Real>& arguments, Worker& worker);
   // One step from packed weights; the first two look at the arguments' sizes alone.
   Index (*packed_step_size)(const StepArguments<Real>& arguments);
   void (*pack_step)(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed);
   void (*step)(const StepArguments<Real>& arguments, Worker& worker);
+  // One step from weights as `pack` packs them.
+  void (*panel_step)(const StepArguments<Real>& arguments, Worker& worker);
   // One step from the caller's weights.
   void (*direct_step)(const StepArguments<Real>& arguments, Worker& worker);
 };

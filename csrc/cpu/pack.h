@@ -6,6 +6,13 @@
 namespace fusedrnn {
 namespace {
 
+// Elements of the packed weight_hh before a phase.
+inline Index phase_start(const CellTraits& traits, int phase, Index blocks, Index inner) {
+  Index start = 0;
+  for (int earlier = 0; earlier < phase; ++earlier) start += blocks * traits.recurrent[earlier].count * inner * kBlock;
+  return start;
+}
+
 // `lanes` rows of a weight matrix, `inner` apart, become one column of vectors: vector k of `packed`, 16 apart, holds
 // their element k. Whole: all rows are there, and `count` is a vector's lanes; the tests for less took half the time.
 template <class Real, bool Whole>

@@ -1,6 +1,7 @@
 // One step of one direction of one layer, for every cell. Each sum runs as in the sequence driver (bias, x terms, h
 // terms), so that both give the same bits; here it stays in its register from the first term to the last.
 #pragma once
+#include "cpu/pack.h"
 #include "cpu/vec.h"
 #include "cpu/worker.h"
 
@@ -98,22 +99,41 @@ class StepTile {
   }
 };
 
-// From weights that were packed before.
+// Columns, which are vectors, that a tile sums at once. The sums of a single row have only each other to hide the
+// latency of a multiply-add behind (4 cycles, up to two started in each); with more rows fewer columns will do.
+constexpr int step_columns(int rows) { return rows == 1 ? 8 : 4; }
+// They lie over so many vectors of each of so many unit blocks, in every slot of the phase.
+template <class Real>
+constexpr int step_parts(const CellTraits& traits, int phase, int rows) {
+  constexpr int vectors_of_block = kBlock / Vec<Real>::lanes;
+  return static_cast<int>(smaller(vectors_of_block, larger(1, step_columns(rows) / summed_slots(traits, phase).count)));
+}
+template <class Real>
+constexpr int step_blocks(const CellTraits& traits, int phase, int rows) {
+  const int of_a_block = summed_slots(traits, phase).count * step_parts<Real>(traits, phase, rows);
+  return of_a_block * 4 <= step_columns(rows) ? 4 : of_a_block * 2 <= step_columns(rows) ? 2 : 1;
+}
+
+// The packed weights of one product of a phase, for consecutive unit blocks from some one on: those of block u, slot s
+// and term k at data + u * block + s * slot + k * step.
+template <class Real>
+struct StepPanel {
+  const Real* data;
+  Index block, slot, step;
+};
+
+// A stepper's own order: biases, peepholes, then for each phase a panel for each group of unit blocks, which holds
+// [term of x][block of the group][slot][16] and after it the same of h: a row's tile reads it from end to end.
 template <class Cell, class Real>
-class PackedStep : StepTile<Cell, Real> {
-  using Base = StepTile<Cell, Real>;
-  using Base::a;
-  using Base::blocks;
-  using Base::hidden;
-  using Base::slots;
-  using Base::traits;
-  using typename Base::V;
-  static constexpr int vectors_of_block = kBlock / V::lanes;
+class StepOrder {
+  static constexpr CellTraits traits = Cell::traits;
+  static constexpr int slots = traits.slots;
 
  public:
-  explicit PackedStep(const StepArguments<Real>& arguments) : Base(arguments) {}
+  explicit StepOrder(const StepArguments<Real>& arguments)
+      : a(arguments), hidden(a.hidden_size), blocks(blocks_of(hidden)) {}
 
-  // Elements of the packed weights.
+  // Elements of `packed`.
   Index packed_size() const { return panel_at(traits.phases, 0); }
 
   void pack(const Weights<Real>& weights, Real* packed) const {
@@ -141,27 +161,27 @@ class PackedStep : StepTile<Cell, Real> {
       }
   }
 
-  void run(Worker& worker) const {
-    phase<0>(worker);
-    if constexpr (traits.phases == 2) phase<1>(worker);
+  const Real* bias(Index block, int slot) const { return a.packed + bias_at(block, slot); }
+  const Real* peephole(Index block, int row) const { return a.packed + peephole_at(block, row); }
+  // Of the blocks from first + done on, in the group that begins at `first`.
+  template <int kPhase>
+  FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
+    constexpr Index block = fed_slots(traits, kPhase).count * kBlock;
+    return {a.packed + panel_at(kPhase, first) + done * block, block, kBlock, group_width(kPhase, first) * block};
+  }
+  template <int kPhase>
+  FUSEDRNN_INLINE StepPanel<Real> recurrent(Index first, Index done) const {
+    constexpr Index block = traits.recurrent[kPhase].count * kBlock, of_x = fed_slots(traits, kPhase).count * kBlock;
+    const Index width = group_width(kPhase, first);
+    const Real* panel = a.packed + panel_at(kPhase, first) + a.input_size * width * of_x;
+    return {panel + done * block, block, kBlock, width * block};
   }
 
  private:
-  // Columns, which are vectors, that a tile sums at once. The sums of a single row have only each other to hide the
-  // latency of a multiply-add behind (4 cycles, up to two started in each); with more rows fewer columns will do.
-  static constexpr int columns(int rows) { return rows == 1 ? 8 : 4; }
-  // They lie over so many vectors of each of so many unit blocks, in every slot of the phase.
-  static constexpr int parts(int phase, int rows) {
-    return static_cast<int>(smaller(vectors_of_block, larger(1, columns(rows) / summed_slots(traits, phase).count)));
-  }
-  static constexpr int blocks_at_once(int phase, int rows) {
-    const int of_a_block = summed_slots(traits, phase).count * parts(phase, rows);
-    return of_a_block * 4 <= columns(rows) ? 4 : of_a_block * 2 <= columns(rows) ? 2 : 1;
-  }
+  const StepArguments<Real>& a;
+  const Index hidden, blocks;
 
-  // The packed weights: biases, peepholes, then for each phase a panel for each group of unit blocks, which holds
-  // [step of x][block of the group][slot][16] and after it the same of h: a row's tile reads it from end to end.
-  static constexpr Index group(int phase) { return blocks_at_once(phase, 1); }
+  static constexpr Index group(int phase) { return step_blocks<Real>(traits, phase, 1); }
   Index group_width(int phase, Index first) const { return smaller(group(phase), blocks - first); }
   Index bias_at(Index block, int slot) const { return (block * slots + slot) * kBlock; }
   Index peephole_at(Index block, int row) const { return (blocks * slots + block * traits.peepholes + row) * kBlock; }
@@ -188,6 +208,62 @@ class PackedStep : StepTile<Cell, Real> {
         for (Index k = 0; k < inner; ++k) to[k * width * fed.count * kBlock] = from[k];
       }
   }
+};
+
+// The order of the forward driver's panels.
+template <class Cell, class Real>
+class SequenceOrder {
+  static constexpr CellTraits traits = Cell::traits;
+
+ public:
+  explicit SequenceOrder(const StepArguments<Real>& arguments) : a(arguments) {}
+
+  const Real* bias(Index block, int slot) const { return a.panels.bias + (block * traits.slots + slot) * kBlock; }
+  const Real* peephole(Index block, int row) const {
+    return a.panels.peephole + (block * traits.peepholes + row) * kBlock;
+  }
+  template <int kPhase>
+  FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
+    constexpr Index columns = traits.input.count, before = fed_slots(traits, kPhase).first - traits.input.first;
+    const Index slot = a.input_size * kBlock;
+    return {a.panels.weight_ih + ((first + done) * columns + before) * slot, columns * slot, slot, kBlock};
+  }
+  template <int kPhase>
+  FUSEDRNN_INLINE StepPanel<Real> recurrent(Index first, Index done) const {
+    constexpr Index columns = traits.recurrent[kPhase].count;
+    const Index slot = a.hidden_size * kBlock;
+    const Index phase = phase_start(traits, kPhase, blocks_of(a.hidden_size), a.hidden_size);
+    return {a.panels.weight_hh + phase + (first + done) * columns * slot, columns * slot, slot, kBlock};
+  }
+
+ private:
+  const StepArguments<Real>& a;
+};
+
+// From weights that were packed before, in one order or the other.
+template <class Cell, class Real, template <class, class> class Order>
+class PackedStep : StepTile<Cell, Real> {
+  using Base = StepTile<Cell, Real>;
+  using Base::a;
+  using Base::blocks;
+  using Base::hidden;
+  using Base::slots;
+  using Base::traits;
+  using typename Base::V;
+
+ public:
+  explicit PackedStep(const StepArguments<Real>& arguments) : Base(arguments), weights(arguments) {}
+
+  void run(Worker& worker) const {
+    phase<0>(worker);
+    if constexpr (traits.phases == 2) phase<1>(worker);
+  }
+
+ private:
+  const Order<Cell, Real> weights;
+
+  static constexpr Index group(int phase) { return step_blocks<Real>(traits, phase, 1); }
+  Index group_width(int phase, Index first) const { return smaller(group(phase), blocks - first); }
 
   template <int kPhase>
   void phase(Worker& worker) const {
@@ -206,12 +282,12 @@ class PackedStep : StepTile<Cell, Real> {
   int tile_rows(Index row, Index count, Index first) const {
     if constexpr (kRows > 1)
       if (count < kRows) return tile_rows<kPhase, kRows / 2>(row, count, first);
-    tile_blocks<kPhase, kRows, blocks_at_once(kPhase, kRows)>(row, first, 0);
+    tile_blocks<kPhase, kRows, step_blocks<Real>(traits, kPhase, kRows)>(row, first, 0);
     return kRows;
   }
   template <int kPhase, int kRows, int kBlocks>
   void tile_blocks(Index row, Index first, Index done) const {
-    constexpr int width = parts(kPhase, kRows) * V::lanes;
+    constexpr int width = step_parts<Real>(traits, kPhase, kRows) * V::lanes;
     const Index count = group_width(kPhase, first);
     for (; done + kBlocks <= count; done += kBlocks)
       for (int unit = 0; unit < kBlock; unit += width) tile<kPhase, kRows, kBlocks>(row, first, done, unit);
@@ -223,17 +299,15 @@ class PackedStep : StepTile<Cell, Real> {
   FUSEDRNN_NOINLINE void tile(Index row, Index first, Index done, int unit) const {
     constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
     constexpr Window window = traits.recurrent[kPhase];
-    constexpr int of_block = parts(kPhase, kRows), of_slot = of_block * V::lanes;
+    constexpr int of_block = step_parts<Real>(traits, kPhase, kRows), of_slot = of_block * V::lanes;
     V sum[kRows][kBlocks * summed.count * of_block];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < kBlocks * summed.count * of_block; ++v)
         sum[m][v] = V::load(
-            a.packed + bias_at(first + done + v / of_block / summed.count, summed.first + v / of_block % summed.count) +
+            weights.bias(first + done + v / of_block / summed.count, summed.first + v / of_block % summed.count) +
             unit + v % of_block * V::lanes);
-    const Index width = group_width(kPhase, first) * kBlock;
-    const Real* panel = a.packed + panel_at(kPhase, first) + unit;
     const Real *x[kRows], *h[kRows];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
@@ -241,10 +315,9 @@ class PackedStep : StepTile<Cell, Real> {
       h[m] = this->template left<kPhase>(row + m);
     }
     accumulate<kRows, kBlocks, fed.first - summed.first, fed.count, summed.count, of_block>(
-        sum, x, a.input_size, panel + done * fed.count * kBlock, width * fed.count);
-    panel += a.input_size * width * fed.count;
+        sum, x, a.input_size, weights.template input<kPhase>(first, done), unit);
     accumulate<kRows, kBlocks, window.first - summed.first, window.count, summed.count, of_block>(
-        sum, h, hidden, panel + done * window.count * kBlock, width * window.count);
+        sum, h, hidden, weights.template recurrent<kPhase>(first, done), unit);
     alignas(64) Real sums[kRows][kBlocks][summed.count * of_slot];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m)
@@ -256,18 +329,19 @@ class PackedStep : StepTile<Cell, Real> {
           finish_vector<kPhase>(row + m, first + done + u, unit + lane, sums[m][u] + lane, of_slot);
   }
 
-  // Adds left . panel to the slots [kFirst, kFirst + kCount) of kSummed.
+  // Adds left . panel to the slots [kFirst, kFirst + kCount) of kSummed, for the units from `unit` of each block on.
   template <int kRows, int kBlocks, int kFirst, int kCount, int kSummed, int kParts, int kColumns>
   static FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kColumns], const Real* const (&left)[kRows], Index inner,
-                                         const Real* panel, Index step) {
-    for (Index k = 0; k < inner; ++k, panel += step) {
+                                         const StepPanel<Real>& panel, int unit) {
+    const Real* from = panel.data + unit;
+    for (Index k = 0; k < inner; ++k, from += panel.step) {
 #pragma GCC unroll 4
       for (int u = 0; u < kBlocks; ++u)
 #pragma GCC unroll 4
         for (int slot = 0; slot < kCount; ++slot)
 #pragma GCC unroll 8
           for (int v = 0; v < kParts; ++v) {
-            const V right = V::load(panel + (u * kCount + slot) * kBlock + v * V::lanes);
+            const V right = V::load(from + u * panel.block + slot * panel.slot + v * V::lanes);
             const int column = (u * kSummed + kFirst + slot) * kParts + v;
 #pragma GCC unroll 4
             for (int m = 0; m < kRows; ++m) sum[m][column] = fma(V(left[m][k]), right, sum[m][column]);
@@ -278,7 +352,7 @@ class PackedStep : StepTile<Cell, Real> {
   template <int kPhase>
   FUSEDRNN_INLINE void finish_vector(Index row, Index block, int unit, const Real* sum, Index stride) const {
     V peephole[traits.peepholes + 1];
-    for (int k = 0; k < traits.peepholes; ++k) peephole[k] = V::load(a.packed + peephole_at(block, k) + unit);
+    for (int k = 0; k < traits.peepholes; ++k) peephole[k] = V::load(weights.peephole(block, k) + unit);
     this->template finish<kPhase>(row, block * kBlock + unit, sum, stride, peephole);
   }
 };

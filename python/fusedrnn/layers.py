@@ -11,6 +11,7 @@ from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
 from fusedrnn.cuda.buffers import Buffers
 from fusedrnn.cuda.net import Stepper, Tape
+from fusedrnn.frozen import Runner
 from fusedrnn.gradients import Array, Gradients, State
 from fusedrnn.recurrent import Recurrent, lstm_name
 
@@ -158,6 +159,31 @@ class _Layer(Recurrent):
         batch = None if batch is None else require_integer(batch, "batch", least=0)
         window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
         return self._engine.buffers(steps, batch, window, training=require_flag(training, "training"))
+
+    def freeze(self) -> Runner:
+        """Make a runner: the layer's call from the parameters as they are now, for inference call after call.
+
+        ``runner(x, state=None, lengths=None, reset=None, out=None, *, mask=None)`` takes and gives what a call of the
+        layer does, to the last bit, for any T and B. The parameters are packed once, here, where a call of the layer packs them each
+        time, which is up to half of a short one: a later edit of the parameters does not show in the runner. It holds
+        as much memory as the parameters do, with H rounded up to a multiple of 16, and needs the layer no more.
+
+        Returns
+        -------
+        Runner
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an entry of `parameters` has been replaced by something else than such an array.
+        """
+        return Runner(self)
+
+    def _with_parameters(self, parameters: dict[str, Array]) -> Any:
+        """A layer like this one with other parameters."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, parameters=parameters)
+        return other
 
     def stream(self, batch: int = 1) -> _core.Stepper | Stepper:
         """Make a stepper, which runs the layer one step at a time and keeps the state: for serving.

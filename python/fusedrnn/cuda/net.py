@@ -478,12 +478,19 @@ class Net:
                 require_disjoint(self.device, array, name, other, f"grads.parameters[{other_key!r}]")
         return given, arrays
 
-    def stream(self, parameters: Any, batch: int) -> Stepper:
-        """A stepper, with a copy of the weights."""
+    def freeze(self, parameters: Any) -> dict[str, Any]:
+        """A copy of the weights, in place of the parameters of later calls."""
         weights = self._arrays_of(parameters, "parameters")
         with self.device.on():
-            copies = {name: array.copy() for array, (name, _) in zip(weights, self._shapes, strict=True)}
-        return Stepper(self, copies, batch)
+            return {name: array.copy() for array, (name, _) in zip(weights, self._shapes, strict=True)}
+
+    def unfreeze(self, frozen: dict[str, Any]) -> dict[str, Any]:
+        """Parameters that freeze to the same."""
+        return frozen
+
+    def stream(self, parameters: Any, batch: int) -> Stepper:
+        """A stepper, with a copy of the weights."""
+        return Stepper(self, self.freeze(parameters), batch)
 
 
 class Stepper:

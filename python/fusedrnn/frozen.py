@@ -1,0 +1,62 @@
+"""Frozen layers: the parameters as they were, packed once for many calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusedrnn.cuda.buffers import Buffers
+from fusedrnn.gradients import Array, State
+
+if TYPE_CHECKING:
+    from fusedrnn.layers import _Layer
+
+
+class Runner:
+    """Calls of a layer from its parameters as they were when ``layer.freeze()`` made this object.
+
+    It may be called from several threads at once. It pickles; a copy is the object itself, which nothing changes.
+    """
+
+    def __init__(self, layer: _Layer) -> None:
+        engine: Any = layer._engine
+        # Without its parameters, which would stay alive here.
+        self._layer = layer._with_parameters({})
+        self._engine = engine
+        self._packed = engine.freeze(layer.parameters)
+
+    def __call__(
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Any = None,
+        reset: Array | None = None,
+        out: Array | Buffers | None = None,
+        *,
+        mask: Array | None = None,
+    ) -> tuple[Array, State]:
+        """Run a sequence: arguments, results to the last bit, and errors are those of the layer's call."""
+        result: tuple[Array, State] = self._engine.infer(self._packed, x, state, lengths, reset, mask, out)
+        return result
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its parameters."""
+        held = self._packed.values() if isinstance(self._packed, dict) else [self._packed]
+        return sum(int(part.nbytes) for part in held)
+
+    def buffers(self, steps: int, batch: int | None = None) -> Buffers:
+        """Make the memory that calls of one shape write, for ``out=``, on a CUDA device; see the layer's `buffers`."""
+        made: Buffers = self._layer.buffers(steps, batch, training=False)
+        return made
+
+    def __repr__(self) -> str:
+        return f"{self._layer!r}.freeze()"
+
+    def __copy__(self) -> Runner:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Runner:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runner, (self._layer._with_parameters(self._engine.unfreeze(self._packed)),)
