@@ -164,9 +164,9 @@ class _Layer(Recurrent):
         """Make a runner: the layer's call from the parameters as they are now, for inference call after call.
 
         ``runner(x, state=None, lengths=None, reset=None, out=None, *, mask=None)`` takes and gives what a call of the
-        layer does, to the last bit, for any T and B. The parameters are packed once, here, where a call of the layer packs them each
-        time, which is up to half of a short one: a later edit of the parameters does not show in the runner. It holds
-        as much memory as the parameters do, with H rounded up to a multiple of 16, and needs the layer no more.
+        layer does, to the last bit, for any T and B. The parameters are packed once, here, and not in each call, of
+        which that is up to three quarters where T is 2: a later edit of the parameters does not show in the runner. It
+        holds as much memory as they do, with H rounded up to a multiple of 16, and needs the layer no more.
 
         Returns
         -------
