@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import subprocess
 import sys
@@ -435,6 +436,45 @@ def test_autocast_returns_torchs_dtypes(kind: Any, low: Any, narrow_input: bool)
         )
     loss_of(found).backward()
     assert x.grad.dtype == x.dtype and all(p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("dtypes", itertools.product((torch.float32, torch.bfloat16), repeat=3), ids=str)
+def test_autocast_of_states_in_other_dtypes_than_the_input(kind: Any, dtypes: Any) -> None:
+    own = build(kind, dtype=torch.float32)
+    shape = [1] * (kind in LAYERS) + [B, SIZE["hidden_size"]]
+    x = leaf(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=dtypes[0])
+    states = tuple(leaf(*shape, dtype=dtype) for dtype in dtypes[1:])
+    hx = states if kind in (nn.LSTM, nn.LSTMCell) else states[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = tensors_in(own(x, hx))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = tensors_in(accelerated(own)(x, hx))
+    assert [t.dtype for t in found] == [t.dtype for t in theirs]
+    with torch.no_grad():
+        exact = tensors_in(own(x.float(), tuple(s.float() for s in hx) if isinstance(hx, tuple) else hx.float()))
+    for a, b in zip(found, exact, strict=True):
+        assert float((a.detach().float() - b).abs().max()) <= torch.finfo(torch.bfloat16).eps
+    loss_of(found).backward()
+    assert x.grad.dtype == x.dtype and all(h.grad.dtype == h.dtype for h in tensors_in(hx))
+
+
+@each_layer
+def test_autocast_that_the_engine_does_not_take_warns_of_its_cause_once_for_each_class(kind: Any) -> None:
+    calls._warned.discard((kind.__name__, "autocast to torch.bfloat16 of an input of torch.float16"))
+    calls._warned.discard((kind.__name__, "autocast to torch.bfloat16 of a state of torch.float16"))
+    x, h = torch.randn(T, B, SIZE["input_size"]), torch.zeros(1, B, SIZE["hidden_size"]).half()
+    module = accelerated(build(kind, dtype=torch.float32))
+    for given, what in (((x.half(),), "an input"), ((x, (h, h) if kind is nn.LSTM else h), "a state")):
+        expected = f"{kind.__name__} runs torch's own forward: autocast to torch.bfloat16 of {what} of torch.float16"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with pytest.warns(UserWarning, match=expected) as seen:
+                module(*given)
+            assert [w.filename for w in seen] == [__file__]  # the line that called the module
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                module(*given)
 
 
 @each_layer

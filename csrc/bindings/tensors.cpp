@@ -46,7 +46,7 @@ bool TensorView::has_shape(const Shape& wanted) const {
 
 bool TensorView::has_unit_stride() const {
   const auto last = static_cast<std::size_t>(dims - 1);
-  return dims > 0 && (strides[last] == 1 || shape[last] <= 1);
+  return dims > 0 && (strides[last] == 1 || shape[last] <= 1 || numel() == 0);
 }
 
 bool TensorView::is_contiguous() const {
@@ -117,7 +117,8 @@ bool Tensors::look_by_attribute(py::handle tensor, TensorView& view) const {
 }
 
 bool Tensors::has_memory(py::handle tensor, const TensorView& view) const {
-  if (!view.data && view.numel() > 0) return false;  // torch has tensors that stand for others, or for zeros
+  if (view.numel() == 0) return true;
+  if (!view.data) return false;  // torch has tensors that stand for others, or for zeros
   const auto storage = py::reinterpret_steal<py::object>(PyObject_CallOneArg(storage_of_.ptr(), tensor.ptr()));
   if (!storage) throw py::error_already_set();
   const Index there = ask(nbytes_of_, storage) * 8 / view.bits;

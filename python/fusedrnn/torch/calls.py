@@ -6,6 +6,8 @@ Only `lengths` and `reset`, which torch does not know, have errors of ours.
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +26,30 @@ from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
 FLOATS = (torch.float32, torch.float64)
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+PLAIN = (Tensor, Parameter)
+
+
+def odd_tensor(input: Any, hx: Any) -> str | None:
+    """Why the sizes of an input or of a state are not to be looked at: they may be symbols, or not be there.
+
+    So it is with nested tensors, and may be with any subclass.
+    """
+    x = input.data if isinstance(input, PackedSequence) else input
+    for t in (x, *hx) if isinstance(hx, (tuple, list)) else (x, hx):
+        if isinstance(t, Tensor) and (type(t) not in PLAIN or t.is_nested):
+            return "a nested tensor" if type(t) in PLAIN else f"{type(t).__name__} is not torch.Tensor itself"
+    return None
+
+
+def refuse_nested(input: Any, hx: Any) -> None:
+    """TypeError for nested tensors where torch has no forward of its own that they could be left to."""
+    for name, given in (("input", input), *(("hx", h) for h in (hx if isinstance(hx, (tuple, list)) else (hx,)))):
+        if isinstance(given, Tensor) and given.is_nested:
+            raise TypeError(
+                f"{name} must not be nested where lengths or reset are given or torch lacks the cell: "
+                "pad it, and pass lengths"
+            )
 
 
 def mode_obstacle() -> str | None:
@@ -67,23 +93,46 @@ def place_obstacle(tensor: Tensor) -> str | None:
     return None if tensor.dtype in FLOATS else f"the engine computes in float32 and float64, not in {tensor.dtype}"
 
 
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def warn_once(module: Any, reason: str, what: str = "torch's own forward") -> None:
-    """Say what a module runs instead of the engine, once for each reason."""
-    if reason and reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"fusedrnn.torch.{type(module).__name__} runs {what}: {reason}", stacklevel=5)
+    """Say what a module runs instead of the engine, once for each class and reason."""
+    key = module._torch_class.__name__, reason
+    if reason and key not in _warned:
+        _warned.add(key)
+        warnings.warn(f"fusedrnn.torch.{key[0]} runs {what}: {reason}", stacklevel=_levels_up_to_the_caller())
 
 
-def weights_of(module: Any, names: Sequence[str]) -> list[Any]:
-    """The parameters as they are now: parametrizations, pruning and functional_call put others in their place."""
+def _levels_up_to_the_caller() -> int:
+    """As `warnings.warn` counts them, from the function that calls this one to the line that calls a module."""
+    inside = os.path.dirname(__file__), torch.nn.modules.module.__file__
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def stored_weights(module: Any, names: Sequence[str]) -> list[Any] | None:
+    """The parameters as they are now, functional_call's in their place; None where any of them is computed."""
     parameters = module._parameters
     try:
         return [parameters[name] for name in names]
     except KeyError:
+        return None
+
+
+def computed_weights(module: Any, names: Sequence[str]) -> list[Any]:
+    """The weights where parametrizations, pruning or hooks compute some of them.
+
+    They are read as often as torch's own forward reads them, and in its order: a parametrization may draw random
+    numbers, or change its state. Unlike torch's, the module does not keep what is found, and the graph behind it.
+    """
+    if module._is_cell:
         return [getattr(module, name) for name in names]
+    if module._weights_have_changed():
+        return [getattr(module, name) if hasattr(module, name) else None for name in names]
+    return list(module._flat_weights)
 
 
 def split_state(hx: Any, two_states: bool) -> State | None:
@@ -98,29 +147,33 @@ def split_state(hx: Any, two_states: bool) -> State | None:
 
 
 def under_autocast(
-    module: Any, x: Tensor, states: State, weights: Sequence[Any]
-) -> tuple[Tensor, State, Sequence[Any], torch.dtype | None, str | None]:
-    """Under autocast: tensors as the engine takes them, the dtype to round its outputs to, and any obstacle.
+    module: Any, x: Tensor, states: State
+) -> tuple[Tensor, State, torch.dtype | None, torch.dtype | None, str | None]:
+    """Under autocast: an input and states as the engine takes them, a dtype for weights, one for outputs, any obstacle.
 
-    Autocast leaves float64 alone. Where torch would compute in bfloat16 on the CPU, the engine computes in float32, and
-    rounds what torch returns rounded. On a device it computes in autocast's dtype, torch's own layers in float16.
+    None for a dtype that does not change. Autocast leaves float64 alone. Where torch would compute in bfloat16 on the
+    CPU, the engine computes in float32, and rounds what torch returns rounded. On a device it computes in autocast's
+    dtype, torch's own layers in float16.
     """
     on_device = device.place.holds(x)
     kind = "cuda" if on_device else "cpu"
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, states, weights, None, None
+        return x, states, None, None, None
     low = torch.get_autocast_dtype(kind)
+    if not on_device and low != torch.bfloat16:
+        return x, states, None, None, f"autocast to {low} on the CPU"
+    for name, t in (("an input", x), *(("a state", s) for s in states)):
+        if t.dtype not in (NARROW if on_device else (torch.float32, low)):
+            return x, states, None, None, f"autocast to {low} of {name} of {t.dtype}"
     if on_device:
-        given = {t.dtype for t in (x, *states, *weights)}
-        if not given <= {torch.float32, torch.float16, torch.bfloat16}:
-            return x, states, weights, None, f"autocast to {low} of {', '.join(sorted(map(str, given)))}"
-        return x.to(low), tuple(s.to(low) for s in states), [w.to(low) for w in weights], None, None
-    plain = all(isinstance(w, Tensor) and w.dtype == torch.float32 for w in weights)
-    same = x.dtype in (low, torch.float32) and all(s.dtype == x.dtype for s in states)
-    if low != torch.bfloat16 or not (plain and same):
-        return x, states, weights, None, f"autocast to {low} of {x.dtype}"
-    narrow = low if x.dtype == low or module._autocast_narrows else None
-    return x.float(), tuple(s.float() for s in states), weights, narrow, None
+        return x.to(low), tuple(s.to(low) for s in states), low, None, None
+    narrow = low if module._autocast_narrows or (x, *states)[-1].dtype == low else None
+    return x.float(), tuple(s.float() for s in states), None, narrow, None
+
+
+def weights_under_autocast(weights: Sequence[Any], low: torch.dtype) -> list[Any]:
+    """The weights in autocast's dtype; those that autocast would not cast are an obstacle by their dtype."""
+    return [w.to(low) if isinstance(w, Tensor) and w.dtype in NARROW else w for w in weights]
 
 
 def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
@@ -200,6 +253,8 @@ def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any) -
     if reset is not None:
         if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
             raise TypeError(f"reset must be a tensor of bool, not {getattr(reset, 'dtype', type(reset).__name__)}")
+        if reset.is_nested:
+            raise TypeError("reset must be a tensor of bool, not a nested tensor")
         if reset.shape != input.shape[:-1]:
             raise ValueError(f"reset must have shape {tuple(input.shape[:-1])}, not {tuple(reset.shape)}")
         if input.dim() == 2:
@@ -212,6 +267,10 @@ def checked_lengths(lengths: Any, call: Call, x: Tensor) -> Tensor:
 
     Those that lie on a device are not looked at, which would wait for it: the engine clamps them.
     """
+    if isinstance(lengths, (list, tuple)) and len(lengths) == 0:
+        lengths = torch.empty(0, dtype=torch.int64)
+    if isinstance(lengths, Tensor) and lengths.is_nested:
+        raise TypeError("lengths must be integers, not a nested tensor")
     try:
         found = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -295,16 +354,17 @@ def call_of(module: Any, form: str, steps: int, rows: int, batch_sizes: Tensor |
     return Call(config_of(*sizes), form, steps, rows, batch_sizes)
 
 
-def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
+def obstacle(call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> str | None:
     """Why the engine does not take a call that fits together; "" where torch has an error for it.
 
     Where the engine can read the tensors as they lie, the call is bound to them; where not, copies may do.
     """
-    reason = module._static_obstacle() or mode_obstacle()
-    if reason is None and call.reset is not None:  # may be on another device, as x is
+    if type(call.steps) is not int or type(call.rows) is not int:
+        return "sizes that are symbols"
+    if call.reset is not None:  # may be on another device, as x is
         reason = tensor_obstacle((x, *states, *weights))
-    if reason is not None:
-        return reason
+        if reason is not None:
+            return reason
     call.on_device = device.place.holds(x)
     try:
         call.make_lists(x)
@@ -318,41 +378,79 @@ def obstacle(module: Any, call: Call, x: Tensor, states: State, weights: Sequenc
     return "" if reason is None and not call.config.shapes_fit(weights) else reason
 
 
+Plan = tuple[Run, Tensor, State, Sequence[Any], torch.dtype | None]
+"""How a call runs, on which input, states and weights, and the dtype to round its outputs to."""
+
+
+def plan_of(module: Any, call: Call, x: Tensor, states: State, odd: str | None, standard: bool) -> Plan | str:
+    """A plan for a call that fits together, or why torch's own forward has to run it; a `standard` one it can run."""
+    reason = module._static_obstacle() or mode_obstacle() or odd
+    given, low, narrow = (x, states), None, None
+    if torch._C._is_any_autocast_enabled():
+        x, states, low, narrow, found = under_autocast(module, x, states)
+        reason = reason or found
+    weights = stored_weights(module, call.names)
+    computed = weights is None
+    if weights is None:
+        # Where torch's own forward runs, it reads the weights, and nobody else may.
+        reason = reason or tensor_obstacle((x, *states))
+        if reason is not None and standard:
+            return reason
+        weights = computed_weights(module, call.names)
+    if reason is None:
+        weights = weights if low is None else weights_under_autocast(weights, low)
+        reason = obstacle(call, x, states, weights)
+    if reason is None:
+        return run, x, states, weights, narrow
+    if standard and not computed:
+        return reason
+    warn_once(module, reason, "torch's own operations" if standard else "step by step in torch's operations")
+    if not standard:
+        return through_torch, x, states, weights, narrow
+    if not module._is_cell:
+        module._flat_weights = list(weights)  # what the check looks at, and torch's own forward leaves there
+        module.check_input(given[0], call.batch_sizes)
+    return through_torch, *given, weights, None
+
+
 def module_forward(
     module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
 ) -> Any:
     """A layer's or a cell's forward; `own` is torch's."""
     if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
         return as_leaf(module, input, hx, lengths, reset)
-    fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
-    if fitted is None:
-        found = own(input, hx)  # raises, but for the empty cells and odd packings that torch takes
-        if module._cell_name in LAYERS:
-            return found
-        raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
-    call, x, states = fitted
-    if lengths is not None or reset is not None:
-        add_options(call, module, input, lengths, reset)
-    call.names = module._weight_names()
-    weights: Sequence[Any] = weights_of(module, call.names)
-    narrow = reason = None
-    if torch._C._is_any_autocast_enabled():
-        x, states, weights, narrow, reason = under_autocast(module, x, states, weights)
-    reason = reason if reason is not None else obstacle(module, call, x, states, weights)
-    if reason is None:
-        how = run
-    elif lengths is None and reset is None and call.config.cell in LAYERS:
+    standard = lengths is None and reset is None and module._cell_name in LAYERS
+    odd = odd_tensor(input, hx)
+    plan: Plan | str | None = odd
+    if odd is None or not standard:
+        if odd is not None:
+            refuse_nested(input, hx)
+        fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
+        if fitted is None:
+            return unfitted(module, own, input, hx)
+        call, x, states = fitted
+        call.names = module._weight_names()
+        if lengths is not None or reset is not None:
+            add_options(call, module, input, lengths, reset)
+        plan = plan_of(module, call, x, states, odd, standard)
+    if plan is None or isinstance(plan, str):
         found = own(input, hx)  # any error of torch's own comes before the warning
-        warn_once(module, reason)
+        warn_once(module, plan or "")
         return found
-    else:
-        warn_once(module, reason, "step by step in torch's operations")
-        how = through_torch
+    how, x, states, weights, narrow = plan
     dropout = module.dropout if module.training and not module._is_cell else 0.0
     y, states = run_layers(how, call, x, states, weights, dropout)
     if narrow is not None:
         y, states = y.to(narrow), tuple(s.to(narrow) for s in states)
     return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
+
+
+def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any) -> Any:
+    """Arguments that do not fit together: torch's own errors, and the empty cells and odd packings that it takes."""
+    found = own(input, hx)
+    if module._cell_name in LAYERS:
+        return found
+    raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
 
 
 def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any) -> torch.fx.Proxy:

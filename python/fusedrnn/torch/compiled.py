@@ -146,6 +146,24 @@ def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -
     return y, (hn, cn) if config.two_states else (hn,)
 
 
+def weights_of(module: Any) -> list[Any]:
+    """A module's weights; those that parametrizations compute are read as often as `calls.computed_weights` reads them.
+
+    That looks twice for a layer's first such weight, to see a change, and then twice for each.
+    """
+    names = module._weight_names()
+    lists = module._modules.get("parametrizations")
+    computed = [] if lists is None or module._is_cell else [name for name in names if name in lists]
+    for name in computed[:1] * 2:
+        getattr(module, name)
+    weights = []
+    for name in names:
+        if name in computed:
+            getattr(module, name)
+        weights.append(getattr(module, name))
+    return weights
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _eagerly(module: Any, input: Any, hx: Any) -> Any:
     return module.forward(input, hx)
@@ -170,16 +188,22 @@ def compiled_forward(
         return own(input, hx)
     if isinstance(input, PackedSequence):
         return _eagerly(module, input, hx)
+    if calls.odd_tensor(input, hx) is not None:
+        if standard:
+            return own(input, hx)
+        calls.refuse_nested(input, hx)
     fitted = calls.fit_cell(module, input, hx) if module._is_cell else calls.fit_layer(module, input, hx)
-    weights: Sequence[Any] = [getattr(module, name) for name in module._weight_names()]
     usable = calls.place_obstacle(input) is None and module._static_obstacle() is None
     if fitted is None or (standard and (not usable or torch.is_autocast_enabled("cpu"))):
         return own(input, hx)
     call, x, states = fitted
+    low = None
     if device.place.holds(x):
-        x, states, weights, _, obstacle = calls.under_autocast(module, x, states, weights)
+        x, states, low, _, obstacle = calls.under_autocast(module, x, states)
         if standard and obstacle is not None:
             return own(input, hx)
+    weights = weights_of(module)
+    weights = weights if low is None else calls.weights_under_autocast(weights, low)
     if options:
         calls.add_options(call, module, input, lengths, reset)
     dropout = module.dropout if module.training and not module._is_cell else 0.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils import parametrize
 
 from fusedrnn.torch.calls import tensor_obstacle
 from fusedrnn.torch.modules import CLASSES, _Fused
@@ -59,19 +61,41 @@ def why_not(module: nn.Module) -> str | None:
     fused = _fused_class(module)
     if fused is None:
         return f"{kind.__module__}.{kind.__qualname__} is a subclass, which may compute something else"
-    return fused._static_obstacle(module) or tensor_obstacle(list(module.parameters()))  # type: ignore[arg-type]
+    weights = _weights(module)
+    return fused._static_obstacle(module) or (tensor_obstacle(weights) if weights else None)  # type: ignore[arg-type]
+
+
+def _weights(module: nn.Module) -> list[Parameter]:
+    """A module's weights, or what they are computed from: a parametrization may have parameters of its own kinds."""
+    stored = [parameter for parameter in module._parameters.values() if parameter is not None]
+    lists = module._modules["parametrizations"] if _has_injected_class(module) else nn.Module()
+    return stored + [p for of_one in lists.children() for p in of_one._parameters.values() if p is not None]  # type: ignore[union-attr]
 
 
 def _fused_class(module: nn.Module) -> type[_Fused] | None:
-    for kind, fused in CLASSES.items():
-        if type(module) in (kind, fused) or (isinstance(module, fused) and _is_parametrized(module)):
-            return fused
-    return None
+    kind = _plain_class(module)
+    return next((fused for own, fused in CLASSES.items() if kind in (own, fused)), None)
 
 
-def _is_parametrized(module: nn.Module) -> bool:
-    """torch makes a class of its own of a module with parametrizations."""
-    return "parametrizations" in module._modules
+def _has_injected_class(module: nn.Module) -> bool:
+    """Whether a module's class is one that torch made for its parametrizations alone, with properties for them."""
+    kind = type(module)
+    named = kind.__module__ == parametrize.__name__ and kind.__name__.startswith("Parametrized")
+    return named and "parametrizations" in module._modules
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, were it not for parametrizations."""
+    return type(module).__bases__[0] if _has_injected_class(module) else type(module)
+
+
+def _change_class(module: nn.Module, plain: type[nn.Module]) -> None:
+    """Make a module one of another class, parametrized as it is."""
+    kind: type[nn.Module] = plain
+    if _has_injected_class(module):
+        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        kind = type(f"Parametrized{plain.__name__}", (plain,), own)
+    module.__class__ = kind
 
 
 def accelerate(model: nn.Module) -> Swap:
@@ -84,7 +108,7 @@ def accelerate(model: nn.Module) -> Swap:
     ----------
     model : torch.nn.Module
         The model, or a recurrent module itself. Modules of exactly torch's classes RNN, LSTM, GRU, RNNCell, LSTMCell
-        and GRUCell are swapped; subclasses, and modules that the engine does not run, are left.
+        and GRUCell are swapped, parametrized or not; subclasses, and modules that the engine does not run, are left.
 
     Returns
     -------
@@ -104,8 +128,9 @@ def accelerate(model: nn.Module) -> Swap:
         if reason is not None:
             swap.left[name] = reason
             continue
-        module.__class__ = CLASSES[type(module)]  # type: ignore[assignment]
-        swap.swapped[name] = f"fusedrnn.torch.{type(module).__name__}"
+        fused = CLASSES[_plain_class(module)]
+        _change_class(module, fused)  # type: ignore[arg-type]
+        swap.swapped[name] = f"fusedrnn.torch.{fused.__name__}"
     return swap
 
 
@@ -120,8 +145,7 @@ def restore(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        What was swapped, and what was left and why: modules with options that torch's do not have, such as `peephole`,
-        and modules that have been parametrized since.
+        What was swapped, and what was left and why: modules with options that torch's do not have, such as `peephole`.
 
     Raises
     ------
@@ -134,11 +158,12 @@ def restore(model: nn.Module) -> Swap:
             continue
         if module._options():
             swap.left[name] = f"torch has no module with {', '.join(module._options())}"
-        elif type(module) is not CLASSES.get(module._torch_class):
+        elif _fused_class(module) is None:
             swap.left[name] = f"{type(module).__name__} is a class derived from this library's"
         else:
-            module.__class__ = module._torch_class  # type: ignore[assignment]
-            swap.swapped[name] = f"torch.nn.{type(module).__name__}"
+            own = module._torch_class
+            _change_class(module, own)
+            swap.swapped[name] = f"torch.nn.{own.__name__}"
     return swap
 
 

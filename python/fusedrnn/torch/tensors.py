@@ -36,7 +36,7 @@ def address(tensor: Tensor | None) -> int:
 
 def unit_stride(tensor: Tensor) -> Tensor:
     """The tensor with neighbours in its last axis next to each other in memory; copied only where they are not."""
-    if tensor.stride(-1) == 1 and not tensor.is_neg():
+    if (tensor.stride(-1) == 1 or tensor.numel() == 0) and not tensor.is_neg():
         return tensor
     return tensor.resolve_neg().contiguous()
 
