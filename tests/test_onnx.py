@@ -12,24 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CLIP, LAYERS, Case, Inputs, assert_close, make_inputs, make_layer
+from onnx_support import GATES, onnx, session
 from oracles import as_tuple
 from rounding import onnxruntime_bounds
 
 import fusedrnn as fr
+from fusedrnn.onnx import backend, call_arguments, from_onnx, to_onnx
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
-from fusedrnn.onnx import backend, call_arguments, from_onnx, to_onnx  # noqa: E402
-
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 STATES = {"RNN": ["initial_h"], "GRU": ["initial_h"], "LSTM": ["initial_h", "initial_c"]}
-
-
-def session(model: Any) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @dataclasses.dataclass

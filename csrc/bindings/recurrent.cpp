@@ -133,10 +133,13 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return single_ ? differentiate<float>(tape, dy, dstate, gradients)
                    : differentiate<double>(tape, dy, dstate, gradients);
   }
-  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch) const {
+  // state: what the stepper begins with, or None for zeros.
+  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
-    if (single_) return std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch);
-    return std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+    auto stepper = single_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
+                           : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+    if (!state.is_none()) stepper->begin_with(state);
+    return stepper;
   }
   std::unique_ptr<PyPacked> freeze(const py::dict& mapping) const {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");

@@ -136,6 +136,11 @@ void PyStepper::set_state(py::handle state) {
   });
 }
 
+void PyStepper::begin_with(py::handle state) {
+  set_state(state);
+  exclusively([](const auto& stepper) { stepper->keep_as_first(); });
+}
+
 Index PyStepper::row_index(py::handle item) const {
   const py::int_ index = require_integer(item, "rows must be an array of bool, an integer or several integers");
   if (index < py::int_(0) || index >= py::int_(rows_))
@@ -256,7 +261,8 @@ void register_stepper(py::module_& module) {
           "state", &PyStepper::state, &PyStepper::set_state,
           "The state between two steps, h or (h, c) for an LSTM, each (L, B, H): reading gives a copy, writing "
           "copies.")
-      .def("reset", &PyStepper::reset, py::arg("rows") = py::none(), R"(Set the state to zero.
+      .def("reset", &PyStepper::reset, py::arg("rows") = py::none(),
+           R"(Set the state to what it was at first: the layer's initial state, or zero.
 
 Parameters
 ----------

@@ -30,6 +30,7 @@ class PyStepper {
   py::object step(py::handle x, py::handle out);
   py::object state() const;
   void set_state(py::handle state);
+  void begin_with(py::handle state);  // the state, and what a reset sets it to
   void reset(py::handle rows);
 
  private:

@@ -42,7 +42,11 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
   step_ = kernels.step;
   h_ = zeros_of<Real>(config.layers, rows, hidden_);
   h_next_ = zeros_of<Real>(config.layers, rows, hidden_);
-  if (traits_.states == 2) c_ = zeros_of<Real>(config.layers, rows, hidden_);
+  first_h_ = zeros_of<Real>(config.layers, rows, hidden_);
+  if (traits_.states == 2) {
+    c_ = zeros_of<Real>(config.layers, rows, hidden_);
+    first_c_ = zeros_of<Real>(config.layers, rows, hidden_);
+  }
   if (traits_.phases == 2) {
     operand_ = zeros_of<Real>(1, rows, padded(hidden_));
     kept_ = zeros_of<Real>(traits_.slots, rows, padded(hidden_));
@@ -100,10 +104,18 @@ void Stepper<Real>::write_state(const StateArray<const Real>& h, const StateArra
 }
 
 template <class Real>
+void Stepper<Real>::keep_as_first() {
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    copy_rows(rows_of(h_, layer), rows_of(first_h_, layer), rows_, hidden_);
+    if (traits_.states == 2) copy_rows(rows_of(c_, layer), rows_of(first_c_, layer), rows_, hidden_);
+  }
+}
+
+template <class Real>
 void Stepper<Real>::reset(Index row) {
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    std::fill_n(rows_of(h_, layer).at(row), hidden_, Real(0));
-    if (traits_.states == 2) std::fill_n(rows_of(c_, layer).at(row), hidden_, Real(0));
+    std::copy_n(rows_of(first_h_, layer).at(row), hidden_, rows_of(h_, layer).at(row));
+    if (traits_.states == 2) std::copy_n(rows_of(first_c_, layer).at(row), hidden_, rows_of(c_, layer).at(row));
   }
 }
 

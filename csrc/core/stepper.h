@@ -15,7 +15,8 @@ class Stepper {
  public:
   using real = Real;
 
-  // Packs the weights, one for each layer of one direction; the state is zero. Throws std::bad_alloc.
+  // Packs the weights, one for each layer of one direction; the state is zero, and the first one. Throws
+  // std::bad_alloc.
   Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows);
 
   // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.
@@ -24,7 +25,8 @@ class Stepper {
   // State arrays are (L, B, H); that of c is ignored by cells without one.
   void read_state(const StateArray<Real>& h, const StateArray<Real>& c) const;
   void write_state(const StateArray<const Real>& h, const StateArray<const Real>& c);
-  void reset(Index row);
+  void keep_as_first();   // the state, as what a reset sets it to
+  void reset(Index row);  // to the first state
 
   // Multiply-adds of a step.
   double work() const { return work_; }
@@ -36,7 +38,8 @@ class Stepper {
   double work_;
   StepTeam<Real> team_;
   std::vector<Buffer> packed_;
-  Buffer h_, h_next_, c_;  // (L, B, H)
+  Buffer h_, h_next_, c_;     // (L, B, H)
+  Buffer first_h_, first_c_;  // what h_ and c_ are reset to
   Buffer operand_, kept_;
   std::vector<StepArguments<Real>> layers_;
 

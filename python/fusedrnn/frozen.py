@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Calls of a layer from its parameters as they were when ``layer.freeze()`` made this object.
+    """Calls of a layer from its parameters and initial state as they were when ``layer.freeze()`` made this object.
 
     It may be called from several threads at once. It pickles; a copy is the object itself, which nothing changes.
     """
@@ -21,6 +21,7 @@ class Runner:
         engine: Any = layer._engine
         # Without its parameters, which would stay alive here.
         self._layer = layer._with_parameters({})
+        self._layer.initial_state = layer.initial_state  # a copy
         self._engine = engine
         self._packed = engine.freeze(layer.parameters)
 
@@ -35,6 +36,8 @@ class Runner:
         mask: Array | None = None,
     ) -> tuple[Array, State]:
         """Run a sequence: arguments, results to the last bit, and errors are those of the layer's call."""
+        if state is None:
+            state = self._layer._begin(x)
         result: tuple[Array, State] = self._engine.infer(self._packed, x, state, lengths, reset, mask, out)
         return result
 

@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn import _core
+from fusedrnn import _core, initial_state
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
 from fusedrnn.cuda.buffers import Buffers
 from fusedrnn.cuda.net import Stepper, Tape
@@ -17,6 +17,8 @@ from fusedrnn.recurrent import Recurrent, lstm_name
 
 
 class _Layer(Recurrent):
+    _initial_state: State | None = None
+
     def __init__(
         self,
         cell: str,
@@ -86,6 +88,43 @@ class _Layer(Recurrent):
         """Probability with which an element between two layers is dropped in training."""
         return float(self._settings["dropout"])
 
+    @property
+    def initial_state(self) -> State | None:
+        """What calls begin with that are given no state, and steppers: None for zeros, else h, or (h, c) for an LSTM.
+
+        Each is (L*D, 1, H), one row with which every row of a batch begins, or (L*D, B, H) for batches of B rows only.
+        Setting it copies; what it gives is live: an edit shows at the next call. It is no parameter: `grads.state` of a
+        backward pass has its gradient, row by row.
+        """
+        return self._initial_state
+
+    @initial_state.setter
+    def initial_state(self, value: State | None) -> None:
+        if value is not None:
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+            pair = self.cell_name.startswith("lstm")
+            sizes, device = (layers, self.hidden_size), self._device(self.device)
+            value = initial_state.checked(value, sizes, self.dtype, pair, device)
+        self._initial_state = value
+
+    def _begin(self, x: Any) -> State | None:
+        """The state of a call that is given none."""
+        ndim, batch_axis = getattr(x, "ndim", None), 0 if self.batch_first else 1
+        if self._initial_state is None or ndim not in (2, 3):  # of other x the engine tells what is wrong
+            return None
+        rows = x.shape[batch_axis] if ndim == 3 else None
+        return initial_state.for_rows(self._initial_state, rows, self._device(self.device))
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Any:
+        before = self._device(self.device)
+        super().to(device, dtype)
+        if self._initial_state is not None:
+            after = self._device(self.device)
+            self._initial_state = initial_state.converted(self._initial_state, self.dtype, before, after)
+        return self
+
+    to.__doc__ = Recurrent.to.__doc__
+
     def __call__(
         self,
         x: Array,
@@ -104,7 +143,8 @@ class _Layer(Recurrent):
             (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched; of the layer's dtype, unit stride in the
             last axis.
         state : ndarray or (ndarray, ndarray), optional
-            Initial state: h, or (h, c) for an LSTM, of shape (L*D, B, H), or (L*D, H) unbatched. Zeros if None.
+            Initial state: h, or (h, c) for an LSTM, of shape (L*D, B, H), or (L*D, H) unbatched. The layer's own
+            `initial_state` if None, which is zeros unless it was set.
         lengths : ndarray of integers, optional
             (B,), each in [0, T], in any order. Past its length a row's y is 0 and its state stays.
         reset : ndarray of bool, optional
@@ -128,6 +168,8 @@ class _Layer(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype, shape or value; the message names it.
         """
+        if state is None:
+            state = self._begin(x)
         return self._engine.infer(self.parameters, x, state, lengths, reset, mask, out)
 
     def buffers(
@@ -190,9 +232,10 @@ class _Layer(Recurrent):
 
         ``stepper.step(x_t, out=None)`` takes (B, I) and gives h of the last layer, (B, H), with the bits of a call on
         the whole sequence; where `batch` is 1, (I,) will do and gives (H,). ``stepper.state`` reads and sets the state,
-        at first zero; ``stepper.reset(rows=None)`` sets it to zero again.
+        at first the layer's `initial_state`, zeros unless that was set; ``stepper.reset(rows=None)`` sets it so again.
 
-        The weights are packed once, here: a later edit of the parameters does not show in the stepper.
+        The weights are packed once, here: a later edit of the parameters or the initial state does not show in the
+        stepper.
 
         Parameters
         ----------
@@ -212,7 +255,10 @@ class _Layer(Recurrent):
         for name in ("bidirectional", "reverse"):
             if getattr(self, name):
                 raise ValueError(f"{name} must be False for a stream, whose reverse direction would begin at its end")
-        return self._engine.stream(self.parameters, batch)
+        state = self._initial_state
+        if state is not None:
+            state = initial_state.for_rows(state, batch, self._device(self.device))
+        return self._engine.stream(self.parameters, batch, state)
 
     def forward(
         self,
@@ -252,6 +298,8 @@ class _Layer(Recurrent):
             Where an argument is of another kind, dtype, shape or value; the message names it.
         """
         window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
+        if state is None:
+            state = self._begin(x)
         return self._engine.forward(self.parameters, x, state, lengths, reset, mask, window, out)
 
     def backward(

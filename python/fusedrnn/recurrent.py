@@ -26,7 +26,7 @@ from fusedrnn.cuda.net import Net, Tape
 from fusedrnn.gradients import Array, Gradients
 
 
-def _as_array(value: Any, name: str) -> Array:
+def as_array(value: Any, name: str) -> Array:
     """`value` as an array, without a conversion: NumPy's own, or through ``__dlpack__`` or ``__array__``."""
     if isinstance(value, np.ndarray):
         require_unmasked(value, f"mapping[{name!r}]")
@@ -169,7 +169,7 @@ class Recurrent:
             raise ValueError(f"mapping must have the parameters' names; missing: {missing}, unknown: {unknown}")
         if self.device != "cpu":
             return self._load_to_device(mapping, convert)
-        arrays = {name: self._checked(_as_array(mapping[name], name), name, convert) for name in self.parameters}
+        arrays = {name: self._checked(as_array(mapping[name], name), name, convert) for name in self.parameters}
         if any(np.may_share_memory(array, own) for array in arrays.values() for own in self.parameters.values()):
             arrays = {name: array.copy() for name, array in arrays.items()}
         for name, array in arrays.items():
@@ -185,7 +185,7 @@ class Recurrent:
             if owner_of(value) is None and getattr(value, "__dlpack_device__", lambda: (1, 0))()[0] == 2:
                 value = device.arrays.from_dlpack(value)
             owner = owner_of(value)
-            array = _as_array(value, name) if owner is None else owner.to_host(value)
+            array = as_array(value, name) if owner is None else owner.to_host(value)
             host[name] = self._checked(array, name, convert)
         for name, array in host.items():
             device.assign(self.parameters[name], array.astype(self.dtype))

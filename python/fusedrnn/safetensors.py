@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import fusedrnn
-from fusedrnn.gradients import Array
+from fusedrnn.gradients import Array, State
 from fusedrnn.recurrent import Recurrent
 
 _KEY = "fusedrnn"
@@ -21,10 +21,13 @@ _OPTIONS = {
     "GRU": ("reset_after",),
 }
 _LAYER_OPTIONS = ("batch_first", "dropout", "reverse")
+_STATE = ("initial_h", "initial_c")  # a layer's `initial_state`, where it has one
 
 
 def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
     """Write a layer or cell: its parameters by their names, and in the metadata what `load` makes it of again.
+
+    A layer's `initial_state` is written, too, where it is set, as ``initial_h`` and ``initial_c``.
 
     Parameters
     ----------
@@ -46,7 +49,7 @@ def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
     options = {name: getattr(module, name) for name in _option_names(kind)}
     metadata = {_KEY: json.dumps({"class": kind, "options": options})}
     try:
-        save_file(module.parameters, os.fspath(path), metadata)
+        save_file({**module.parameters, **_initial_state(module)}, os.fspath(path), metadata)
     except SafetensorError as error:
         raise OSError(f"{os.fspath(path)!r} cannot be written: {error}") from error
 
@@ -59,7 +62,7 @@ def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, conve
     path : path
     module : layer or cell, optional
         To load the file's arrays into, which must be its parameters by name: such as the state_dict of a torch module.
-        None: a new one is made, as the file says.
+        An initial state that `save` wrote is set, too. None: a new one is made, as the file says.
     convert : bool
         With `module`, take arrays of another floating-point width and round them.
 
@@ -86,11 +89,29 @@ def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, conve
     except (SafetensorError, TypeError) as error:  # the latter for types that NumPy lacks
         raise ValueError(f"{path!r} must be a safetensors file of arrays that NumPy has: {error}") from error
     try:
-        made = _made(metadata, arrays) if module is None else module
+        state = [arrays.pop(name) for name in _STATE if _KEY in metadata and name in arrays]
+        made: Any = _made(metadata, arrays) if module is None else module
         made.load_parameters(arrays, convert=convert)
+        if state:
+            made.initial_state = _state_for(made, state, convert)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path!r}: {error}") from error
     return made
+
+
+def _initial_state(module: Recurrent) -> dict[str, Array]:
+    """The arrays of a layer's initial state, by name."""
+    state = getattr(module, "initial_state", None)
+    halves = () if state is None else state if isinstance(state, tuple) else (state,)
+    return dict(zip(_STATE, halves, strict=False))
+
+
+def _state_for(module: Recurrent, halves: list[Array], convert: bool) -> State:
+    if not hasattr(module, "initial_state"):
+        raise ValueError(f"module must be a layer, as the file has an initial state, not {type(module).__name__}")
+    if convert:
+        halves = [half.astype(module.dtype) for half in halves]
+    return halves[0] if len(halves) == 1 else (halves[0], halves[1])
 
 
 def _option_names(kind: str) -> tuple[str, ...]:

@@ -488,19 +488,22 @@ class Net:
         """Parameters that freeze to the same."""
         return frozen
 
-    def stream(self, parameters: Any, batch: int) -> Stepper:
-        """A stepper, with a copy of the weights."""
-        return Stepper(self, self.freeze(parameters), batch)
+    def stream(self, parameters: Any, batch: int, state: Any) -> Stepper:
+        """A stepper, with a copy of the weights, and of the state with which it begins; None: zeros."""
+        return Stepper(self, self.freeze(parameters), batch, state)
 
 
 class Stepper:
     """Runs a layer on a device one step at a time and keeps the state; made by ``layer.stream``."""
 
-    def __init__(self, net: Net, parameters: dict[str, Any], batch: int) -> None:
+    def __init__(self, net: Net, parameters: dict[str, Any], batch: int, state: Any) -> None:
         self._net = net
         self._parameters = parameters
         self._batch = batch
         self._buffers = net.buffers(1, batch, 0, training=False)
+        halves = net._state_arrays(state, "state", self._buffers.layout, gradient=False)
+        with net.device.on():
+            self._first = [0 if half is None else half.copy() for half in halves]
         self.reset()
 
     def _parts(self) -> tuple[Any, ...]:
@@ -524,7 +527,7 @@ class Stepper:
                 part[...] = half
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of all rows to zero, or of some: a host mask (B,) or integers."""
+        """Set the state of all rows to what it was at first, or of some: a host mask (B,) or integers."""
         if rows is None:
             chosen: list[int] = list(range(self._batch))
         else:
@@ -536,12 +539,12 @@ class Stepper:
             listed = host.reshape(-1).tolist() if host.size else []
             chosen = [require_integer(row, "rows", least=0, most=self._batch - 1) for row in listed]
         with self._net.device.on():
-            for part in self._parts():
-                if len(chosen) == self._batch:
-                    part[...] = 0
+            for part, first in zip(self._parts(), self._first, strict=False):
+                if rows is None:
+                    part[...] = first
                 else:
                     for row in chosen:
-                        part[:, row] = 0
+                        part[:, row] = first if isinstance(first, int) else first[:, row]
 
     def step(self, x_t: Any, out: Any = None) -> Any:
         """One step: (B, I) -> h of the last layer, (B, H). With `out` nothing is allocated; a graph may capture it."""

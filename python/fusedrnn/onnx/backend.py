@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnx.backend.base import Backend as OnnxBackend
 from onnx.backend.base import BackendRep
 
 from fusedrnn.gradients import Array
-from fusedrnn.onnx.reading import INPUTS, as_array, from_onnx, input_names, state_of
+from fusedrnn.onnx.folding import Budget, Folder
+from fusedrnn.onnx.nodes import INPUTS
+from fusedrnn.onnx.scopes import Place, first_output, scope_of_node
+from fusedrnn.onnx.states import layer_and_start
 
 
 class Backend(OnnxBackend):
@@ -48,7 +52,7 @@ class Representation(BackendRep):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.constants = {tensor.name: as_array(tensor, tensor.name) for tensor in model.graph.initializer}
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in self.constants]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Array, ...]:
@@ -63,16 +67,10 @@ class Representation(BackendRep):
 
 def run_node(node: onnx.NodeProto, values: dict[str, Array]) -> dict[str, Array]:
     """The outputs of a recurrent node by name, in the operator's own shapes."""
-    layer, names = from_onnx(node, weights=values), input_names(node)
-    layout = int(layer.batch_first)
-    given = {formal: values[name] for formal, name in names.items()}
-    x = np.ascontiguousarray(given["X"])
-    parts = ["initial_h", "initial_c"] if node.op_type == "LSTM" else ["initial_h"]
-    state = None
-    if any(part in given for part in parts):
-        shape = given["initial_h" if "initial_h" in given else "initial_c"].shape
-        state = state_of(layout, [given.get(part, np.zeros(shape, x.dtype)) for part in parts])
-    y, final = layer(x, state, given.get("sequence_lens"))
+    place = Place(node.name or first_output(node), scope_of_node(node, values), node)
+    layer, start = layer_and_start(place, Folder(Budget(sum(array.nbytes for array in values.values()))))
+    layout = layer.batch_first
+    y, final = layer(np.ascontiguousarray(values[node.input[0]]), lengths=start.lengths)
     directions = 2 if layer.bidirectional else 1
     y = y.reshape(*y.shape[:2], directions, layer.hidden_size)
     finals = final if isinstance(final, tuple) else (final,)

@@ -12,7 +12,7 @@ from fusedrnn.arguments import require_flag
 from fusedrnn.gradients import Array
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.onnx.gates import peephole_table, to_theirs, weight_table
-from fusedrnn.onnx.reading import Layer
+from fusedrnn.onnx.nodes import Layer
 
 # Old enough for every runtime in use; newer operator sets add nothing that a layer has.
 _OPSET = 14
@@ -31,7 +31,8 @@ def to_onnx(layer: Layer, *, state: bool = False, lengths: bool = False) -> onnx
     ----------
     layer : RNN, LSTM or GRU
     state, lengths : bool
-        Whether the model has these inputs. Otherwise states begin at zero, and sequences are whole.
+        Whether the model has these inputs. Otherwise states begin as those of the layer's calls do, at its
+        `initial_state`, zeros unless that is set, and sequences are whole.
 
     Returns
     -------
@@ -72,11 +73,12 @@ class _Graph:
                 sizes = self.constant("state_sizes_" + half, np.full(layer.num_layers, self.directions))
                 pieces = [f"{half}0_l{number}" for number in range(layer.num_layers)]
                 self.node("Split", [half + "0", sizes], pieces, axis=0)
+        starts = self.add_starts() if not self.state and layer.initial_state is not None else {}
         y = "x"
         if layer.batch_first:
             y = self.node("Transpose", [y], ["x_by_time"], perm=[1, 0, 2])
         for number in range(layer.num_layers):
-            y = self.add_layer(number, y, many)
+            y = self.add_layer(number, y, many, starts)
         if many:
             for half in self.states:
                 pieces = [f"{half}_l{number}" for number in range(layer.num_layers)]
@@ -84,12 +86,31 @@ class _Graph:
         self.node("Transpose" if layer.batch_first else "Identity", [y], ["y"], **self.last_permutation())
         return helper.make_graph(self.nodes, "fusedrnn", self.inputs(), self.outputs(), self.initializers)
 
-    def add_layer(self, number: int, x: str, many: bool) -> str:
+    def add_starts(self) -> dict[tuple[str, int], str]:
+        """The nodes of the layer's own initial state; their names by half and number of the layer."""
+        own = self.layer.initial_state
+        halves = own if isinstance(own, tuple) else (own,)
+        # Expanded to (1, B, 1), which takes the other sizes from the state.
+        axis = self.constant("batch_axis", np.array([0 if self.layer.batch_first else 1]))
+        one = self.constant("one", np.array([1]))
+        batch = self.node("Gather", [self.node("Shape", ["x"], ["x_shape"]), axis], ["batch"], axis=0)
+        shape = self.node("Concat", [one, batch, one], ["rows_shape"], axis=0)
+        names = {}
+        for half, array in zip(self.states, halves, strict=True):
+            assert array is not None
+            for number, rows in enumerate(np.split(array, self.layer.num_layers)):
+                name = self.constant(f"initial_{half}_l{number}", rows)
+                one_row = rows.shape[1] == 1
+                expanded = f"{half}0_l{number}"
+                names[half, number] = self.node("Expand", [name, shape], [expanded]) if one_row else name
+        return names
+
+    def add_layer(self, number: int, x: str, many: bool, starts: dict[tuple[str, int], str]) -> str:
         """The nodes of one layer; the name of its output, (T, B, D*H)."""
         ending = f"_l{number}" if many else ""
         names = {key: self.constant(f"{key}_l{number}", value) for key, value in self.weights(number).items()}
         inputs = [x, names["W"], names["R"], names.get("B", ""), "lengths" if self.lengths else ""]
-        inputs += [half + "0" + ending if self.state else "" for half in self.states]
+        inputs += [half + "0" + ending if self.state else starts.get((half, number), "") for half in self.states]
         if "P" in names:
             inputs.append(names["P"])
         outputs = [f"Y_l{number}", *(half + ending for half in self.states)]

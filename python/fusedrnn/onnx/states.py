@@ -1,0 +1,143 @@
+"""Initial states and lengths that a model holds as constants."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusedrnn.gradients import Array, State
+from fusedrnn.onnx.folding import Folder, Unknown
+from fusedrnn.onnx.nodes import Layer, input_names, layer_of
+from fusedrnn.onnx.scopes import Place
+
+
+class Half(NamedTuple):
+    """One half of an initial state that the model computes from its constants, (D, N, H)."""
+
+    array: Array
+    #: Every row of a batch begins with it, and N is 1.
+    of_any_batch: bool
+
+
+class Start(NamedTuple):
+    """What of a node's initial state and lengths its model holds, and what it makes at run time."""
+
+    halves: dict[str, Half]
+    lengths: Array | None
+    missing: dict[str, Unknown]
+
+
+def _parts_of(layer: Layer) -> list[str]:
+    """The operator's names of the halves of a layer's state."""
+    return ["initial_h", "initial_c"] if layer.cell_name.startswith("lstm") else ["initial_h"]
+
+
+def layer_and_start(place: Place, folder: Folder) -> tuple[Layer, Start]:
+    """The layer of a node, which begins with the initial state that its model holds, and what else that holds."""
+    layer = layer_of(place, folder)
+    start = _start_of(place, layer, folder)
+    layer.initial_state = _default_state(layer, start)
+    return layer, start
+
+
+def _start_of(place: Place, layer: Layer, folder: Folder) -> Start:
+    """The initial state and the lengths of a node; ValueError or TypeError where a constant one cannot be right."""
+    names, halves, missing = input_names(place), {}, {}
+    for part in _parts_of(layer):
+        if part in names:
+            found = _half(place, part, names[part], layer, folder)
+            if isinstance(found, Unknown):
+                missing[part] = found
+            else:
+                halves[part] = found
+    lengths = None
+    if "sequence_lens" in names:
+        value = folder.constant(place.scope, names["sequence_lens"])
+        if isinstance(value, Unknown):
+            missing["sequence_lens"] = value
+        else:
+            lengths = value
+    for formal, unknown in missing.items():
+        if unknown.wrong:
+            raise ValueError(f"{formal} of node {place.name!r} cannot be had: {unknown.reason}")
+    rows = {half.array.shape[1] for half in halves.values() if not half.of_any_batch}
+    if len(rows) > 1:
+        raise ValueError(f"initial_h and initial_c of node {place.name!r} must have as many rows, not {sorted(rows)}")
+    return Start(halves, lengths, missing)
+
+
+def _half(place: Place, part: str, name: str, layer: Layer, folder: Folder) -> Half | Unknown:
+    batch_axis = 0 if layer.batch_first else 1
+    directions = 2 if layer.bidirectional else 1
+
+    def one_row(one: Array, other: Array) -> Array | None:
+        """The row that every row of two batches is."""
+        if one.ndim != 3 or other.ndim != 3 or not one.size:
+            return None
+        row = one.take([0], batch_axis)
+        same = all(_equals(array, row) for array in (one, other))
+        return row if same else None
+
+    value = folder.value(place.scope, name)
+    if isinstance(value, Unknown) and value.sized:
+        value = folder.of_any_size(place.scope, name, one_row)
+        of_any_batch = True
+    else:
+        of_any_batch = False
+    if isinstance(value, Unknown):
+        return value
+    wanted = ("B", directions) if layer.batch_first else (directions, "B")
+    if value.ndim != 3 or value.shape[1 - batch_axis] != directions or value.shape[2] != layer.hidden_size:
+        raise ValueError(
+            f"{part} of node {place.name!r} must have shape ({wanted[0]}, {wanted[1]}, {layer.hidden_size}),"
+            f" not {value.shape}"
+        )
+    if value.dtype != layer.dtype:
+        raise TypeError(f"{part} of node {place.name!r} must be of {layer.dtype} as its weights, not {value.dtype}")
+    return Half(np.ascontiguousarray(value.swapaxes(0, 1) if layer.batch_first else value), of_any_batch)
+
+
+def _equals(array: Array, row: Array) -> bool:
+    """Whether an array is a row repeated, to the last bit."""
+    try:
+        repeated = np.broadcast_to(row, array.shape)
+    except ValueError:
+        return False
+    return array.dtype == row.dtype and array.tobytes() == repeated.tobytes()
+
+
+def _default_state(layer: Layer, start: Start) -> State | None:
+    """What calls of the layer begin with: rows for one batch only where they differ; None for zeros."""
+    if not any(half.array.any() for half in start.halves.values()):
+        return None
+    arrays = {part: half.array for part, half in start.halves.items()}
+    if all(_equals(array, array[:, :1]) for array in arrays.values()):
+        arrays = {part: array[:, :1] for part, array in arrays.items()}
+    return _state(layer, arrays, max(array.shape[1] for array in arrays.values()))
+
+
+def call_arguments_of(place: Place, layer: Layer, start: Start, batch: int | None) -> dict[str, Any]:
+    """The constants as arguments of a call."""
+    arguments: dict[str, Any] = {}
+    arrays = {part: half.array for part, half in start.halves.items()}
+    rows = {half.array.shape[1] for half in start.halves.values() if not half.of_any_batch} or {batch}
+    (count,) = rows if len(rows) == 1 else (None,)
+    if batch is not None and all(_equals(array, array[:, :1]) for array in arrays.values()):
+        count, arrays = batch, {part: array[:, :1] for part, array in arrays.items()}
+    if arrays and count is not None:
+        if batch not in (None, count):
+            raise ValueError(f"batch must be {count}, as the rows of the state of node {place.name!r}, not {batch}")
+        arguments["state"] = _state(layer, arrays, count)
+    if start.lengths is not None:
+        arguments["lengths"] = start.lengths
+    return arguments
+
+
+def _state(layer: Layer, arrays: dict[str, Array], rows: int) -> State:
+    """A state of so many rows; zeros for a half that is not there."""
+    directions = 2 if layer.bidirectional else 1
+    shape = (directions, rows, layer.hidden_size)
+    zeros = np.zeros((1, 1, 1), layer.dtype)
+    halves = [np.array(np.broadcast_to(arrays.get(part, zeros), shape), order="C") for part in _parts_of(layer)]
+    return halves[0] if len(halves) == 1 else (halves[0], halves[1])
