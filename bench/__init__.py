@@ -7,6 +7,7 @@ The tables, by name:
 
 * train, infer, stack: fusedrnn beside its peers, over cells, batch and hidden sizes.
 * odd, ragged, denormal: what odd sizes, lengths and denormal numbers cost.
+* resets: episodes that begin in mid-sequence, beside the ways torch's users have to run them.
 * stream: one step at batch 1 from Python. first: the first call in a process.
 * torch: modules of torch.nn as they are and swapped by fusedrnn.torch, beside the native call.
 * memory: bytes of the tape, recompute, and the growth of a process over 200,000 steps.

@@ -76,14 +76,18 @@ class TorchCells(Torch):
         return cell
 
 
-def cell_work(problem: Problem, change: Callable[[Any], Any] = lambda module: None) -> Work:
-    """A cell's work on a sequence, a step a call."""
+def cell_work(
+    problem: Problem,
+    change: Callable[[Any], Any] = lambda module: None,
+    before: Callable[[int, Any], Any] = lambda t, state: state,
+) -> Work:
+    """A cell's work on a sequence, a step a call, from the state that before(t, state) gives."""
     import torch
 
     def forward(cell: Any, x: Any) -> Any:
         state, outputs = None, []
-        for x_t in x:
-            state = cell(x_t, state)
+        for t, x_t in enumerate(x):
+            state = cell(x_t, before(t, state))
             outputs.append(state[0] if isinstance(state, tuple) else state)
         return torch.stack(outputs)
 

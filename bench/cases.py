@@ -117,6 +117,7 @@ TABLES = {
     ),
     "stream": Table("one step at batch 1, called from Python", quick((1, 16), (1, 64)), unit="us"),
     "ragged": Table("lengths uniform in 1..T, in any order, beside whole sequences", quick((32, 256))),
+    "resets": Table("3 % of the steps begin an episode, beside what torch's users do", quick((16, 64))),
     "torch": Table("fusedrnn.torch beside the native call and torch's own modules", quick((1, 64), (32, 256))),
     "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
     "threads": Table("threads and processes", quick((32, 256))),
@@ -137,6 +138,7 @@ HIDDEN = (64, 256, 512, 1024)
 BOTH = (True, False)
 
 ODD_SIZES = ((32, 17), (32, 100), (32, 129), (32, 300), (1, 300), (3, 256), (5, 256), (33, 256), (3, 17), (33, 129))
+RESET_SIZES = ((16, 64), (32, 128), (32, 256), (128, 128), (128, 256))
 ISA_VARIANTS = (("x86-64-v3", "float32"), ("x86-64-v3", "float64"), ("", "float64"))
 ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
 LONG_STEPS = 200_000
@@ -186,6 +188,7 @@ CASES: tuple[Case, ...] = (
     *grid("odd", PLAIN, ODD_SIZES, BOTH),
     *grid("stream", GATED, across((1,), (16, 64, 256)), [False]),
     *grid("ragged", PLAIN, across((32,), (256, 512)), BOTH),
+    *grid("resets", GATED, RESET_SIZES, [True], steps=128),
     *(
         case
         for variant in ("padded", "packed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import accuracy, adapter, compare, denormal, first, isa, memory, odd, ragged, stream, threads
+from bench import accuracy, adapter, compare, denormal, first, isa, memory, odd, ragged, resets, stream, threads
 from bench.cases import Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
@@ -26,6 +26,7 @@ METHODS: dict[str, Method] = {
     "odd": Method(odd.measure, odd.figures),
     "stream": Method(stream.measure, stream.figures),
     "ragged": Method(ragged.measure, ragged.figures),
+    "resets": Method(resets.measure, resets.figures),
     "torch": Method(adapter.measure, adapter.figures),
     "memory": Method(memory.measure, memory.figures),
     "threads": Method(threads.measure, threads.figures),

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bench import report, session, tables
+from bench import report, resets, session, tables
 from bench.cases import CASES, TABLES, Case, aligned
 from bench.limits import Limits
 from bench.runner import Measurement, Row
@@ -99,6 +100,23 @@ def test_bound_at_batch_one(training: bool, passes: int) -> None:
     other_flops = case.flops - passes * 2 * 10 * 400 * 100
     assert limits.bound(case, 2) == pytest.approx(reading + other_flops / 200e9, rel=1e-12)
     assert limits.bound(case, 1) is None
+
+
+def test_episodes_cover_every_step_once() -> None:
+    """With resets at the first step, which ends nothing, and in steps that follow each other."""
+    begins = np.array([[1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1]], bool).T
+    assert list(resets.episodes(begins)) == [
+        *((0, 0, 3), (0, 3, 1), (0, 4, 2)),
+        (1, 0, 6),
+        *((2, 0, 1), (2, 1, 1), (2, 2, 3), (2, 5, 1)),
+    ]
+    step, number = resets.places_of_steps(begins)
+    assert step.T.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 0]]
+    assert number.T.tolist() == [
+        [1, 1, 1, 4, 3, 3],
+        [0] * 6,
+        [5, 6, 2, 2, 2, 7],
+    ]  # the longest first, as packing wants
 
 
 def test_read_bandwidth() -> None:
