@@ -386,6 +386,22 @@ def test_initialisers_and_loading(device: TestDevice, rng: np.random.Generator) 
         layer.load_parameters({name: array.astype(np.float32) for name, array in cpu.parameters.items()})
 
 
+def test_loading_bfloat16(device: TestDevice) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.GRU(3, 4).bfloat16()
+    mapping = {f"rnn.{name}": tensor for name, tensor in module.state_dict().items()}
+    same, wide = fr.GRU(3, 4, dtype="bfloat16", device="cuda"), fr.GRU(3, 4, device="cuda")
+    same.load_parameters(mapping, "rnn.")
+    wide.load_parameters(mapping, "rnn.", convert=True)
+    with pytest.raises(TypeError, match=r"rnn.weight_ih_l0.*float32, not of bfloat16"):
+        wide.load_parameters(mapping, "rnn.")
+    with pytest.raises(TypeError, match=r"weight_ih_l0.*bfloat16, not of float32"):
+        same.load_parameters(device.get(wide.parameters))
+    for layer in (same, wide):
+        for name, array in host(layer, device).items():
+            assert_same(array.astype(np.float32), getattr(module, name).detach().float().numpy())
+
+
 # ---- readout and clipping ----
 
 

@@ -79,6 +79,7 @@ def long_calls() -> dict[str, Callable[[], Any]]:
         "backward": lambda: layer.backward(tape),
         "readout": lambda: fr.linear_cross_entropy(*arguments),
         "readout backward": lambda: fr.linear_cross_entropy_backward(readout),
+        "linear": lambda: fr.linear(*arguments[:2]),
     }
 
 
@@ -177,6 +178,10 @@ INTERRUPTED = """
     interrupt("backward", lambda: layer.backward(held))
     interrupt("readout", lambda: fr.linear_cross_entropy(features, weight, None, targets))
     interrupt("readout backward", lambda: fr.linear_cross_entropy_backward(readout))
+    logits, map_tape = fr.linear_forward(features, weight)
+    interrupt("linear", lambda: fr.linear(features, weight))
+    interrupt("linear backward", lambda: fr.linear_backward(map_tape, logits))
+    interrupt("softmax", lambda: fr.softmax(logits))
     # Steps so large that an interrupt must end them in their midst.
     wide = fr.LSTM(512, 512, dtype="float64", seed=0)
     step = np.broadcast_to(np.zeros(512), (1, 8000, 512))

@@ -53,6 +53,50 @@ def test_the_state_dict_of_a_torch_module(tmp_path: Any) -> None:
         safetensors.load(path)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_part_of_a_file_in_sixteen_bits(kind: str, tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    module, path = torch.nn.GRU(3, 4).to(getattr(torch, kind)), tmp_path / "model.safetensors"
+    tensors = {f"a.rnn.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {"a.rnn2.weight": torch.zeros(3), "scale": torch.zeros(2, dtype=torch.bfloat16)}
+    pytest.importorskip("safetensors.torch").save_file(tensors, path)
+    layer = fr.GRU(3, 4, seed=0)
+    before = {name: array.copy() for name, array in layer.parameters.items()}
+    with pytest.raises(TypeError, match=rf"model.safetensors.*a.rnn.*float32, not of {kind}.*convert=True"):
+        safetensors.load(path, layer, prefix="a.rnn.")
+    for prefix, message in (("", r"missing: \['bias_hh_l0|missing"), ("a.", "prefix may be one of"), ("b.", "missing")):
+        with pytest.raises(ValueError, match=message):
+            safetensors.load(path, layer, prefix=prefix, convert=True)
+    for name, array in layer.parameters.items():
+        np.testing.assert_array_equal(array, before[name])
+    assert safetensors.load(path, layer, prefix="a.rnn.", convert=True) is layer
+    for name, array in layer.parameters.items():
+        np.testing.assert_array_equal(array, getattr(module, name).detach().float().numpy())
+    with pytest.raises(TypeError, match="prefix must be a string"):
+        safetensors.load(path, layer, prefix=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prefix must be '' unless a module is given"):
+        safetensors.load(path, prefix="a.rnn.")
+    with pytest.raises(TypeError, match="convert must be True or False"):
+        safetensors.load(path, layer, convert=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_layers_file_that_was_narrowed(kind: str, tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    layer, path = fr.LSTM(3, 4, 2, seed=0), tmp_path / "layer.safetensors"
+    safetensors.save(layer, path)
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata()
+    narrow = {name: torch.tensor(array).to(getattr(torch, kind)) for name, array in layer.parameters.items()}
+    pytest.importorskip("safetensors.torch").save_file(narrow, path, metadata)
+    with pytest.raises(TypeError, match=f"layer.safetensors.*float32, not of {kind}; pass convert=True"):
+        safetensors.load(path)
+    loaded = safetensors.load(path, convert=True)
+    assert loaded.dtype == np.float32
+    for name, array in loaded.parameters.items():
+        np.testing.assert_array_equal(array, narrow[name].float().numpy())
+
+
 def test_what_cannot_be_saved(tmp_path: Any) -> None:
     path = tmp_path / "file"
     with pytest.raises(TypeError, match="module must be a layer or cell of fusedrnn, not dict"):

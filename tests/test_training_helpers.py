@@ -281,6 +281,77 @@ def test_loading_converts_on_request_only() -> None:
         single.load_parameters({name: array.astype(np.int32) for name, array in half.items()}, convert=True)
 
 
+def sixteen_bits(kind: str, array: np.ndarray) -> Any:
+    """An array of another library in 16 bits, and its values."""
+    if kind.startswith("torch"):
+        torch = pytest.importorskip("torch")
+        tensor = torch.tensor(array).to(getattr(torch, kind.removeprefix("torch.")))
+        return tensor, tensor.double().numpy()
+    narrow = array.astype(np.float16 if kind == "float16" else pytest.importorskip("ml_dtypes").bfloat16)
+    return narrow, narrow.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["torch.bfloat16", "torch.float16", "bfloat16", "float16"])
+def test_loading_sixteen_bits(kind: str, dtype: str) -> None:
+    layer = fr.LSTM(3, 4, bidirectional=True, dtype=dtype, seed=0)
+    before = copied(layer.parameters)
+    pairs = {name: sixteen_bits(kind, array * 3) for name, array in before.items()}
+    mapping = {name: pair[0] for name, pair in pairs.items()}
+    wanted = (
+        rf"mapping\['weight_ih_l0'\] must be an array of {dtype}, not of {kind.removeprefix('torch.')}; pass convert"
+    )
+    with pytest.raises(TypeError, match=wanted):
+        layer.load_parameters(mapping)
+    assert_same(layer.parameters, before)
+    layer.load_parameters(mapping, convert=True)
+    assert_same(layer.parameters, {name: pair[1].astype(dtype) for name, pair in pairs.items()})
+
+
+def test_loading_a_whole_models_state_dict() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.rnn2, self.out = torch.nn.LSTM(3, 4, 2), torch.nn.GRU(4, 5), torch.nn.Linear(5, 2)
+
+    model = Model()
+    lstm, gru = fr.LSTM(3, 4, 2), fr.GRU(4, 5)
+    lstm.load_parameters(model.state_dict(), "rnn.")
+    gru.load_parameters(model.bfloat16().state_dict(), prefix="rnn2.", convert=True)
+    for layer, module in ((lstm, model.rnn), (gru, model.rnn2)):
+        for name, array in layer.parameters.items():
+            rounded = getattr(module, name).detach().float().numpy()
+            np.testing.assert_allclose(array, rounded, rtol=2.0**-8)
+    before = copied(gru.parameters)
+    for prefix, message in (
+        ("", r"prefix may be one of \['rnn.', 'rnn2.'\]"),
+        ("rnn", r"missing: \['rnnweight_ih_l0'.*'rnn2.weight_ih_l0'.*prefix may be"),
+        ("rnn.", r"unknown: \['rnn.weight_ih_l1', 'rnn.weight_hh_l1'"),
+        ("encoder.", r"missing: \['encoder.weight_ih_l0'.*unknown: \[\].*prefix may be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gru.load_parameters(model.state_dict(), prefix)
+    with pytest.raises(ValueError, match=r"mapping\['rnn2.weight_ih_l0'\] must have shape \(12, 4\), not \(15, 4\)"):
+        fr.GRU(4, 4).load_parameters(model.state_dict(), "rnn2.", convert=True)
+    for bad in (None, 3, b"rnn."):
+        with pytest.raises(TypeError, match="prefix must be a string"):
+            gru.load_parameters(model.state_dict(), bad)
+    assert_same(gru.parameters, before)
+
+
+def test_saved_by_numpy_and_loaded(tmp_path: Any) -> None:
+    layer, other = fr.GRU(3, 4, 2, seed=0), fr.GRU(3, 4, 2, seed=1)
+    np.savez(tmp_path / "layer.npz", **layer.parameters)
+    other.load_parameters(np.load(tmp_path / "layer.npz"))
+    assert_same(other.parameters, layer.parameters)
+    np.savez(tmp_path / "model.npz", step=3, **{f"rnn.{name}": array for name, array in layer.parameters.items()})
+    other = fr.GRU(3, 4, 2)
+    other.load_parameters(np.load(tmp_path / "model.npz"), "rnn.")
+    assert_same(other.parameters, layer.parameters)
+
+
 FAILURES: dict[str, tuple[Any, type[Exception]]] = {
     "missing": (lambda entries: entries.pop("bias_hh_l0"), ValueError),
     "unknown": (lambda entries: entries.update(bias_hh_l0_extra=np.zeros(3)), ValueError),

@@ -23,6 +23,15 @@ std::string dtype_text(const py::dtype& dtype) { return py::str(dtype).cast<std:
 
 bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) == flag; }
 
+// What to do about floating-point numbers of another width: nothing is converted silently.
+std::string remedy(const std::string& name, const py::dtype& wanted, const py::dtype& came, Use use) {
+  if (use == Use::other || wanted.kind() != 'f' || came.kind() != 'f') return "";
+  const std::string convert = "; pass " + name + ".astype(np." + dtype_text(wanted) + ")";
+  const bool known = came.byteorder() == '=' && (came.itemsize() == 4 || came.itemsize() == 8);
+  if (use != Use::input_of_layer || !known) return convert;
+  return convert + ", or make the layer with dtype=\"" + dtype_text(came) + "\"";
+}
+
 }  // namespace
 
 void only_from_forward(const py::args&, const py::kwargs&) { throw py::type_error("tapes are made by forward only"); }
@@ -68,13 +77,14 @@ void require_unmasked(const py::array& array, const std::string& name) {
     throw py::type_error(name + " must be an array without a mask, not " + type_name(array));
 }
 
-py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype) {
+py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype, Use use) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error(name + " must be a numpy.ndarray of " + dtype_text(dtype) + ", not " + type_name(object));
   py::array array = py::reinterpret_borrow<py::array>(object);
   require_unmasked(array, name);
   if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr()))
-    throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()));
+    throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()) +
+                         remedy(name, dtype, array.dtype(), use));
   if (!has_flag(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_))
     throw py::value_error(name + " must be aligned to its element size; pass a copy");
   return array;

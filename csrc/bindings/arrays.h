@@ -36,8 +36,10 @@ py::int_ require_integer(py::handle object, const std::string& wanted);
 bool is_base_array(py::handle object);
 // The array is no numpy.ma.MaskedArray, whose mask would be ignored.
 void require_unmasked(const py::array& array, const std::string& name);
+// What an array is for decides what its caller can do about a dtype that is not the wanted one.
+enum class Use { input, input_of_layer, other };
 // The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.
-py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype);
+py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype, Use use = Use::other);
 void require_shape(const py::array& array, const std::string& name, const Shape& shape);
 // Elements are next to each other along the last axis, and strides are whole elements.
 void require_unit_stride(const py::array& array, const std::string& name);

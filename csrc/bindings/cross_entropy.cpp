@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/interrupt.h"
+#include "bindings/linear.h"
 #include "bindings/register.h"
 
 namespace fusedrnn {
@@ -32,14 +33,6 @@ Reduction reduction_of(const std::string& name) {
   if (name == "sum") return Reduction::sum;
   if (name == "none") return Reduction::none;
   throw py::value_error("reduction must be 'mean', 'sum' or 'none', not '" + name + "'");
-}
-
-py::array require_floats(py::handle object, const std::string& name) {
-  const bool twice = py::isinstance<py::array_t<double>>(object);
-  if (py::isinstance<py::array>(object) && !twice && !py::isinstance<py::array_t<float>>(object))
-    throw py::type_error(name + " must be an array of float32 or float64, not of " +
-                         py::str(py::reinterpret_borrow<py::array>(object).dtype()).cast<std::string>());
-  return require_array(object, name, twice ? py::dtype::of<double>() : py::dtype::of<float>());
 }
 
 // A copy of the targets in which every ignored one is -1.
@@ -71,20 +64,10 @@ CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::han
                        const std::string& reduction, std::int64_t ignore_index) {
   CrossEntropyTape tape;
   tape.reduction = reduction_of(reduction);
-  tape.x = require_floats(x, "x");
-  if (tape.x.ndim() < 1) throw py::value_error("x must have shape (..., H), not ()");
-  const Index hidden = tape.x.shape(static_cast<int>(tape.x.ndim()) - 1);
-  if (hidden < 1) throw py::value_error("x must have at least one element along its last axis, H, not 0");
-  require_contiguous(tape.x, "x");
-  tape.weight = require_array(weight, "weight", tape.x.dtype());
-  require_shape(tape.weight, "weight", {"V", hidden});
-  if (tape.weight.shape(0) < 1) throw py::value_error("weight must have at least one row, not 0");
-  require_contiguous(tape.weight, "weight");
-  if (!bias.is_none()) {
-    tape.bias = require_array(bias, "bias", tape.x.dtype());
-    require_shape(*tape.bias, "bias", {static_cast<Index>(tape.weight.shape(0))});
-    require_contiguous(*tape.bias, "bias");
-  }
+  LinearInputs inputs = check_linear(x, weight, bias, "V", "H");
+  tape.x = std::move(inputs.x);
+  tape.weight = std::move(inputs.weight);
+  tape.bias = std::move(inputs.bias);
   for (int axis = 0; axis + 1 < tape.x.ndim(); ++axis) tape.outer.push_back(tape.x.shape(axis));
   tape.targets = targets_of(targets, tape, ignore_index);
   tape.counted = 0;
@@ -97,8 +80,8 @@ template <class Real>
 CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
   CrossEntropyArguments<Real> a = {};
   a.rows = tape.targets.size();
-  a.hidden_size = tape.weight.shape(1);
-  a.classes = tape.weight.shape(0);
+  a.in_features = tape.weight.shape(1);
+  a.out_features = tape.weight.shape(0);
   a.x = data_of<Real>(tape.x);
   a.weight = data_of<Real>(tape.weight);
   a.bias = tape.bias ? data_of<Real>(*tape.bias) : nullptr;
@@ -159,7 +142,7 @@ py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
   Real* scale = mutable_data_of<Real>(scales);
   const bool each = tape.reduction == Reduction::none;
   if (each && py::isinstance<py::array>(dloss) && py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
-    const py::array values = require_array(dloss, "dloss", tape.x.dtype());
+    const py::array values = require_array(dloss, "dloss", tape.x.dtype(), Use::input);
     require_shape(values, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
     require_contiguous(values, "dloss");
     std::copy_n(data_of<Real>(values), rows, scale);

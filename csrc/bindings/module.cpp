@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, module) {
   fusedrnn::register_machine(module);
   fusedrnn::register_stepper(module);
   fusedrnn::register_recurrent(module);
+  fusedrnn::register_linear(module);
   fusedrnn::register_cross_entropy(module);
   fusedrnn::register_raw(module);
 }

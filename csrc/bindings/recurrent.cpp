@@ -369,7 +369,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   py::array state_array(py::handle state, const std::string& name, const Layout& layout) const {
     const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
     if (is_plain(state, shape)) return py::reinterpret_borrow<py::array>(state);
-    py::array array = require_array(state, name, dtype_);
+    py::array array = require_array(state, name, dtype_, Use::input_of_layer);
     require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
@@ -462,7 +462,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     ForwardCall<Real> call;
     std::vector<py::array> weights;
     set_weights(parameters, weights, call);
-    const py::array x = require_array(x_object, "x", dtype_);
+    const py::array x = require_array(x_object, "x", dtype_, Use::input_of_layer);
     const Layout layout = layout_of(x);
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
@@ -554,7 +554,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const Layout& layout = kept.layout;
     std::optional<py::array> dy;
     if (!dy_object.is_none()) {
-      dy = require_array(dy_object, "dy", dtype_);
+      dy = require_array(dy_object, "dy", dtype_, Use::input_of_layer);
       require_shape(*dy, "dy", as_wanted(layout.sequence_shape(config_.width())));
       require_unit_stride(*dy, "dy");
     }

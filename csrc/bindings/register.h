@@ -6,6 +6,7 @@ namespace fusedrnn {
 
 void register_recurrent(pybind11::module_& module);
 void register_stepper(pybind11::module_& module);
+void register_linear(pybind11::module_& module);
 void register_cross_entropy(pybind11::module_& module);
 void register_raw(pybind11::module_& module);
 void register_machine(pybind11::module_& module);

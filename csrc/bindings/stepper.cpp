@@ -58,7 +58,7 @@ bool PyStepper::is_plain(py::handle object, Index width) const {
 Shape PyStepper::rows_shape(bool batched, Index width) const { return batched ? Shape{rows_, width} : Shape{width}; }
 
 void PyStepper::require_rows(py::handle object, const std::string& name, bool batched, Index width) const {
-  const py::array array = require_array(object, name, dtype_);
+  const py::array array = require_array(object, name, dtype_, name == "out" ? Use::other : Use::input_of_layer);
   require_shape(array, name, rows_shape(batched, width));
   require_unit_stride(array, name);
 }
@@ -109,7 +109,7 @@ py::object PyStepper::state() const {
 }
 
 py::array PyStepper::state_array(py::handle object, const std::string& name) const {
-  py::array array = require_array(object, name, dtype_);
+  py::array array = require_array(object, name, dtype_, Use::input_of_layer);
   require_shape(array, name, {Index(layers_), rows_, hidden_});
   require_unit_stride(array, name);
   return array;

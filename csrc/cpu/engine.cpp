@@ -7,7 +7,9 @@
 #include "cpu/forward.h"
 #include "cpu/kernels.h"
 #include "cpu/step.h"
+#include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/softmax.h"
 
 #define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
 #define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)
@@ -51,6 +53,18 @@ void direct_step(const StepArguments<Real>& arguments, Worker& worker) {
   DirectStep<Cell, Real>(arguments).run(worker);
 }
 
+void linear_forward(const LinearArguments<Real>& arguments, Worker& worker) {
+  Linear<Real>(arguments, worker).forward();
+}
+void linear_backward(const LinearArguments<Real>& arguments, Worker& worker) {
+  Linear<Real>(arguments, worker).backward();
+}
+void softmax_forward(const SoftmaxArguments<Real>& arguments, Worker& worker) {
+  Softmax<Real>(arguments, worker).forward();
+}
+void softmax_backward(const SoftmaxArguments<Real>& arguments, Worker& worker) {
+  Softmax<Real>(arguments, worker).backward();
+}
 void cross_entropy_forward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
   CrossEntropy<Real>(arguments, worker).forward();
 }
@@ -113,6 +127,10 @@ const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)
 const Kernels<Real> kernels = {cells,
                                sizeof cells / sizeof cells[0],
                                kMostDirectRows,
+                               linear_forward,
+                               linear_backward,
+                               softmax_forward,
+                               softmax_backward,
                                cross_entropy_forward,
                                cross_entropy_backward,
                                map<exp<Real>>,

@@ -2,6 +2,7 @@
 #pragma once
 #include "core/arguments.h"
 #include "core/cross_entropy.h"
+#include "core/softmax.h"
 #include "cpu/worker.h"
 
 namespace fusedrnn {
@@ -28,6 +29,10 @@ struct Kernels {
   const CellKernels<Real>* cells;
   int cell_count;
   Index direct_rows;  // up to which direct_step is done sooner than packing
+  void (*linear_forward)(const LinearArguments<Real>& arguments, Worker& worker);
+  void (*linear_backward)(const LinearArguments<Real>& arguments, Worker& worker);
+  void (*softmax_forward)(const SoftmaxArguments<Real>& arguments, Worker& worker);
+  void (*softmax_backward)(const SoftmaxArguments<Real>& arguments, Worker& worker);
   void (*cross_entropy_forward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
   void (*cross_entropy_backward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
   // y[i] = f(x[i]); for tests of the activations.

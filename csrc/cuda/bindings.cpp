@@ -126,6 +126,31 @@ void run_backward(const NetConfig& config, int device, Address stream, const Net
   Engine::backward({device, pointer(stream)}, config, call, gradient);
 }
 
+LinearCall make_linear(const std::string& dtype, Index rows, Index in_features, Index out_features, Address x,
+                       Address weight, Address bias, Address y, Address dy, Address dx, Address dweight,
+                       Address dbias) {
+  LinearCall call;
+  call.type = type_of(dtype);
+  call.rows = rows;
+  call.in_features = in_features;
+  call.out_features = out_features;
+  call.x = pointer(x);
+  call.weight = pointer(weight);
+  call.bias = pointer(bias);
+  call.y = pointer(y);
+  call.dy = pointer(dy);
+  call.dx = pointer(dx);
+  call.dweight = pointer(dweight);
+  call.dbias = pointer(dbias);
+  return call;
+}
+
+void linear(LinearCall call, int device, Address stream, Address workspace) {
+  call.workspace = pointer(workspace);
+  const py::gil_scoped_release released;
+  Engine::linear({device, pointer(stream)}, call);
+}
+
 ReadoutCall make_readout(const std::string& dtype, bool tf32, Index rows, Index hidden_size, Index classes, Address x,
                          Address weight, Address bias, Address targets, std::int64_t ignore_index, int reduction,
                          Address loss, Address normalizers) {
@@ -199,6 +224,12 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dhn"), py::arg("dcn"), py::arg("dh0"), py::arg("dc0"),
            py::arg("gradients"), py::arg("accumulate"), py::arg("workspace"));
+  py::class_<LinearCall>(module, "LinearCall", py::module_local())
+      .def(py::init(&make_linear), py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("in_features"),
+           py::arg("out_features"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("y") = 0,
+           py::arg("dy") = 0, py::arg("dx") = 0, py::arg("dweight") = 0, py::arg("dbias") = 0)
+      .def("bytes", &Engine::linear_bytes)
+      .def("run", &linear);
   py::class_<ReadoutCall>(module, "ReadoutCall", py::module_local())
       .def(py::init(&make_readout), py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("rows"),
            py::arg("hidden_size"), py::arg("classes"), py::arg("x"), py::arg("weight"), py::arg("bias"),

@@ -53,6 +53,12 @@ void Engine::backward(const Place& place, const NetConfig& config, const NetForw
                       const NetBackward& gradient) {
   with_instance(config.type, [&](auto instance) { instance.backward(place, config, call, gradient); });
 }
+std::size_t Engine::linear_bytes(const LinearCall& call) {
+  return with_instance(call.type, [&](auto instance) { return instance.linear_bytes(call); });
+}
+void Engine::linear(const Place& place, const LinearCall& call) {
+  with_instance(call.type, [&](auto instance) { instance.linear(place, call); });
+}
 std::size_t Engine::readout_bytes(const ReadoutCall& call) {
   return with_instance(call.type, [&](auto instance) { return instance.readout_bytes(call); });
 }

@@ -70,6 +70,17 @@ struct NetBackward {
   void* workspace = nullptr;                     // Engine::backward_bytes
 };
 
+// The linear map y = x W^T + b; see linear.h beside the CPU's. Backward where dweight is given.
+struct LinearCall {
+  Type type = Type::float32;
+  Index rows = 0, in_features = 0, out_features = 0;
+  const void *x = nullptr, *weight = nullptr, *bias = nullptr;  // (rows, in), (out, in), (out,) or null
+  void* y = nullptr;                                            // (rows, out)
+  const void* dy = nullptr;
+  void *dx = nullptr, *dweight = nullptr, *dbias = nullptr;
+  void* workspace = nullptr;
+};
+
 // The softmax cross-entropy readout; see linear_cross_entropy.h beside the CPU's.
 struct ReadoutCall {
   Type type = Type::float32;
@@ -110,6 +121,8 @@ struct Engine {
   static void backward(const Place& place, const NetConfig& config, const NetForward& call,
                        const NetBackward& gradient);
 
+  static std::size_t linear_bytes(const LinearCall& call);
+  static void linear(const Place& place, const LinearCall& call);
   static std::size_t readout_bytes(const ReadoutCall& call);
   static void readout_forward(const Place& place, const ReadoutCall& call);
   static void readout_backward(const Place& place, const ReadoutCall& call);

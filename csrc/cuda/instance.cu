@@ -33,6 +33,14 @@ void Instance<T>::backward(const Place& place, const NetConfig& config, const Ne
   Backward<T>(config, call).run(place, gradient);
 }
 template <class T>
+std::size_t Instance<T>::linear_bytes(const LinearCall& call) {
+  return Linear<T>(call).workspace_bytes();
+}
+template <class T>
+void Instance<T>::linear(const Place& place, const LinearCall& call) {
+  Linear<T>(call).run(place);
+}
+template <class T>
 std::size_t Instance<T>::readout_bytes(const ReadoutCall& call) {
   return Readout<T>(call).workspace_bytes();
 }

@@ -14,6 +14,8 @@ struct Instance {
   static void forward(const Place& place, const NetConfig& config, const NetForward& call);
   static void backward(const Place& place, const NetConfig& config, const NetForward& call,
                        const NetBackward& gradient);
+  static std::size_t linear_bytes(const LinearCall& call);
+  static void linear(const Place& place, const LinearCall& call);
   static std::size_t readout_bytes(const ReadoutCall& call);
   static void readout_forward(const Place& place, const ReadoutCall& call);
   static void readout_backward(const Place& place, const ReadoutCall& call);

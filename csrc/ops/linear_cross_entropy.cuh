@@ -2,19 +2,14 @@
 // chunk of rows at a time. An ignored row's x is not multiplied into the weights' gradient, whatever it holds; a target
 // that is no class gives a nan.
 #pragma once
-#include <algorithm>
 #include <cmath>
 
-#include "cuda/arena.h"
-#include "cuda/backend.h"
-#include "cuda/elementwise.h"
-#include "cuda/engine.h"
+#include "ops/linear.cuh"
 
 namespace fusedrnn {
 namespace {
 
-constexpr Index kLogitBytes = Index(64) << 20;  // of a chunk
-constexpr Index kClassParts = 128;              // partial maxima and sums of a row
+constexpr Index kClassParts = 128;  // partial maxima and sums of a row
 
 template <class Real>
 FUSEDRNN_INLINE Real not_a_number() {
@@ -157,11 +152,11 @@ class Readout {
         hidden(readout.hidden_size),
         classes(readout.classes),
         x(static_cast<const T*>(readout.x)),
-        weight(static_cast<const T*>(readout.weight)),
         bias(static_cast<const T*>(readout.bias)),
         maximum(static_cast<A*>(readout.normalizers)),
         log_sum(maximum + readout.rows),
-        counted(log_sum + readout.rows) {}
+        counted(log_sum + readout.rows),
+        products{static_cast<const T*>(readout.weight), hidden, classes} {}
 
   std::size_t workspace_bytes() {
     Arena arena(nullptr);
@@ -176,7 +171,7 @@ class Readout {
     A* const each = call.reduction == 2 ? static_cast<A*>(call.loss) : losses;
     for (Index first = 0; first < call.rows; first += chunk) {
       const Index count = std::min(chunk, call.rows - first);
-      multiply(backend, first, count);
+      products.forward(backend, x + first * hidden, count, logits);
       backend.for_each(1, count, kClassParts, ClassPart<T>{logits, bias, classes, maxima, sums});
       backend.for_each(1, 1, count,
                        RowLoss<T>{logits, maxima, sums, bias, classes, first, call.targets, call.ignore_index, maximum,
@@ -192,37 +187,35 @@ class Readout {
     Arena arena(call.workspace);
     lay_out(arena);
     Backend backend(place, gemm_space, call.tf32);
-    backend.for_each(1, classes, hidden, Fill<A>{dweight, hidden});
-    backend.for_each(1, kParts, classes, Fill<A>{bias_parts, classes});
+    products.clear_gradients(backend, dweight, bias_parts);
     for (Index first = 0; first < call.rows; first += chunk) {
       const Index count = std::min(chunk, call.rows - first);
-      multiply(backend, first, count);
+      products.forward(backend, x + first * hidden, count, logits);
       backend.for_each(
           1, count, classes,
           LogitGradient<T>{logits, bias, classes, first, call.targets, call.ignore_index, maximum, log_sum, counted,
                            static_cast<const A*>(call.dloss), call.dloss_row, call.reduction == 0, dlogits});
-      differentiate(backend, first, count);
-      backend.for_each(1, kParts, classes, SumRows<T>{dlogits, count, count, classes, bias_parts});
+      products.input_gradient(backend, dlogits, count, dx_chunk, static_cast<T*>(call.dx) + first * hidden);
+      backend.for_each(1, count, hidden, CountedRows<T>{x, call.targets, call.ignore_index, first, hidden, x_chunk});
+      products.add_weight_gradient(backend, dlogits, x_chunk, count, dweight);
+      products.add_bias_gradient(backend, dlogits, count, bias_parts);
     }
-    backend.for_each(1, classes, hidden, CopyRows<A, T>{dweight, 0, hidden, static_cast<T*>(call.dweight), 0, hidden});
-    GateMap whole;
-    whole.set(0, 0);
-    if (call.dbias)
-      backend.for_each(1, 1, classes, UnpackSums<T>{bias_parts, static_cast<T*>(call.dbias), whole, 1, classes, false});
+    products.finish_gradients(backend, dweight, bias_parts, static_cast<T*>(call.dweight), static_cast<T*>(call.dbias));
   }
 
  private:
   const ReadoutCall& call;
   const Index hidden, classes;
-  const T *x, *weight, *bias;
+  const T *x, *bias;
   A *maximum, *log_sum, *counted;
+  const LinearProducts<T> products;
   void* gemm_space;
   Index chunk;
   A *logits, *maxima, *sums, *losses, *partial, *dweight, *bias_parts, *dx_chunk;
   T *dlogits, *x_chunk;
 
   void lay_out(Arena& arena) {
-    chunk = chunk_rows();
+    chunk = products.chunk_rows(call.rows, classes);
     const bool differentiates = call.dloss != nullptr;
     gemm_space = arena.take<char>(Backend::kGemmBytes);
     logits = arena.take<A>(chunk, classes);
@@ -238,45 +231,6 @@ class Readout {
       losses = arena.take<A>(call.reduction == 2 ? 0 : call.rows);
       partial = arena.take<A>(2, kParts);
     }
-  }
-  Index chunk_rows() const {
-    return std::clamp<Index>(Backend::chunk_bytes(kLogitBytes) / (classes * Index(sizeof(A))), 1,
-                             std::max<Index>(call.rows, 1));
-  }
-
-  void multiply(Backend& backend, Index first, Index count) const {
-    Gemm<T> product = {};
-    product.m = count;
-    product.n = product.c_row = classes;
-    product.k = product.a_row = product.b_row = hidden;
-    product.a = x + first * hidden;
-    product.b = weight;
-    product.b_transposed = true;
-    product.c = logits;
-    backend.gemm(product);
-  }
-  void differentiate(Backend& backend, Index first, Index count) const {
-    Gemm<T> product = {};
-    product.m = count;
-    product.n = product.b_row = product.c_row = hidden;
-    product.k = product.a_row = classes;
-    product.a = dlogits;
-    product.b = weight;
-    product.c = dx_chunk;
-    backend.gemm(product);
-    backend.for_each(1, count, hidden,
-                     CopyRows<A, T>{dx_chunk, 0, hidden, static_cast<T*>(call.dx) + first * hidden, 0, hidden});
-    backend.for_each(1, count, hidden, CountedRows<T>{x, call.targets, call.ignore_index, first, hidden, x_chunk});
-    product = {};
-    product.m = product.a_row = classes;
-    product.n = product.b_row = product.c_row = hidden;
-    product.k = count;
-    product.a = dlogits;
-    product.a_transposed = true;
-    product.b = x_chunk;
-    product.c = dweight;
-    product.add = true;
-    backend.gemm(product);
   }
 };
 

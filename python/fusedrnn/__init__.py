@@ -15,6 +15,7 @@ from fusedrnn.functions import (
 from fusedrnn.gradients import Gradients
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
+from fusedrnn.readouts import linear, linear_backward, linear_forward, softmax, softmax_backward, softmax_forward
 from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 
 from ._core import version as __version__
@@ -32,13 +33,19 @@ __all__ = [
     "get_num_threads",
     "info",
     "init",
+    "linear",
+    "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
+    "linear_forward",
     "norm_buffers",
     "optim",
     "readout_buffers",
     "release_memory",
     "set_num_threads",
+    "softmax",
+    "softmax_backward",
+    "softmax_forward",
     "tbptt_windows",
 ]

@@ -26,6 +26,11 @@ from fusedrnn.cuda.net import Net, Tape
 from fusedrnn.gradients import Array, Gradients
 
 
+def _source_of(value: Any) -> tuple[Any, str | None]:
+    """A value to read as an array; of torch's bfloat16, which NumPy lacks, in float32, and its own dtype's name."""
+    return (value.float(), "bfloat16") if str(getattr(value, "dtype", None)) == "torch.bfloat16" else (value, None)
+
+
 def as_array(value: Any, name: str) -> Array:
     """`value` as an array, without a conversion: NumPy's own, or through ``__dlpack__`` or ``__array__``."""
     if isinstance(value, np.ndarray):
@@ -34,7 +39,9 @@ def as_array(value: Any, name: str) -> Array:
     if not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
         raise TypeError(f"{name} must be an array, or have __dlpack__ or __array__; it is {type(value).__name__}")
     try:
-        return np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
+        # DLPack's bfloat16 is not NumPy's; an __array__ may give that of ml_dtypes.
+        narrow = str(getattr(value, "dtype", None)) == "bfloat16" and hasattr(value, "__array__")
+        return np.from_dlpack(value) if hasattr(value, "__dlpack__") and not narrow else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an array; detach it and move it to the CPU: {error}") from error
 
@@ -141,16 +148,20 @@ class Recurrent:
         """Name of the cell, as ``fusedrnn.info()`` and ``fusedrnn.reference`` list it."""
         return str(self._settings["cell"])
 
-    def load_parameters(self, mapping: Mapping[str, Any], *, convert: bool = False) -> None:
+    def load_parameters(self, mapping: Mapping[str, Any], prefix: str = "", convert: bool = False) -> None:
         """Copy values into the parameters.
 
         Parameters
         ----------
         mapping : mapping of str to array
             One entry for each parameter and no other: arrays, or anything with ``__dlpack__`` or ``__array__``, such as
-            the state_dict of the torch module of the same name.
+            the state_dict of the torch module of the same name, or what ``np.load`` gives.
+        prefix : str
+            Take the entries whose names begin so, without it, and leave the others: ``"rnn."`` for the part of a whole
+            model's state_dict.
         convert : bool
-            Take arrays of another floating-point width and round them.
+            Take arrays of another floating-point width and round them: also float16 and bfloat16, be they torch's or
+            ml_dtypes's.
 
         Raises
         ------
@@ -163,39 +174,51 @@ class Recurrent:
             raise TypeError(f"mapping must be a mapping of names to arrays, not {type(mapping).__name__}")
         require_flag(convert, "convert")
         self._engine.check_parameters(self.parameters)
-        unknown = [name for name in mapping if name not in self.parameters]
-        missing = [name for name in self.parameters if name not in mapping]
-        if unknown or missing:
-            raise ValueError(f"mapping must have the parameters' names; missing: {missing}, unknown: {unknown}")
-        if self.device != "cpu":
-            return self._load_to_device(mapping, convert)
-        arrays = {name: self._checked(as_array(mapping[name], name), name, convert) for name in self.parameters}
+        values = self._entries(mapping, prefix)
+        device = self._device(self.device)
+        arrays = {name: self._loaded(value, prefix + name, name, convert) for name, value in values.items()}
+        if device is not None:
+            for name, array in arrays.items():
+                device.assign(self.parameters[name], array.astype(self.dtype))
+            return
         if any(np.may_share_memory(array, own) for array in arrays.values() for own in self.parameters.values()):
             arrays = {name: array.copy() for name, array in arrays.items()}
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
-    def _load_to_device(self, mapping: Mapping[str, Any], convert: bool) -> None:
-        """Through the host, whatever an entry is and wherever it lies: loading is no hot path."""
-        device = self._device(self.device)
-        assert device is not None
-        host = {}
-        for name in self.parameters:
-            value = mapping[name]
-            if owner_of(value) is None and getattr(value, "__dlpack_device__", lambda: (1, 0))()[0] == 2:
-                value = device.arrays.from_dlpack(value)
-            owner = owner_of(value)
-            array = as_array(value, name) if owner is None else owner.to_host(value)
-            host[name] = self._checked(array, name, convert)
-        for name, array in host.items():
-            device.assign(self.parameters[name], array.astype(self.dtype))
+    def _entries(self, mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """The mapping's entries by the parameters' names, which must be there, and no other under the prefix."""
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a string, not {type(prefix).__name__}")
+        names = {prefix + name: name for name in self.parameters}
+        under = [name for name in mapping if not prefix or str(name).startswith(prefix)]
+        unknown, missing = (
+            [name for name in under if name not in names],
+            [name for name in names if name not in mapping],
+        )
+        if unknown or missing:
+            first = next(iter(self.parameters))
+            found = {name.removesuffix(first) for name in map(str, mapping) if name.endswith(first)}
+            fitting = sorted(found - {prefix})
+            hint = f"; prefix may be one of {fitting}" if fitting else ""
+            raise ValueError(f"mapping must have the parameters' names; missing: {missing}, unknown: {unknown}{hint}")
+        return {name: mapping[full] for full, name in names.items()}
 
-    def _checked(self, array: Array, name: str, convert: bool) -> Array:
-        if not is_float(array.dtype) or (array.dtype != self.dtype and not convert):
+    def _loaded(self, value: Any, shown: str, name: str, convert: bool) -> Array:
+        """A value on the host, wherever it lies: loading is no hot path."""
+        value, source = _source_of(value)
+        device = self._device(self.device)
+        elsewhere = getattr(value, "__dlpack_device__", lambda: (1, 0))()[0] == 2 and owner_of(value) is None
+        if device is not None and elsewhere:
+            value = device.arrays.from_dlpack(value)
+        owner = None if device is None else owner_of(value)
+        array = as_array(value, shown) if owner is None else owner.to_host(value)
+        source = source or str(array.dtype)
+        if not is_float(array.dtype) or (source != str(self.dtype) and not convert):
             hint = "; pass convert=True to round it" if is_float(array.dtype) else ""
-            raise TypeError(f"mapping[{name!r}] must be an array of {self.dtype}, not of {array.dtype}{hint}")
+            raise TypeError(f"mapping[{shown!r}] must be an array of {self.dtype}, not of {source}{hint}")
         if array.shape != self.parameters[name].shape:
-            raise ValueError(f"mapping[{name!r}] must have shape {self.parameters[name].shape}, not {array.shape}")
+            raise ValueError(f"mapping[{shown!r}] must have shape {self.parameters[name].shape}, not {array.shape}")
         return array
 
     def to(self, device: str | None = None, dtype: Any = None) -> Any:

@@ -16,7 +16,18 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Tape", "backward", "cells", "forward", "linear_cross_entropy", "linear_cross_entropy_backward"]
+__all__ = [
+    "Tape",
+    "backward",
+    "cells",
+    "forward",
+    "linear",
+    "linear_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+    "softmax",
+    "softmax_backward",
+]
 
 Array = npt.NDArray[np.float64]
 State = tuple[Array, ...]
@@ -508,9 +519,28 @@ def _log_softmax(z: Array) -> Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def _logits(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> Array:
-    z: Array = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
-    return z if bias is None else z + np.asarray(bias, np.float64)
+def linear(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> Array:
+    """Linear map of the last axis, ``y = x Wᵀ + b``: x (..., I), weight (O, I), bias (O,) or None, y (..., O)."""
+    y: Array = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    return y if bias is None else y + np.asarray(bias, np.float64)
+
+
+def linear_backward(x: npt.ArrayLike, weight: npt.ArrayLike, dy: npt.ArrayLike) -> tuple[Array, Array, Array]:
+    """Gradients of `linear`: ``dx = dy W``, ``dW = Σ dyᵀ x``, ``db = Σ dy``, the sums over all leading axes."""
+    x, weight, dy = np.asarray(x, np.float64), np.asarray(weight, np.float64), np.asarray(dy, np.float64)
+    flat = dy.reshape(-1, dy.shape[-1])
+    return dy @ weight, flat.T @ x.reshape(-1, x.shape[-1]), np.asarray(flat.sum(axis=0))
+
+
+def softmax(x: npt.ArrayLike) -> Array:
+    """Softmax over the last axis, ``y_i = exp(x_i) / Σ_j exp(x_j)``."""
+    return np.asarray(np.exp(_log_softmax(np.asarray(x, np.float64))))
+
+
+def softmax_backward(x: npt.ArrayLike, dy: npt.ArrayLike) -> Array:
+    """Gradient of `softmax`: ``dx_i = y_i (dy_i - Σ_j dy_j y_j)``."""
+    y, dy = softmax(x), np.asarray(dy, np.float64)
+    return np.asarray(y * (dy - (dy * y).sum(axis=-1, keepdims=True)))
 
 
 def linear_cross_entropy(
@@ -541,7 +571,7 @@ def linear_cross_entropy(
     targets = np.asarray(targets)
     kept = targets != ignore_index
     picked = np.where(kept, targets, 0)[..., None]
-    losses: Array = np.where(kept, -np.take_along_axis(_log_softmax(_logits(x, weight, bias)), picked, -1)[..., 0], 0.0)
+    losses: Array = np.where(kept, -np.take_along_axis(_log_softmax(linear(x, weight, bias)), picked, -1)[..., 0], 0.0)
     if reduction == "none":
         return losses
     count = int(kept.sum())
@@ -576,7 +606,7 @@ def linear_cross_entropy_backward(
     scale = np.where(kept, np.asarray(dloss, np.float64), 0.0)
     if reduction == "mean":
         scale = scale / max(int(kept.sum()), 1)
-    dz = np.exp(_log_softmax(_logits(x, weight, bias)))
+    dz = np.exp(_log_softmax(linear(x, weight, bias)))
     dz -= np.where(kept, targets, 0)[..., None] == np.arange(len(weight))
     dz *= scale[..., None]
     flat = dz.reshape(-1, len(weight))

@@ -6,10 +6,12 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import fusedrnn
+from fusedrnn.arguments import require_flag
 from fusedrnn.gradients import Array, State
 from fusedrnn.recurrent import Recurrent
 
@@ -54,7 +56,9 @@ def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
         raise OSError(f"{os.fspath(path)!r} cannot be written: {error}") from error
 
 
-def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, convert: bool = False) -> Any:
+def load(
+    path: str | os.PathLike[str], module: Recurrent | None = None, *, prefix: str = "", convert: bool = False
+) -> Any:
     """Read a layer or cell that `save` wrote, or any file's arrays into one that is there.
 
     Parameters
@@ -63,8 +67,12 @@ def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, conve
     module : layer or cell, optional
         To load the file's arrays into, which must be its parameters by name: such as the state_dict of a torch module.
         An initial state that `save` wrote is set, too. None: a new one is made, as the file says.
+    prefix : str
+        With `module`, take the arrays whose names begin so, without it, and read no others: ``"rnn."`` for the part of
+        a whole model's file.
     convert : bool
-        With `module`, take arrays of another floating-point width and round them.
+        Take arrays of another floating-point width and round them: also float16 and bfloat16. Without `module`, 16-bit
+        arrays make a layer of float32.
 
     Returns
     -------
@@ -82,16 +90,26 @@ def load(path: str | os.PathLike[str], module: Recurrent | None = None, *, conve
     path = os.fspath(path)
     if module is not None and not isinstance(module, Recurrent):
         raise TypeError(f"module must be a layer or cell of fusedrnn or None, not {type(module).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, not {type(prefix).__name__}")
+    if prefix and module is None:
+        raise ValueError(f"prefix must be '' unless a module is given to load into, not {prefix!r}")
+    require_flag(convert, "convert")
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, it is no mapping
+            narrow = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
+            arrays = {name: file.get_tensor(name) for name in names if name not in narrow}
     except (SafetensorError, TypeError) as error:  # the latter for types that NumPy lacks
         raise ValueError(f"{path!r} must be a safetensors file of arrays that NumPy has: {error}") from error
     try:
+        arrays |= _bfloat16_arrays(path, narrow, None if module is None else module.dtype, convert)
+        if module is None:
+            arrays = {name: _widened(array, name, convert) for name, array in arrays.items()}
         state = [arrays.pop(name) for name in _STATE if _KEY in metadata and name in arrays]
         made: Any = _made(metadata, arrays) if module is None else module
-        made.load_parameters(arrays, convert=convert)
+        made.load_parameters(arrays, prefix, convert)
         if state:
             made.initial_state = _state_for(made, state, convert)
     except (TypeError, ValueError) as error:
@@ -112,6 +130,40 @@ def _state_for(module: Recurrent, halves: list[Array], convert: bool) -> State:
     if convert:
         halves = [half.astype(module.dtype) for half in halves]
     return halves[0] if len(halves) == 1 else (halves[0], halves[1])
+
+
+def _narrow_error(name: str, wanted: Any, came: str) -> TypeError:
+    return TypeError(f"the array {name!r} must be of {wanted}, not of {came}; pass convert=True to convert it")
+
+
+def _widened(array: Array, name: str, convert: bool) -> Array:
+    if array.dtype != np.float16:
+        return array
+    if not convert:
+        raise _narrow_error(name, "float32", "float16")
+    return array.astype(np.float32)
+
+
+def _bfloat16_arrays(path: str, names: list[str], wanted: Any, convert: bool) -> dict[str, Array]:
+    """Arrays of a type that neither NumPy nor safetensors' reader for it has, as float32, or as `wanted` if it is that.
+
+    They lie in the file after eight bytes for the header's length and the header, which `safe_open` has checked.
+    """
+    if not names:
+        return {}
+    same = wanted is not None and wanted.name == "bfloat16"
+    if not (same or convert):
+        raise _narrow_error(names[0], "float32" if wanted is None else wanted, "bfloat16")
+    arrays: dict[str, Array] = {}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + length + begin)
+            bits = np.frombuffer(file.read(end - begin), "<u2").reshape(header[name]["shape"])
+            arrays[name] = bits.view(wanted) if same else (bits.astype(np.uint32) << 16).view(np.float32)
+    return arrays
 
 
 def _option_names(kind: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from fusedrnn.cuda.device import Device, owner_of
 
 View = tuple[int, int, int]
 ABSENT: View = (0, 0, 0)
+FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -35,8 +36,11 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any]) -> Any:
-    """Return `value` if it is an array of this dtype on this device, else raise a TypeError."""
+def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any], *, of_layer: bool = False) -> Any:
+    """Return `value` if it is an array of this dtype on this device, else raise a TypeError.
+
+    `of_layer`: an input of a layer, which could have been made for the array's dtype.
+    """
     owner = owner_of(value)
     if owner is None:
         kind = type(value)
@@ -45,8 +49,17 @@ def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any]) -
     if owner.index != device.index:
         raise TypeError(f"{name} must be on {device.name}, not on {owner.name}; nothing is copied between devices")
     if value.dtype != dtype:
-        raise TypeError(f"{name} must be an array of {dtype}, not of {value.dtype}")
+        remedy = ""
+        if of_layer and is_float(dtype) and value.dtype.name in FLOATS:
+            remedy = f'; pass {name}.astype({dtype.name!r}), or make the layer with dtype="{value.dtype.name}"'
+        raise TypeError(f"{name} must be an array of {dtype}, not of {value.dtype}{remedy}")
     return value
+
+
+def require_float(array: Any, name: str) -> None:
+    """Raise a TypeError unless the engine computes in the array's dtype."""
+    if array.dtype.name not in FLOATS:
+        raise TypeError(f"{name} must be an array of {' or '.join(FLOATS)}, not of {array.dtype}")
 
 
 def require_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:

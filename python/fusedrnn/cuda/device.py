@@ -134,8 +134,9 @@ def load_native() -> Any:
         return importlib.import_module("fusedrnn._cuda")
     except ModuleNotFoundError as error:
         raise Unavailable(
-            "this build of fusedrnn has no CUDA module; build it with FUSEDRNN_CUDA=ON in the environment, as in "
-            f"FUSEDRNN_CUDA=ON pip install --no-binary fusedrnn 'fusedrnn[cuda13]' ({error})"
+            "this build of fusedrnn has no CUDA module; build one in a checkout with FUSEDRNN_CUDA=ON pip install "
+            "'.[cuda13]', and with FUSEDRNN_CUDA_TOOLKIT=pypi before it where there is no CUDA toolkit (nvcc) "
+            f"({error})"
         ) from error
     except ImportError as error:
         raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error

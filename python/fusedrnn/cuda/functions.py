@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.cuda.arrays import (
+    FLOATS,
     accumulator,
     integers,
-    is_float,
     require_array,
     require_contiguous,
     require_shape,
@@ -18,8 +18,8 @@ from fusedrnn.cuda.arrays import (
 )
 from fusedrnn.cuda.buffers import NormBuffers, ReadoutBuffers
 from fusedrnn.cuda.device import Device, owner_of
+from fusedrnn.cuda.linear import require_linear
 
-_FLOATS = ("float32", "float64", "bfloat16", "float16")
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 
 
@@ -37,23 +37,6 @@ class CrossEntropyTape:
     def nbytes(self) -> int:
         """Bytes it holds beyond the arrays it refers to."""
         return int(self.arrays[3].nbytes + self.arrays[4].nbytes)
-
-
-def _checked(device: Device, x: Any, weight: Any, bias: Any) -> None:
-    """Check the readout's floating-point arguments."""
-    if x.dtype.name not in _FLOATS:
-        raise TypeError(f"x must be an array of {' or '.join(_FLOATS)}, not of {x.dtype}")
-    if x.ndim < 1 or x.shape[-1] < 1:
-        raise ValueError(f"x must have shape (..., H) with H at least 1, not {tuple(x.shape)}")
-    require_contiguous(x, "x")
-    require_array(device, weight, "weight", x.dtype)
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or weight.shape[0] < 1:
-        raise ValueError(f"weight must have shape (V, {x.shape[-1]}) with V at least 1, not {tuple(weight.shape)}")
-    require_contiguous(weight, "weight")
-    if bias is not None:
-        require_array(device, bias, "bias", x.dtype)
-        require_shape(bias, "bias", (weight.shape[0],))
-        require_contiguous(bias, "bias")
 
 
 def _key(x: Any, weight: Any, bias: Any, reduction: str) -> tuple[Any, ...]:
@@ -89,7 +72,7 @@ def _loss_arrays(device: Device, x: Any, reduction: str) -> tuple[Any, Any]:
 
 def readout_buffers(device: Device, x: Any, weight: Any, bias: Any, reduction: str) -> ReadoutBuffers:
     """Memory for `linear_cross_entropy` and its gradients, for ``out=``; what is given serves as its shapes only."""
-    _checked(device, x, weight, bias)
+    require_linear(device, x, weight, bias, ("V", "H"))
     loss, normalizers = _loss_arrays(device, x, reduction)
     dloss = device.empty(x.shape[:-1] if reduction == "none" else (), loss.dtype)
     call = _call(device, x, weight, bias, None, 0, reduction, loss, normalizers)
@@ -110,7 +93,7 @@ def cross_entropy_forward(
     device: Device, x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int, out: Any
 ) -> tuple[Any, CrossEntropyTape]:
     """Loss and tape. The loss is of x's dtype, or float32 for the 16-bit ones; of no axes unless reduction is none."""
-    _checked(device, x, weight, bias)
+    require_linear(device, x, weight, bias, ("V", "H"))
     if not hasattr(targets, "dtype"):
         raise TypeError(f"targets must be a {device.arrays.kind_name} of integers, not {type(targets).__name__}")
     held = out
@@ -179,7 +162,7 @@ def norm_buffers(device: Device, count: int) -> NormBuffers:
 def clip(device: Device, arrays: list[Any], limit: float, out: Any) -> Any:
     """Scale device arrays in place; the norm, float64 without axes, lies on the device."""
     for array in arrays:
-        if not is_float(array.dtype) or array.dtype.name not in _FLOATS:
+        if array.dtype.name not in FLOATS:
             raise TypeError(f"grads must hold arrays of floating-point numbers, not of {array.dtype}")
         require_array(device, array, "grads", array.dtype)
         require_contiguous(array, "grads")

@@ -224,7 +224,7 @@ class Net:
         checked = []
         for half, label, dtype in zip(halves, shown, (self.dtype, self.cell_dtype), strict=True):
             if half is not None or not (gradient or label == ""):
-                half = require_array(self.device, half, label, dtype)
+                half = require_array(self.device, half, label, dtype, of_layer=True)
                 require_shape(half, label, layout.state(self._layers * self._directions, self._hidden))
                 require_unit_stride(half, label)
             checked.append(half)
@@ -373,7 +373,7 @@ class Net:
     ) -> tuple[Any, Any, Tape | None]:
         device = self.device
         weights = self._arrays_of(parameters, "parameters")
-        require_array(device, x, "x", self.dtype)
+        require_array(device, x, "x", self.dtype, of_layer=True)
         layout = self._layout(x)
         require_unit_stride(x, "x")
         h0, c0 = self._state_arrays(state, "state", layout, gradient=False)
@@ -425,7 +425,7 @@ class Net:
         if held is None:
             self._require_held(None, "out, in the forward call of the tape,")
         if dy is not None:
-            require_array(device, dy, "dy", self.dtype)
+            require_array(device, dy, "dy", self.dtype, of_layer=True)
             require_shape(dy, "dy", (*layout.outer(), self._directions * self._hidden))
             require_unit_stride(dy, "dy")
         dhn, dcn = self._state_arrays(dstate, "dstate", layout, gradient=True)
@@ -549,7 +549,7 @@ class Stepper:
     def step(self, x_t: Any, out: Any = None) -> Any:
         """One step: (B, I) -> h of the last layer, (B, H). With `out` nothing is allocated; a graph may capture it."""
         net, device, held = self._net, self._net.device, self._buffers
-        require_array(device, x_t, "x_t", net.dtype)
+        require_array(device, x_t, "x_t", net.dtype, of_layer=True)
         single = self._batch == 1 and x_t.ndim == 1
         require_shape(x_t, "x_t", (net._input,) if single else (self._batch, net._input))
         require_unit_stride(x_t, "x_t")
