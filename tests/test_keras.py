@@ -121,6 +121,155 @@ def test_arguments(call: Any, error: type[Exception], message: str) -> None:
         call()
 
 
+def built(name: str, *, both: bool = False, **options: Any) -> Any:
+    layer = getattr(keras.layers, name)(HIDDEN, return_sequences=True, **options)
+    layer = keras.layers.Bidirectional(layer) if both else layer
+    layer.build((BATCH, TIME, INPUTS))
+    return layer
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_layers_of_keras_are_taken(shape: Any, rng: np.random.Generator) -> None:
+    theirs, ours, options = both_layers(shape, rng)
+    parameters = from_keras(theirs)
+    for name, array in from_keras(theirs.get_weights(), **options).items():
+        np.testing.assert_array_equal(parameters[name], array)
+    ours.load_parameters(from_keras(theirs, cell=options["cell"]))
+    assert_both_compute_the_same(theirs, ours, rng)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_relu_is_one_of_ours(both: bool, rng: np.random.Generator) -> None:
+    theirs = built("SimpleRNN", both=both, activation="relu")
+    ours = fr.RNN(*SIZES, nonlinearity="relu", batch_first=True, bidirectional=both)
+    for activation in (None, "relu", keras.activations.relu):
+        ours.load_parameters(from_keras(theirs, activation=activation))
+        assert_both_compute_the_same(theirs, ours, rng)
+    ours.load_parameters(from_keras(theirs.get_weights(), cell="SimpleRNN", activation="relu"))
+    assert_both_compute_the_same(theirs, ours, rng)
+
+
+def own_function(x: Any) -> Any:
+    return x
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("activation", ["relu", "softsign", "linear", "hard_sigmoid", own_function, None])
+@pytest.mark.parametrize("argument", ["activation", "recurrent_activation"])
+def test_other_activations_are_refused(argument: str, activation: Any, cell: str, both: bool) -> None:
+    if cell == "SimpleRNN" and (argument == "recurrent_activation" or activation == "relu"):
+        pytest.skip("no such argument, or one of ours")
+    if both and activation is own_function:
+        pytest.skip("Keras makes no Bidirectional layer with it")
+    layer = built(cell, both=both, **{argument: activation})
+    with pytest.raises(ValueError, match=f"^{argument} must be .*, as this library's {cell} has, not "):
+        from_keras(layer)
+    if activation is not None:
+        with pytest.raises(ValueError, match=f"^{argument} must be .*, as this library's {cell} has, not "):
+            from_keras(layer.get_weights(), cell=cell, **{argument: activation})
+
+
+def test_activations_that_are_ours() -> None:
+    layer = built("LSTM")
+    expected = from_keras(layer)
+    for given in (layer, layer.get_weights()):
+        options: dict[str, Any] = {"activation": "tanh", "recurrent_activation": keras.activations.sigmoid}
+        parameters = from_keras(given, cell="LSTM", **options)
+        assert list(parameters) == list(expected)
+    with pytest.raises(ValueError, match="activation must be left out, or as the layer has it, 'tanh', not 'relu'"):
+        from_keras(layer, activation="relu")
+    with pytest.raises(ValueError, match="recurrent_activation must be left out for 'SimpleRNN', which has none"):
+        from_keras(built("SimpleRNN").get_weights(), cell="SimpleRNN", recurrent_activation="sigmoid")
+    for argument in ("activation", "recurrent_activation"):
+        with pytest.raises(TypeError, match=f"^{argument} must be a string, a function of Keras or None, not int"):
+            from_keras(layer.get_weights(), cell="LSTM", **{argument: 3})
+
+    def tanh(x: Any) -> Any:
+        return 2 * x
+
+    with pytest.raises(ValueError, match="not 'a function of its own'"):
+        from_keras(built("LSTM", activation=tanh))
+
+
+def test_layers_that_are_none_of_these() -> None:
+    class MyLSTM(keras.layers.LSTM):
+        pass
+
+    mine = MyLSTM(HIDDEN)
+    mine.build((BATCH, TIME, INPUTS))
+    for layer in (mine, keras.layers.Dense(3)):
+        with pytest.raises(
+            ValueError, match=f"weights must be a layer that is one of LSTM, .*, not {type(layer).__name__}"
+        ):
+            from_keras(layer)
+    with pytest.raises(ValueError, match="weights must be a layer that is built"):
+        from_keras(keras.layers.LSTM(HIDDEN))
+    with pytest.raises(ValueError, match="cell must be 'LSTM' or left out, as weights is such a layer, not 'GRU'"):
+        from_keras(built("LSTM"), cell="GRU")
+    with pytest.raises(ValueError, match="reset_after must be left out, or as the layer has it"):
+        from_keras(built("GRU"), reset_after=False)
+    two = keras.layers.Bidirectional(
+        keras.layers.GRU(HIDDEN), backward_layer=keras.layers.GRU(HIDDEN, reset_after=False, go_backwards=True)
+    )
+    two.build((BATCH, TIME, INPUTS))
+    with pytest.raises(ValueError, match="weights must be a layer that is of one cell in both directions"):
+        from_keras(two)
+
+
+def cudnn_weights(cell: str, weights: list[np.ndarray]) -> list[np.ndarray]:
+    """The weights of a cell with two biases as Keras's CuDNN layers hold them: cuDNN's own (H, K) blocks in memory."""
+    kernel, recurrent, bias = weights
+    gates = recurrent.shape[1] // HIDDEN
+    blocks = [
+        np.hstack([np.ascontiguousarray(block.T).reshape(block.shape) for block in np.hsplit(matrix, gates)])
+        for matrix in (kernel, recurrent)
+    ]
+    return [*blocks, bias.reshape(-1)]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_weights_of_the_cudnn_layers(cell: str, both: bool, rng: np.random.Generator) -> None:
+    theirs = built(cell, both=both)
+    plain, cudnn = [], []
+    for _ in range(2 if both else 1):
+        gates = 4 if cell == "LSTM" else 3
+        shapes = [(INPUTS, gates * HIDDEN), (HIDDEN, gates * HIDDEN), (2, gates * HIDDEN)]
+        arrays = [rng.uniform(-0.5, 0.5, shape).astype(np.float32) for shape in shapes]
+        cudnn += cudnn_weights(cell, arrays)
+        # A Keras LSTM has the sum of the two.
+        plain += [*arrays[:2], arrays[2].sum(0) if cell == "LSTM" else arrays[2]]
+    theirs.set_weights(plain)
+    ours = (fr.LSTM if cell == "LSTM" else fr.GRU)(*SIZES, batch_first=True, bidirectional=both)
+    for name in (f"CuDNN{cell}", f"cudnn{cell}", cell):  # the bias tells, as it does in Keras
+        ours.load_parameters(from_keras(cudnn, cell=name))
+        assert_both_compute_the_same(theirs, ours, rng)
+
+
+def test_cudnn_layers_are_taken(rng: np.random.Generator) -> None:
+    class CuDNNGRU:
+        def __init__(self, arrays: list[np.ndarray]) -> None:
+            self.arrays = arrays
+
+        def get_weights(self) -> list[np.ndarray]:
+            return self.arrays
+
+    shapes = [(INPUTS, 3 * HIDDEN), (HIDDEN, 3 * HIDDEN), (6 * HIDDEN,)]
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    expected = from_keras(arrays, cell="CuDNNGRU")
+    for name, array in from_keras(CuDNNGRU(arrays)).items():
+        np.testing.assert_array_equal(array, expected[name])
+    with pytest.raises(ValueError, match=r"weights\[2\] must have shape \(108,\) .*, not \(2, 54\)"):
+        from_keras([*arrays[:2], arrays[2].reshape(2, -1)], cell="CuDNNGRU")
+    with pytest.raises(ValueError, match=r"weights must be 3 arrays.* of a CuDNN layer, not without bias"):
+        from_keras(arrays[:2], cell="CuDNNGRU")
+    with pytest.raises(ValueError, match=r"reset_after must be True for a bias of shape \(108,\)"):
+        from_keras(arrays, cell="GRU", reset_after=False)
+    with pytest.raises(ValueError, match=r"cell must be one of .*, not 'CuDNNSimpleRNN'"):
+        from_keras(arrays, cell="CuDNNSimpleRNN")
+
+
 class Unreadable:
     """What has an error of its own for NumPy."""
 

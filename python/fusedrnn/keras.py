@@ -1,9 +1,9 @@
-"""Weights of Keras's LSTM, GRU and SimpleRNN layers, as arrays, to ours and back. Keras itself is not needed."""
+"""Keras's LSTM, GRU and SimpleRNN layers, or their weights, to our parameters and back. Keras itself is not needed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,24 +13,44 @@ from fusedrnn.gradients import Array
 # Our gate blocks in Keras's order; LSTM: i f c o, where c is our g; GRU: z r h, where h is our n. Each order is its own
 # inverse.
 _ORDERS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}
+_CUDNN = {"cudnnlstm": "LSTM", "cudnngru": "GRU"}
+_GATED: dict[str, tuple[str, ...]] = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
+# What our cells compute with; SimpleRNN has no gates.
+_ACTIVATIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "LSTM": _GATED,
+    "GRU": _GATED,
+    "SimpleRNN": {"activation": ("tanh", "relu"), "recurrent_activation": ()},
+}
+# Whose functions of these names are the activations.
+_LIBRARIES = ("keras", "tf_keras", "tensorflow")
 
 
-def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -> dict[str, Array]:
-    """Our parameters from the weights of a Keras layer.
+def from_keras(
+    weights: Any,
+    *,
+    cell: str | None = None,
+    reset_after: bool = True,
+    activation: Any = None,
+    recurrent_activation: Any = None,
+) -> dict[str, Array]:
+    """Our parameters from a Keras layer, or from its weights. Load them with ``layer.load_parameters``.
 
-    The layer computes the same with Keras's default activations: tanh, and for gates sigmoid. Load the result with
-    ``layer.load_parameters``.
+    Our layers compute with Keras's default activations: tanh, and for gates sigmoid; `RNN` with ``nonlinearity="relu"``
+    with relu. Other ones are an error, where they are known: of a layer they can be seen, of arrays they must be said.
 
     Parameters
     ----------
-    weights : sequence of arrays
-        What Keras's ``layer.get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with `use_bias`,
-        bias (G*H,), or (2, 3*H) for a GRU with `reset_after`. Of a ``Bidirectional`` layer the forward direction's,
-        then the backward one's.
-    cell : {'LSTM', 'GRU', 'SimpleRNN'}
-        Name of Keras's layer, in any case.
+    weights : Keras layer, or sequence of arrays
+        A built ``LSTM``, ``GRU``, ``SimpleRNN``, ``CuDNNLSTM``, ``CuDNNGRU`` or ``Bidirectional`` of such, whose class
+        and options are seen. Or what its ``get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with
+        `use_bias`, bias (G*H,), or (2, 3*H) for a GRU with `reset_after`, or (8*H,) and (6*H,) of the CuDNN layers,
+        whose kernels lie transposed. Of a ``Bidirectional`` layer the forward direction's, then the backward one's.
+    cell : {'LSTM', 'GRU', 'SimpleRNN', 'CuDNNLSTM', 'CuDNNGRU'}
+        Name of Keras's layer, in any case. Needed for arrays.
     reset_after : bool
         Of a GRU, as Keras's argument: True is its default and ours. Other cells have no such argument: leave it out.
+    activation, recurrent_activation : str or function of Keras, optional
+        As the Keras layer's arguments. None: Keras's default.
 
     Returns
     -------
@@ -41,25 +61,120 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
     Raises
     ------
     TypeError
-        Where `weights` is no sequence, an entry no array of floating-point numbers that NumPy can read, or `cell` or
-        `reset_after` of another kind.
+        Where `weights` is neither, an entry no array of floating-point numbers that NumPy can read, or another argument
+        of another kind.
     ValueError
-        Where the number of arrays, their axes or a shape is wrong, `cell` is none of these, or `reset_after` is False
-        for a cell other than a GRU.
+        Where the number of arrays, their axes or a shape is wrong, `cell` is none of these or not the layer's,
+        `reset_after` is False for a cell other than a GRU, or our cell computes with no such activation.
     """
-    cell, two_biases = _cell(cell, reset_after)
+    if not hasattr(weights, "get_weights"):
+        kind = _kind(cell, reset_after, activation, recurrent_activation)
+        return _parameters(_arrays(weights), kind)
+    arrays, kinds = [], []
+    for part in _directions(weights):
+        kinds.append(_kind_of(part, cell, reset_after, activation, recurrent_activation))
+        arrays += part.get_weights()
+    if not arrays or kinds[0] != kinds[-1]:
+        wanted = "built, so that it has weights" if not arrays else "of one cell in both directions"
+        raise ValueError(f"weights must be a layer that is {wanted}; it is {type(weights).__name__}")
+    return _parameters(_arrays(arrays), kinds[0])
+
+
+class _Kind(NamedTuple):
+    """What the weights of a cell look like."""
+
+    cell: str
+    two_biases: bool
+    #: The layers that ran on cuDNN alone, whose kernels lie as cuDNN has them.
+    cudnn: bool = False
+
+
+def _kind(cell: Any, reset_after: Any, activation: Any, recurrent_activation: Any) -> _Kind:
+    cudnn = isinstance(cell, str) and cell.lower() in _CUDNN
+    name, two_biases = _cell(_CUDNN[cell.lower()] if cudnn else cell, reset_after)
+    _require_activations(name, activation, recurrent_activation)
+    return _Kind(name, two_biases, cudnn)
+
+
+def _kind_of(layer: Any, cell: Any, reset_after: Any, activation: Any, recurrent_activation: Any) -> _Kind:
+    """The kind of a Keras layer; what the caller says of it must be so."""
+    own = type(layer).__name__
+    if own not in _ORDERS and own.lower() not in _CUDNN:
+        known = ", ".join([*_ORDERS, "CuDNNLSTM", "CuDNNGRU", "Bidirectional"])
+        raise ValueError(f"weights must be a layer that is one of {known}, or its get_weights(), not {own}")
+    if cell is not None and (not isinstance(cell, str) or cell.lower() != own.lower()):
+        raise ValueError(f"cell must be {own!r} or left out, as weights is such a layer, not {cell!r}")
+    after = getattr(layer, "reset_after", True)
+    if not require_flag(reset_after, "reset_after") and after:
+        raise ValueError("reset_after must be left out, or as the layer has it, which is True, not False")
+    given = {"activation": activation, "recurrent_activation": recurrent_activation}
+    for name, said in given.items():
+        seen = getattr(layer, name, None)
+        if said is not None and seen is not None and _activation_name(said) != _activation_name(seen):
+            raise ValueError(
+                f"{name} must be left out, or as the layer has it, {_activation_name(seen)!r}, not"
+                f" {_activation_name(said)!r}"
+            )
+        given[name] = said if seen is None else seen
+    return _kind(own, bool(after), **given)
+
+
+def _directions(layer: Any) -> list[Any]:
+    """A layer, or both of a ``Bidirectional`` one."""
+    if type(layer).__name__ != "Bidirectional":
+        return [layer]
+    return [layer.forward_layer, layer.backward_layer]
+
+
+def _activation_name(value: Any) -> str:
+    """What Keras calls an activation; of what is none of a library's functions, what it is."""
+    if isinstance(value, str):
+        return value
+    name = getattr(value, "__name__", None)
+    library = (getattr(value, "__module__", None) or "").split(".")[0]
+    return str(name) if name and library in _LIBRARIES else f"a {type(value).__name__} of its own"
+
+
+def _require_activations(cell: str, activation: Any, recurrent_activation: Any) -> None:
+    given = {"activation": activation, "recurrent_activation": recurrent_activation}
+    for name, value in given.items():
+        choices = _ACTIVATIONS[cell][name]
+        if value is None:
+            continue
+        if not isinstance(value, str) and not callable(value):
+            raise TypeError(f"{name} must be a string, a function of Keras or None, not {type(value).__name__}")
+        if not choices:
+            raise ValueError(f"{name} must be left out for {cell!r}, which has none, not {_activation_name(value)!r}")
+        if _activation_name(value) not in choices:
+            wanted = " or ".join(map(repr, choices))
+            raise ValueError(f"{name} must be {wanted}, as this library's {cell} has, not {_activation_name(value)!r}")
+
+
+def _arrays(weights: Any) -> list[Array]:
+    """The weights, one direction or both."""
     if isinstance(weights, (str, bytes)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of arrays, not {type(weights).__name__}")
     if len(weights) not in (2, 3, 4, 6):
         raise ValueError(
             f"weights must be 2 arrays, 3 with a bias, or twice as many of a bidirectional layer, not {len(weights)}"
         )
-    directions = 2 if len(weights) > 3 else 1
-    count, parameters = len(weights) // directions, {}
-    arrays = [_array(array, f"weights[{number}]") for number, array in enumerate(weights)]
+    return [_array(array, f"weights[{number}]") for number, array in enumerate(weights)]
+
+
+def _parameters(arrays: list[Array], kind: _Kind) -> dict[str, Array]:
+    cell, parameters = kind.cell, {}
+    directions = 2 if len(arrays) > 3 else 1
+    count = len(arrays) // directions
     inputs, hidden = (_matrix(arrays[number], f"weights[{number}]").shape[0] for number in (0, 1))
     width = len(_ORDERS[cell]) * hidden
-    bias_shape = (2, width) if two_biases else (width,)
+    # As Keras itself tells the weights of its CuDNN layers from the others'.
+    two_biases = kind.two_biases
+    cudnn = kind.cudnn or (count > 2 and cell in ("LSTM", "GRU") and arrays[2].shape == (2 * width,))
+    if cudnn and count == 2:
+        raise ValueError("weights must be 3 arrays, or 6 of a bidirectional layer, of a CuDNN layer, not without bias")
+    if cudnn and cell == "GRU" and not two_biases:
+        raise ValueError(f"reset_after must be True for a bias of shape {(2 * width,)}, a CuDNNGRU's, not False")
+    bias_shape = (2 * width,) if cudnn else (2, width) if two_biases else (width,)
     shapes = [(inputs, width), (hidden, width), bias_shape][:count] * directions
     for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
         if array.shape != shape:
@@ -69,6 +184,9 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
             )
     for direction, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
         kernel, recurrent, *bias = arrays[direction * count : (direction + 1) * count]
+        if cudnn:
+            kernel, recurrent = (_from_cudnn(matrix, len(_ORDERS[cell])) for matrix in (kernel, recurrent))
+            bias = [bias[0].reshape(2, width)]
         parameters["weight_ih" + suffix] = _ordered(kernel.T, cell)
         parameters["weight_hh" + suffix] = _ordered(recurrent.T, cell)
         for both in bias:
@@ -76,6 +194,14 @@ def from_keras(weights: Sequence[Any], *, cell: str, reset_after: bool = True) -
             parameters["bias_ih" + suffix] = _ordered(input_bias, cell)
             parameters["bias_hh" + suffix] = _ordered(recurrent_bias, cell)
     return parameters
+
+
+def _from_cudnn(kernel: Array, gates: int) -> Array:
+    """A kernel as the other layers have it, (K, G*H).
+
+    The CuDNN layers declare each gate's block as (K, H) and hand its memory to cuDNN, which reads it as (H, K).
+    """
+    return np.hstack([block.reshape(block.shape[::-1]).T for block in np.hsplit(kernel, gates)])
 
 
 def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = True) -> list[Array]:
@@ -125,7 +251,7 @@ def to_keras(parameters: Mapping[str, Any], *, cell: str, reset_after: bool = Tr
     return weights
 
 
-def _cell(cell: str, reset_after: bool) -> tuple[str, bool]:
+def _cell(cell: Any, reset_after: bool) -> tuple[str, bool]:
     """Keras's name of a cell, and whether it has two biases."""
     if not isinstance(cell, str):
         raise TypeError(f"cell must be a string, not {type(cell).__name__}")
