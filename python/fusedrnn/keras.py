@@ -42,9 +42,10 @@ def from_keras(
     ----------
     weights : Keras layer, or sequence of arrays
         A built ``LSTM``, ``GRU``, ``SimpleRNN``, ``CuDNNLSTM``, ``CuDNNGRU`` or ``Bidirectional`` of such, whose class
-        and options are seen. Or what its ``get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and, with
-        `use_bias`, bias (G*H,), or (2, 3*H) for a GRU with `reset_after`, or (8*H,) and (6*H,) of the CuDNN layers,
-        whose kernels lie transposed. Of a ``Bidirectional`` layer the forward direction's, then the backward one's.
+        and options are seen. Or what its ``get_weights()`` returns: kernel (I, G*H), recurrent kernel (H, G*H) and,
+        with `use_bias`, bias (G*H,), or (2, 3*H) for a GRU with `reset_after`, or (8*H,) and (6*H,) of the CuDNN
+        layers, whose kernels lie transposed. Of a ``Bidirectional`` layer the forward direction's, then the backward
+        one's.
     cell : {'LSTM', 'GRU', 'SimpleRNN', 'CuDNNLSTM', 'CuDNNGRU'}
         Name of Keras's layer, in any case. Needed for arrays.
     reset_after : bool
