@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import LAYERS, Case, make_layer
+from devices import TestDevice, stand_in
 from oracles import as_tuple
 
 import fusedrnn as fr
@@ -291,3 +292,53 @@ def test_models_of_rows_of_their_own(rng: np.random.Generator) -> None:
     layer, state = layer_with_state("lstm", rows=3, num_layers=1)
     assert_same(from_onnx(to_onnx(layer)).initial_state, state)
     assert from_onnx(to_onnx(layer, state=True)).initial_state is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_on_a_device(cell: str, dtype: str, device: TestDevice, rng: np.random.Generator) -> None:
+    layer, state = layer_with_state(cell)
+    x = rng.standard_normal((4, 3, 5), np.float32)
+    if dtype == "bfloat16":
+        dtypes = pytest.importorskip("ml_dtypes")
+        x = x.astype(dtypes.bfloat16)
+    layer.to(device=device.name, dtype=dtype)
+    own = as_tuple(layer.initial_state)
+    assert [half.dtype.name for half in own] == [dtype, "float32" if dtype == "bfloat16" else dtype][: len(own)]
+    given = device.put(tuple(np.repeat(device.get(half), 3, axis=1) for half in own))
+    given = given if isinstance(state, tuple) else given[0]
+    on_device = device.put(x.astype(layer.dtype))
+    expected = device.get(layer(on_device, given))
+    y, final = device.get(layer(on_device))
+    assert_same(y, expected[0])
+    assert_same(final, expected[1])
+    tape = layer.forward(on_device)[2]
+    gradient = as_tuple(device.get(layer.backward(tape, layer(on_device)[0]).state))
+    assert [half.shape for half in gradient] == [(2, 3, 18)] * len(own)
+    stepper = layer.stream(3)
+    assert_same(device.get(stepper.state), device.get(given))
+    stepper.step(on_device[0])
+    moved = as_tuple(device.get(stepper.state))
+    stepper.reset(1)
+    for half, before, first in zip(
+        as_tuple(device.get(stepper.state)), moved, as_tuple(device.get(given)), strict=True
+    ):
+        np.testing.assert_array_equal(half[:, 1], first[:, 1])
+        np.testing.assert_array_equal(half[:, [0, 2]], before[:, [0, 2]])
+    stepper.reset()
+    assert_same(device.get(stepper.state), device.get(given))
+    layer.initial_state = device.get(layer.initial_state)  # from the host, too
+    assert_same(device.get(layer(on_device)[0]), expected[0])
+    if dtype != "bfloat16":
+        layer.to(device="cpu", dtype="float32")
+        assert_same(layer.initial_state, state)
+
+
+def test_under_capture_it_must_be_held(cuda_host_module: Any, rng: np.random.Generator) -> None:
+    with stand_in(cuda_host_module) as device:
+        layer, _ = layer_with_state("gru")
+        layer.to(device="cuda")
+        x, buffers = device.put(rng.standard_normal((4, 3, 5), np.float32)), layer.buffers(4, 3)
+        cuda_host_module.set_capturing(True)
+        with pytest.raises(ValueError, match="state must be given while a graph is captured"):
+            layer(x, out=buffers)
