@@ -389,3 +389,44 @@ def test_the_state_within_a_body(silent: None) -> None:
         outputs=["out"],
     )
     np.testing.assert_array_equal(from_onnx(made).initial_state, H)
+
+
+def test_rows_that_the_model_sorts_by_length(tmp_path: Any) -> None:
+    """torch sorts the rows of a packed batch; those of a state that are all alike stay as they are."""
+    torch = pytest.importorskip("torch")
+    rnn = torch.nn.utils.rnn
+
+    class Packed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(INPUTS, HIDDEN)
+            self.h = torch.nn.Parameter(torch.randn(1, 1, HIDDEN))
+
+        def forward(self, x: Any, lengths: Any) -> Any:
+            h = self.h.expand(-1, x.shape[1], -1).contiguous()
+            packed = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return rnn.pad_packed_sequence(self.lstm(packed, (h, h))[0])[0]
+
+    torch.manual_seed(0)
+    module, lengths = Packed().eval(), torch.tensor([3, 5, 4])
+    x = torch.tensor(random_x(batch=3))
+    axes = {"x": {0: "t", 1: "b"}, "n": {0: "b"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(module, (x, lengths), path, dynamo=False, input_names=["x", "n"], dynamic_axes=axes)
+    with pytest.warns(UserWarning) as caught:
+        layer = from_onnx(path)
+    assert [str(one.message).split(" of ")[0] for one in caught] == ["sequence_lens"]
+    with torch.no_grad():
+        expected = module(x, lengths).numpy()
+    assert_near(layer(x.numpy(), lengths=lengths.numpy())[0], expected)
+
+
+def test_rows_taken_from_a_table_by_what_is_fed() -> None:
+    inputs = [value("X", ["T", "B", INPUTS]), value("ids", ["B"], INT64)]
+    take = [node("Gather", ["table", "ids"], ["a"], axis=0), node("Unsqueeze", ["a", "zero"], ["h"])]
+    constants = {**weights("GRU"), "zero": integers(0), "table": np.concatenate([H[0], H[0] + 1])}
+    made = model([*take, GRU], constants, inputs=inputs)
+    with pytest.warns(UserWarning, match="initial_h of node 'the node' is no constant of the model: 'ids' is an input"):
+        assert from_onnx(made).initial_state is None

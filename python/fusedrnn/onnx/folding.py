@@ -202,6 +202,8 @@ class Folder:
         """The value of a node's output whose inputs are all looked up; the other outputs are noted."""
         inputs = [self._known[scope, given] if given else None for given in node.input]
         unknown = [value for value in inputs if isinstance(value, Unknown)]
+        if standard_name(node) == "Gather" and len(inputs) == 2 and isinstance(inputs[1], Unknown):
+            return self._any_of(node, inputs[0], inputs[1])
         op, what = standard_name(node), f"{node.op_type} {scope.label(node)!r}, which gives {name!r},"
         if unknown and op in ("Shape", "Size") and not unknown[0].wrong:
             if self.sizes is None:
@@ -222,6 +224,20 @@ class Folder:
         for output, value in zip(node.output, results, strict=False):
             self._known[scope, output] = _numeric(value, output)
         return self._known.get((scope, name), Unknown(f"{what} has no such output", wrong=True))
+
+    def _any_of(self, node: onnx.NodeProto, data: Array | Unknown | None, indices: Unknown) -> Array | Unknown:
+        """Rows taken by indices of a run, as torch sorts a batch by length: known if all are alike."""
+        unknown = indices._replace(fed=False)
+        if isinstance(data, Unknown):
+            return data._replace(fed=False) if data.wrong or not indices.wrong else unknown
+        if data is None or indices.wrong or indices.sized:
+            return unknown
+        if self.sizes is None:
+            return unknown._replace(sized=True)
+        axis = Call(node, [data]).attribute("axis", 0)
+        if data.size == 0 or not -data.ndim <= axis < data.ndim:
+            return unknown
+        return data if _equal(data, np.broadcast_to(data.take([0], axis), data.shape)) else unknown
 
     def _tensor(self, tensor: onnx.TensorProto | onnx.SparseTensorProto, name: str) -> Array | Unknown:
         try:
