@@ -59,11 +59,6 @@ class Window(NamedTuple):
     ended: np.ndarray  # (T, B)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
 class Agent:
     """A recurrent layer with a policy and a value read from its output.
 
@@ -85,13 +80,13 @@ class Agent:
 
     def read(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The logits of the actions and the value, from the layer's output."""
-        out = hidden @ self.heads["weight"].T + self.heads["bias"]
+        out = fr.linear(hidden, **self.heads)
         return out[..., :ACTIONS], out[..., ACTIONS]
 
     def act(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw an action for each row; gives them with their probabilities and the values."""
         logits, values = self.read(hidden)
-        probabilities = softmax(logits)
+        probabilities = fr.softmax(np.ascontiguousarray(logits))
         drawn = self.generator.random((len(hidden), 1), np.float32) > probabilities.cumsum(axis=-1)
         return np.minimum(drawn.sum(axis=-1), ACTIONS - 1), probabilities, values
 
@@ -101,9 +96,10 @@ class Agent:
         returns = advantages + window.values[:-1]
         y, _, tape = self.layer.forward(window.observations, window.state, reset=window.resets)
         assert np.array_equal(y, window.hidden), "the layer and its stepper differ"
+        _, heads_tape = fr.linear_forward(y, **self.heads)
         dout = gradient_of_heads(window, normalized(advantages), returns)
-        grads = self.layer.backward(tape, dout @ self.heads["weight"])
-        heads = {"weight": np.tensordot(dout, y, axes=((0, 1), (0, 1))), "bias": dout.sum(axis=(0, 1))}
+        dy, dweight, dbias = fr.linear_backward(heads_tape, dout)
+        grads, heads = self.layer.backward(tape, dy), {"weight": dweight, "bias": dbias}
         fr.clip_grad_norm([grads, heads], MAX_NORM)
         self.optimizer.step({"layer": grads, "heads": heads})
 

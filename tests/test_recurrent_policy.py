@@ -18,6 +18,8 @@ sys.path.insert(0, str(EXAMPLES))
 import recurrent_policy as policy  # noqa: E402
 from t_maze import FORWARD, LEFT, RIGHT, TMazes  # noqa: E402
 
+import fusedrnn as fr  # noqa: E402
+
 
 def correct_actions(mazes: TMazes) -> np.ndarray:
     """What someone does who knows everything."""
@@ -73,7 +75,7 @@ def test_advantages_are_weighted_sums_of_errors() -> None:
 
 def loss(out: np.ndarray, actions: np.ndarray, advantages: np.ndarray, returns: np.ndarray) -> float:
     """As the example's documentation has it."""
-    p = policy.softmax(out[..., : policy.ACTIONS])
+    p = fr.softmax(np.ascontiguousarray(out[..., : policy.ACTIONS]))
     chosen = np.take_along_axis(p, actions[..., None], axis=-1)[..., 0]
     entropy = -(p * np.log(p)).sum(axis=-1)
     error = out[..., policy.ACTIONS] - returns
@@ -90,7 +92,7 @@ def test_gradient_of_the_heads() -> None:
     advantages, returns = rng.standard_normal((2, 3, 2))
     nothing: Any = None
     values = np.concatenate([out[..., policy.ACTIONS], np.zeros((1, 2))])
-    probabilities = policy.softmax(out[..., : policy.ACTIONS])
+    probabilities = fr.softmax(np.ascontiguousarray(out[..., : policy.ACTIONS]))
     window = policy.Window(nothing, nothing, nothing, nothing, probabilities, actions, values, nothing, nothing)
     found = policy.gradient_of_heads(window, advantages, returns)
     step = 1e-5
