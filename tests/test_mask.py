@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from bitwise import assert_same, threads
 from cases import CLIP, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
-from oracles import Result, as_tuple, assert_results_close, run_library, run_reference
-from rounding import error_bounds
+from device_runs import host, run, shortened
+from devices import TestDevice
+from oracles import Result, as_tuple, assert_results_close, map_result, run_library, run_reference
+from rounding import error_bounds, run_rounded
 
 import fusedrnn as fr
 
@@ -77,8 +79,8 @@ def compacted(case: Case, inputs: Inputs) -> Compacted:
     times = [np.flatnonzero(kept[:, b]) for b in range(case.batch)]
     counts = np.array([len(t) for t in times], np.int64)
     longest = int(counts.max(initial=0))
-    x = np.full((longest, *inputs.x.shape[1:]), np.nan, case.dtype)
-    dy = np.full((longest, *inputs.dy.shape[1:]), np.nan, case.dtype)
+    x = np.full((longest, *inputs.x.shape[1:]), np.nan, inputs.x.dtype)
+    dy = np.full((longest, *inputs.dy.shape[1:]), np.nan, inputs.dy.dtype)
     reset = np.zeros((longest, case.batch), bool)
     at_end = np.zeros((case.num_layers, case.directions, case.batch), bool)
     at_begin = at_end.copy()
@@ -97,8 +99,8 @@ def compacted(case: Case, inputs: Inputs) -> Compacted:
             # Forward, a reset before the first step that runs is that step's; where none runs, the end says it all.
             at_begin[:, direction, b] = backwards and after and len(t) > 0
     lost_initial, lost_final = (np.concatenate(list(lost))[..., None] for lost in (at_begin, at_end))
-    state = parts(inputs.state, lambda part: np.where(lost_initial, 0, part).astype(case.dtype))
-    dstate = parts(inputs.dstate, lambda part: np.where(lost_final, 0, part).astype(case.dtype))
+    state = parts(inputs.state, lambda part: np.where(lost_initial, 0, part).astype(part.dtype))
+    dstate = parts(inputs.dstate, lambda part: np.where(lost_final, 0, part).astype(part.dtype))
     moved = Inputs(x, state, counts, reset if inputs.reset is not None else None, dy, dstate)
     return Compacted(moved, times, lost_initial, lost_final)
 
@@ -139,19 +141,23 @@ def test_every_output_and_gradient(case: Case, rng: np.random.Generator) -> None
 
 @pytest.mark.parametrize("case", [*CASES, *EMPTY])
 def test_a_masked_call_is_the_call_on_compacted_sequences(case: Case, rng: np.random.Generator) -> None:
-    layer, inputs = make_layer(case), make_inputs(case, rng)
-    inputs = without_skipped_dy(inputs)
+    layer, inputs = make_layer(case), without_skipped_dy(make_inputs(case, rng))
     result, moved = run_library(layer, inputs), compacted(case, inputs)
     plain = run_library(layer, moved.inputs)
+    assert_moved_back(case, inputs, moved, result, plain)
+    assert_same(result.parameters, plain.parameters, "parameters")
+
+
+def assert_moved_back(case: Case, inputs: Inputs, moved: Compacted, result: Result, plain: Result) -> None:
+    """Assert that a masked call's result is that of the compacted sequences, but for the parameters' gradients."""
     assert_same(result.y, expected_y(case, inputs, moved, plain.y), "y")
     dx = np.zeros_like(inputs.x)
     for b, t in enumerate(moved.times):
         dx[t, b] = plain.dx[: len(t), b]
     assert_same(result.dx, dx, "dx")
-    state = parts(plain.state, lambda part: np.where(moved.lost_final, 0, part).astype(case.dtype))
-    dstate = parts(plain.dstate, lambda part: np.where(moved.lost_initial, 0, part).astype(case.dtype))
+    state = parts(plain.state, lambda part: np.where(moved.lost_final, 0, part).astype(part.dtype))
+    dstate = parts(plain.dstate, lambda part: np.where(moved.lost_initial, 0, part).astype(part.dtype))
     assert_same((result.state, result.dstate), (state, dstate), "states")
-    assert_same(result.parameters, plain.parameters, "parameters")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -410,3 +416,100 @@ def test_a_mask_is_given_by_name() -> None:
         layer(x, None, None, None, out, GOOD)
     with pytest.raises(TypeError):
         fr.RNNCell(3, 5)(x[0], mask=GOOD[0])
+
+
+# ---- the CUDA engine ----
+
+ON_DEVICE = SHORT[::2] + SHORT[1::6]
+
+
+@pytest.mark.parametrize("case", ON_DEVICE + EMPTY[:3])
+def test_a_device_computes_the_same(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
+    cpu, layer = make_layer(case), make_layer(case, device="cuda")
+    inputs = make_clear_inputs(case, cpu.parameters, rng)
+    result, rounded = run(device, layer, inputs), run_rounded(case, cpu.parameters, inputs)
+    for expected, eps in (
+        (run_reference(case, cpu.parameters, inputs), case.eps + float(np.finfo(np.float64).eps)),
+        (run_library(cpu, inputs), 2 * case.eps),
+    ):
+        assert_results_close(result, expected, map_result(lambda a, eps=eps: a.bound(eps), rounded))
+
+
+@pytest.mark.parametrize("case", ON_DEVICE[1::3])
+@pytest.mark.parametrize("recompute", [1, 3, 100])
+def test_recompute_on_a_device(device: TestDevice, case: Case, recompute: int, rng: np.random.Generator) -> None:
+    layer = make_layer(case, device="cuda")
+    inputs = make_clear_inputs(case, host(layer, device), rng)
+    expected = run(device, layer, inputs)
+    there = device.put(dataclasses.replace(inputs, lengths=None))
+    there = dataclasses.replace(there, lengths=inputs.lengths)
+    y, state, tape = layer.forward(there.x, there.state, **there.sequence_options(), recompute=recompute)
+    grads = layer.backward(tape, there.dy, there.dstate)
+    result = device.get(Result(y, state, grads.x, grads.state, grads.parameters))
+    assert_results_close(result, expected, error_bounds(case, host(layer, device), inputs, other=case.dtype))
+
+
+PERSISTENT = [
+    Case(cell, layers, directions, "float32", 9, 5, 6, 24, ragged, True, reverse, masked=True)
+    for cell in ("lstm", "lstm_coupled", "gru")
+    for layers, directions, ragged, reverse in ((1, 1, False, False), (2, 2, True, False), (2, 1, True, True))
+]
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", PERSISTENT)
+def test_both_engines_of_a_device(
+    device: TestDevice, case: Case, dtype: str, engine: str, rng: np.random.Generator
+) -> None:
+    if device.real:
+        pytest.skip("cuBLAS may choose another order for another shape")
+    precision = "tf32" if dtype == "float32" else "ieee"
+    layer = make_layer(case, device="cuda", engine=engine, precision=precision, dtype=dtype)
+    inputs = without_skipped_dy(make_inputs(case, rng))
+    if dtype != "float32":
+        inputs = shortened(inputs, layer.dtype)
+    moved = compacted(case, inputs)
+    assert_moved_back(case, inputs, moved, run(device, layer, inputs), run(device, layer, moved.inputs))
+
+
+@pytest.mark.parametrize("case", [Case("gru", 3, 2, "float64", 8, 4, 3, 5, True, True, masked=True)])
+def test_dropout_on_a_device_counts_time_too(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
+    cpu, layer = (make_layer(case, dropout=0.4, **options) for options in ({}, {"device": "cuda"}))
+    inputs = make_inputs(case, rng)
+    ours, theirs = run(device, layer, inputs), run_library(cpu, inputs)
+    # Bounds of the same without dropout are too small: masks scale by 1/(1-p).
+    for a, b in zip((ours.y, ours.dx, ours.state), (theirs.y, theirs.dx, theirs.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_and_rules_on_a_device(device: TestDevice, rng: np.random.Generator) -> None:
+    case = Case("lstm", 2, 2, "float32", 7, 4, 3, 5, True, True, masked=True)
+    layer, inputs = make_layer(case, device="cuda"), make_inputs(case, rng)
+    expected = run(device, layer, inputs)
+    there = device.put(inputs)  # the lengths too: nobody looks at them
+    held = layer.buffers(case.time, case.batch, mask=True)
+    for _ in range(2):
+        y, state, tape = layer.forward(there.x, there.state, **there.sequence_options(), out=held)
+        grads = layer.backward(tape, there.dy, there.dstate)
+        result = device.get(Result(y, state, grads.x, grads.state, grads.parameters))
+        assert_same(result, expected)
+    with pytest.raises(ValueError, match="out must be Buffers made with mask=True"):
+        layer(there.x, mask=there.mask, out=layer.buffers(case.time, case.batch))
+    assert layer(there.x, lengths=there.lengths, out=held)[0] is held.y
+    for bad, error in ((inputs.mask, TypeError), (there.reset.astype("u1"), TypeError), (there.mask[1:], ValueError)):
+        with pytest.raises(error, match="mask must"):
+            layer(there.x, mask=bad)
+    with pytest.raises(TypeError, match="mask must be True or False"):
+        layer.buffers(case.time, case.batch, mask=1)
+
+
+@pytest.mark.parametrize("case", CASES[2:4])
+def test_strides_on_a_device(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
+    layer, inputs = make_layer(case, device="cuda"), make_inputs(case, rng)
+    expected = run(device, layer, inputs)
+    x, state, lengths, reset = device.put((inputs.x, inputs.state, inputs.lengths, inputs.reset))
+    spread = device.put(np.ones((2 * case.batch, 3 * case.time), bool))[1::2, ::3]
+    spread[...] = device.put(np.ascontiguousarray(inputs.mask.T))
+    result = layer(x, state, lengths, reset, mask=spread.T)
+    assert_same(device.get(result), (expected.y, expected.state))

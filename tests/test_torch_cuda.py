@@ -744,13 +744,14 @@ def test_a_tape_is_as_large_as_the_engine_asks_for(cuda_host_module: Any, cell: 
             config = engine.config_of(cell, 5, hidden, layers, both, True)
             net = device._net(place.native, config, dtype, 0, False)
             for steps, rows in itertools.product((1, 2, 7, 100), (0, 1, 3, 64)):
-                call = engine.Call(config, "time", steps, rows, on_device=True)
-                present = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), (1, 0, 0))
-                numbers = {"steps": steps, "rows": rows, "recompute": 0, "lengths": 1, "calls": 0}
-                made = place.native.ForwardCall(**numbers, **present, weights=[], training=True, persistent=False)
-                needed = net.kept_bytes(made)
-                spare = device.tape_bytes(call, torch.empty(0, dtype=dtype)) - needed
-                assert 0 <= spare <= 256 * (5 * layers + 3)
+                for mask in (None, torch.ones(1)):
+                    call = engine.Call(config, "time", steps, rows, mask=mask, on_device=True)
+                    present = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), (1, 0, 0))
+                    present["mask"] = (0 if mask is None else 1, 0, 0)
+                    numbers = {"steps": steps, "rows": rows, "recompute": 0, "lengths": 1, "calls": 0}
+                    made = place.native.ForwardCall(**numbers, **present, weights=[], training=True, persistent=False)
+                    spare = device.tape_bytes(call, torch.empty(0, dtype=dtype)) - net.kept_bytes(made)
+                    assert 0 <= spare <= 256 * (5 * layers + 3 + 5 * (mask is not None))
 
 
 @each_layer

@@ -112,7 +112,8 @@ def run_module(case: Case, module: Any, inputs: Inputs) -> Result:
     leaves = tuple(put(s).requires_grad_() for s in as_tuple(inputs.state))
     reset = None if inputs.reset is None else torch.tensor(inputs.reset, device=like.device)
     lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths)
-    y, final = module(x, leaves if case.two_states else leaves[0], lengths=lengths, reset=reset)
+    mask = None if inputs.mask is None else torch.tensor(inputs.mask, device=like.device)
+    y, final = module(x, leaves if case.two_states else leaves[0], lengths=lengths, reset=reset, mask=mask)
     torch.autograd.backward([y, *as_tuple(final)], [put(d) for d in (inputs.dy, *as_tuple(inputs.dstate))])
 
     def get(tensor: Tensor) -> np.ndarray:
@@ -162,15 +163,17 @@ def assert_memory_is_looked_after(kind: type[nn.Module], size: int, where: str =
 
 
 def assert_options_are_copied(kind: type[nn.Module], where: str = "cpu") -> None:
-    """Assert that what is written to lengths and resets after a call changes no derivative, and no second one."""
+    """Assert that what is written to lengths and masks after a call changes no derivative, and no second one."""
     module, x = accelerated(kind(**SIZE, dtype=torch.float64)).to(where), leaf(6, 4, SIZE["input_size"]).to(where)
     found = []
     for write in (False, True):
         lengths, reset = torch.tensor([6, 3, 0, 1], device=where), torch.arange(24, device=where).reshape(6, 4) % 5 == 0
-        y, _ = module(x, lengths=lengths, reset=reset)
+        mask = torch.arange(24, device=where).reshape(6, 4) % 3 != 1
+        y, _ = module(x, lengths=lengths, reset=reset, mask=mask)
         if write:
             lengths.fill_(6)
             reset.fill_(True)
+            mask.fill_(True)
         first = torch.autograd.grad(y.sin().sum(), [x, *module.parameters()], retain_graph=True)
         (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
         found.append([*first, dx, *torch.autograd.grad(dx.square().sum(), [x, *module.parameters()])])

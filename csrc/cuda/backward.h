@@ -28,18 +28,23 @@ class Backward : Net<T> {
     lay_out(arena);
     this->lay_out_kept(tape);
     Backend backend(place, gemm_space, config.tf32);
-    SequenceOf<const T> dy = Base::read_only(Base::sequence(gradient.dy));
+    SequenceOf<const T> dy = output_gradient(backend, gradient);
+    const SequenceOf<const T> first_x = this->input(backend);
+    this->moved(backend, Base::read_only(Base::sequence(call.y)), this->moved_y, config.width());
     for (int layer = config.layers; layer-- > 0;) {
-      SequenceOf<const T> x = Base::read_only(layer == 0 ? Base::sequence(call.x) : this->output(layer - 1));
+      SequenceOf<const T> x = layer == 0 ? first_x : Base::read_only(this->output(layer - 1));
       if (layer > 0 && this->drops()) {
         this->drop(backend, layer - 1, x.data, dropped);
         x = Base::read_only(this->sequence(dropped));
       }
-      const SequenceOf<T> dx = layer == 0 ? Base::sequence(gradient.dx) : this->sequence(below[layer % 2]);
+      const SequenceOf<T> dx = layer == 0 ? input_gradient_of(gradient) : this->sequence(below[layer % 2]);
       run_layer(backend, layer, x, dy, dx, gradient);
       if (layer > 0 && this->drops()) this->drop(backend, layer - 1, dx.data, dx.data);
       dy = Base::read_only(dx);
     }
+    if (this->masked() && gradient.dx.data)
+      backend.for_each(call.steps, rows, config.input_size,
+                       SpreadGradients<T>{kept.mask, moved_dx, Base::sequence(gradient.dx), config.input_size});
   }
 
  private:
@@ -52,6 +57,7 @@ class Backward : Net<T> {
   Index chunk;                                              // steps
   T *dropped, *below[2], *gathered, *h_previous, *operand;  // below: dx of a layer that is not the first
   T* dgates;                                                // (D, chunk * B, slots, H)
+  T *moved_dx, *moved_dy;                                   // with a mask, by step
   A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;    // dx_wide: (T, B, width) where it is needed
   A *gates, *cells, *c, *replay_products;                   // recomputing: a segment
   A *input_gradient, *recurrent_gradient, *bias_parts, *peephole_parts;
@@ -86,6 +92,22 @@ class Backward : Net<T> {
     recurrent_gradient = arena.take<A>(directions, traits.gates * hidden, hidden);
     bias_parts = arena.take<A>(directions, kParts, slots);
     peephole_parts = arena.take<A>(directions, kParts, traits.peepholes * hidden);
+    this->lay_out_moved(arena);
+    moved_dx = arena.take<T>(this->masked() ? all : 0, config.input_size);
+    moved_dy = arena.take<T>(this->masked() ? all : 0, config.width());
+  }
+
+  // dy by step, and where dx by step goes.
+  SequenceOf<const T> output_gradient(Backend& backend, const NetBackward& gradient) const {
+    const SequenceOf<const T> dy = Base::read_only(Base::sequence(gradient.dy));
+    if (!this->masked() || !dy.data) return dy;
+    backend.for_each(call.steps, rows, config.width(),
+                     MoveGradients<T>{kept.mask, dy, moved_dy, hidden, config.width(), config.reverse});
+    return Base::read_only(this->sequence(moved_dy));
+  }
+  SequenceOf<T> input_gradient_of(const NetBackward& gradient) const {
+    if (!this->masked() || !gradient.dx.data) return Base::sequence(gradient.dx);
+    return {moved_dx, rows * config.input_size, config.input_size};
   }
 
   void run_layer(Backend& backend, int layer, const SequenceOf<const T>& x, const SequenceOf<const T>& dy,
@@ -94,6 +116,8 @@ class Backward : Net<T> {
     const Packed<T> weights = this->pack(backend, layer, packed);
     load_gradient<T>(backend, gradient.dhn, layer, dh);
     if (traits.states == 2) load_gradient<A>(backend, gradient.dcn, layer, dc);
+    this->clear_lost(backend, kept.mask.lost_final, dh, rows * hidden, hidden);
+    this->clear_lost(backend, kept.mask.lost_final, traits.states == 2 ? dc : nullptr, rows * hidden, hidden);
     clear_sums(backend, layer);
     if (directions == 2 && dx.data) clear_input_gradient(backend, config.input_of(layer), dx);
     BackwardArrays<T> a = backward_arrays(layer, weights, dy);
@@ -303,7 +327,13 @@ class Backward : Net<T> {
     const auto place = [&](const StateView& view, auto* data) { return data + layer * directions * view.layer; };
     const StateView &h = gradient.dh0, &c = gradient.dc0;
     // Step by step, what comes through weight_hh has still to be added.
-    if (h.data && blocks.active())
+    if (h.data && this->masked())
+      backend.for_each(directions, rows, hidden,
+                       StoreMaskedGradient<T>{kept.mask, a, blocks.active(),
+                                              layer + 1 == config.layers ? Base::read_only(Base::sequence(gradient.dy))
+                                                                         : SequenceOf<const T>{nullptr, 0, 0},
+                                              place(h, static_cast<T*>(h.data)), h.layer, h.row});
+    else if (h.data && blocks.active())
       backend.for_each(directions, rows, hidden,
                        CopyRows<A, T>{dh, rows * hidden, hidden, place(h, static_cast<T*>(h.data)), h.layer, h.row});
     else if (h.data)
@@ -312,6 +342,7 @@ class Backward : Net<T> {
     if (c.data)
       backend.for_each(directions, rows, hidden,
                        CopyRows<A, A>{dc, rows * hidden, hidden, place(c, static_cast<A*>(c.data)), c.layer, c.row});
+    if (c.data) this->clear_lost(backend, kept.mask.lost_initial, place(c, static_cast<A*>(c.data)), c.layer, c.row);
   }
 
   void store_gradients(Backend& backend, int layer, Index d, const NetBackward& gradient) const {

@@ -77,8 +77,8 @@ NetConfig make_config(const std::string& cell, Index input_size, Index hidden_si
 
 NetForward make_forward(Index steps, Index rows, bool training, bool persistent, Index recompute,
                         const std::vector<Five>& weights, const View& x, const View& y, const View& h0, const View& c0,
-                        const View& hn, const View& cn, Address lengths, const View& reset, Address calls,
-                        Address kept) {
+                        const View& hn, const View& cn, Address lengths, const View& reset, const View& mask,
+                        Address calls, Address kept) {
   NetForward call;
   call.steps = steps;
   call.rows = rows;
@@ -96,6 +96,9 @@ NetForward make_forward(Index steps, Index rows, bool training, bool persistent,
   call.reset = static_cast<const bool*>(pointer(std::get<0>(reset)));
   call.reset_time = std::get<1>(reset);
   call.reset_row = std::get<2>(reset);
+  call.mask = static_cast<const bool*>(pointer(std::get<0>(mask)));
+  call.mask_time = std::get<1>(mask);
+  call.mask_row = std::get<2>(mask);
   call.calls = static_cast<std::uint64_t*>(pointer(calls));
   call.kept = pointer(kept);
   return call;
@@ -210,8 +213,8 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   py::class_<NetForward>(module, "ForwardCall", py::module_local())
       .def(py::init(&make_forward), py::kw_only(), py::arg("steps"), py::arg("rows"), py::arg("training"),
            py::arg("persistent"), py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"),
-           py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("calls"),
-           py::arg("kept") = 0);
+           py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("mask") = View(),
+           py::arg("calls"), py::arg("kept") = 0);
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),

@@ -152,9 +152,10 @@ struct ApplyDropout {
   const T* from;
   T* to;
   Index rows, width;
-  FUSEDRNN_HOST_DEVICE void operator()(Index t, Index b, Index unit) const {
+  const Index* times;  // (T, B): of steps; null: their own number
+  FUSEDRNN_HOST_DEVICE void operator()(Index step, Index b, Index unit) const {
+    const Index t = times ? times[step * rows + b] : step, i = (step * rows + b) * width + unit;
     const std::uint64_t row = DropoutHash::next(DropoutHash::next(DropoutHash::stream(seed, *call, layer), t), b);
-    const Index i = (t * rows + b) * width + unit;
     to[i] = narrow<T>(DropoutHash::keeps(row, unit, threshold) ? widen(from[i]) * scale : Accumulator<T>(0));
   }
 };

@@ -56,6 +56,8 @@ struct NetForward {
   const std::int64_t* lengths = nullptr;  // (B,) or null; taken as if clamped to [0, steps]
   const bool* reset = nullptr;            // (T, B) with the strides below, or null
   Index reset_time = 0, reset_row = 0;
+  const bool* mask = nullptr;  // false where a step is skipped: likewise
+  Index mask_time = 0, mask_row = 0;
   std::uint64_t* calls = nullptr;  // training with dropout: counts the calls, in the arrays' memory
   void* kept = nullptr;            // training: what the tape keeps; Engine::kept_bytes
   void* workspace = nullptr;       // Engine::forward_bytes

@@ -33,7 +33,7 @@ class Forward : Net<T> {
     if (call.training) this->lay_out_kept(tape);
     Backend backend(place, gemm_space, config.tf32);
     keep_arguments(backend);
-    SequenceOf<const T> x = Base::read_only(Base::sequence(call.x));
+    SequenceOf<const T> x = this->input(backend);
     for (int layer = 0; layer < config.layers; ++layer) {
       run_layer(backend, layer, x);
       if (layer + 1 == config.layers) break;
@@ -42,6 +42,10 @@ class Forward : Net<T> {
       this->drop(backend, layer, x.data, dropped);
       x = Base::read_only(this->sequence(dropped));
     }
+    if (this->masked())
+      backend.for_each(
+          call.steps, rows, config.width(),
+          SpreadOutputs<T>{kept.mask, this->moved_y, initial, Base::sequence(call.y), hidden, config.width()});
   }
 
  private:
@@ -51,6 +55,7 @@ class Forward : Net<T> {
   Index chunk;
   A *gates, *products, *c;
   T *gathered, *h, *operand, *dropped;
+  T* initial;  // with a mask: (D, B, H) of the last layer, before any step
 
   // Scratch that the layers use one after the other.
   void lay_out(Arena& arena) {
@@ -69,19 +74,32 @@ class Forward : Net<T> {
     c = arena.take<A>(directions, traits.states == 2 ? rows : 0, hidden);
     operand = arena.take<T>(directions, traits.phases == 2 ? rows : 0, hidden);
     dropped = arena.take<T>(this->drops() ? this->packed_rows : 0, config.width());
+    initial = arena.take<T>(this->masked() ? directions : 0, rows, hidden);
+    this->lay_out_moved(arena);
   }
 
   // What later steps and the backward pass need of the arguments, which the caller may then write.
   void keep_arguments(Backend& backend) {
-    if (call.lengths) backend.for_each(1, 1, rows, KeepLengths{call.lengths, kept.lengths, call.steps});
-    if (call.reset)
+    if (this->masked())
+      backend.for_each(1, 1, rows,
+                       ListSteps{kept.mask, call.mask, call.mask_time, call.mask_row, call.reset, call.reset_time,
+                                 call.reset_row, call.lengths, directions, config.reverse});
+    else if (call.lengths)
+      backend.for_each(1, 1, rows, KeepLengths{call.lengths, kept.lengths, call.steps});
+    if (call.reset && !this->masked())
       backend.for_each(1, call.steps, rows, KeepReset{call.reset, call.reset_time, call.reset_row, kept.reset, rows});
     if (this->drops()) backend.for_each(1, 1, 1, KeepCall{call.calls, kept.call});
     if (!call.training) return;
     for (int layer = 0; layer < config.layers; ++layer) {
-      if (call.h0.data) load_state<T>(backend, call.h0, layer, kept.layers[layer].h0);
-      if (call.c0.data) load_state<A>(backend, call.c0, layer, kept.layers[layer].c0);
+      if (call.h0.data) load_initial<T>(backend, call.h0, layer, kept.layers[layer].h0);
+      if (call.c0.data) load_initial<A>(backend, call.c0, layer, kept.layers[layer].c0);
     }
+  }
+  // The state that the first step sees.
+  template <class Item>
+  void load_initial(Backend& backend, const StateView& from, int layer, Item* to) const {
+    load_state<Item>(backend, from, layer, to);
+    this->clear_lost(backend, kept.mask.lost_initial, to, rows * hidden, hidden);
   }
   // A layer's part of a state array to (D, B, H), or back; a null array reads as zeros.
   template <class Item>
@@ -102,8 +120,9 @@ class Forward : Net<T> {
   void run_layer(Backend& backend, int layer, const SequenceOf<const T>& x) {
     // 1. Weights in the order of slots, and the initial state.
     const Packed<T> weights = this->pack(backend, layer, packed);
-    load_state<T>(backend, call.h0, layer, h);
-    if (traits.states == 2) load_state<A>(backend, call.c0, layer, c);
+    if (this->masked() && layer + 1 == config.layers) load_state<T>(backend, call.h0, layer, initial);
+    load_initial<T>(backend, call.h0, layer, h);
+    if (traits.states == 2) load_initial<A>(backend, call.c0, layer, c);
     StepArrays<T> a = step_arrays(layer, weights);
     for (Index first = 0; first < call.steps; first += chunk) {
       const Index last = std::min(first + chunk, call.steps), inputs = config.input_of(layer);
@@ -118,6 +137,8 @@ class Forward : Net<T> {
       run_steps(backend, layer, weights, a, last);
     }
     // 4. The final state.
+    this->clear_lost(backend, kept.mask.lost_final, h, rows * hidden, hidden);
+    this->clear_lost(backend, kept.mask.lost_final, traits.states == 2 ? c : nullptr, rows * hidden, hidden);
     store_state<T>(backend, h, call.hn, layer);
     if (traits.states == 2) store_state<A>(backend, c, call.cn, layer);
   }

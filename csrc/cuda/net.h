@@ -8,6 +8,7 @@
 #include "cuda/cell_steps.h"
 #include "cuda/elementwise.h"
 #include "cuda/engine.h"
+#include "cuda/mask.h"
 
 namespace fusedrnn {
 namespace {
@@ -31,9 +32,10 @@ struct Kept {
     Accumulator<T>* c0 = nullptr;     // (D, B, H)
     T* output = nullptr;              // (T, B, width), before dropout; of all layers but the last
   };
-  std::int64_t* lengths = nullptr;  // (B,), clamped
-  bool* reset = nullptr;            // (T, B)
-  std::uint64_t* call = nullptr;    // the number of the call: dropout's counter
+  std::int64_t* lengths = nullptr;  // (B,), clamped; with a mask the numbers of kept steps
+  bool* reset = nullptr;            // (T, B); with a mask by step
+  MaskLists mask;
+  std::uint64_t* call = nullptr;  // the number of the call: dropout's counter
   std::vector<Layer> layers;
 };
 
@@ -88,14 +90,19 @@ class Net {
   int recurrent_start[kMaxPhases] = {};  // first row of a phase, in units of H
   int columns = 0;                       // most slots that a product with weight_hh feeds
   Kept<T> kept;
+  T *moved_x = nullptr, *moved_y = nullptr;
 
+  bool masked() const { return call.mask != nullptr; }
+  // Whether rows may end before others.
+  bool ragged() const { return call.lengths || masked(); }
   bool drops() const { return call.training && config.dropout > 0 && config.layers > 1; }
   Index kept_segments() const { return call.recompute > 0 ? std::max<Index>(call.steps - 1, 0) / call.recompute : 0; }
   Index cell_rows() const { return call.recompute > 0 ? kept_segments() * rows : packed_rows; }
 
   void lay_out_kept(Arena& arena) {
-    if (call.lengths) kept.lengths = arena.take<std::int64_t>(rows);
+    if (ragged()) kept.lengths = arena.take<std::int64_t>(rows);
     if (call.reset) kept.reset = arena.take<bool>(packed_rows);
+    if (masked()) lay_out_mask(arena);
     if (drops()) kept.call = arena.take<std::uint64_t>(1);
     kept.layers.resize(config.layers);
     for (int i = 0; i < config.layers; ++i) {
@@ -112,12 +119,44 @@ class Net {
     }
   }
 
+  void lay_out_mask(Arena& arena) {
+    kept.mask.steps = call.steps;
+    kept.mask.rows = rows;
+    kept.mask.extents = arena.take<std::int64_t>(rows);
+    kept.mask.counts = kept.lengths;
+    kept.mask.cuts = kept.reset;
+    kept.mask.times = arena.take<Index>(packed_rows);
+    kept.mask.states = arena.take<Index>(directions, packed_rows);
+    kept.mask.lost_initial = arena.take<bool>(directions, rows);
+    kept.mask.lost_final = arena.take<bool>(directions, rows);
+  }
+  // With a mask: copies of x and y by step.
+  void lay_out_moved(Arena& arena) {
+    moved_x = arena.take<T>(masked() ? packed_rows : 0, config.input_size);
+    moved_y = arena.take<T>(masked() ? packed_rows : 0, config.width());
+  }
+  // x by step, whatever the call has.
+  SequenceOf<const T> input(Backend& backend) const {
+    return moved(backend, read_only(sequence(call.x)), moved_x, config.input_size);
+  }
+  SequenceOf<const T> moved(Backend& backend, const SequenceOf<const T>& from, T* to, Index width) const {
+    if (!masked()) return from;
+    backend.for_each(call.steps, rows, width, MoveTogether<T>{kept.mask, from, to, width});
+    return {to, rows * width, width};
+  }
+  // Zeros for the rows of a layer's states (D, B, H) that a reset among skipped steps cuts off.
+  template <class Item>
+  void clear_lost(Backend& backend, const bool* lost, Item* states, Index outer, Index row) const {
+    if (masked() && states) backend.for_each(directions, rows, hidden, ClearLost<Item>{lost, rows, states, outer, row});
+  }
+
   Steps steps() const { return {call.steps, rows, kept.lengths, kept.reset, config.reverse}; }
   SequenceOf<T> sequence(T* data) const { return {data, rows * config.width(), config.width()}; }
   static SequenceOf<T> sequence(const SequenceView& view) { return {static_cast<T*>(view.data), view.time, view.row}; }
   static SequenceOf<const T> read_only(const SequenceOf<T>& from) { return {from.data, from.time, from.row}; }
   SequenceOf<T> output(int layer) const {
-    return layer + 1 == config.layers ? sequence(call.y) : sequence(kept.layers[layer].output);
+    if (layer + 1 < config.layers) return sequence(kept.layers[layer].output);
+    return masked() ? sequence(moved_y) : sequence(call.y);
   }
 
   Packed<T> lay_out_packed(Arena& arena) const {
@@ -169,8 +208,8 @@ class Net {
   // Elements of a row of x in the widest layer whose rows must be gathered; 0 if there is none.
   Index gathered_width(bool summed) const {
     const Index inner = config.layers > 1 ? config.width() : 0;
-    if (directions == 2 || config.reverse || (summed && call.lengths)) return std::max(config.input_size, inner);
-    return in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
+    if (directions == 2 || config.reverse || (summed && ragged())) return std::max(config.input_size, inner);
+    return masked() || in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
   }
   bool in_order(Index time, Index row, Index width) const {
     return (row == width || rows <= 1) && (time == rows * width || call.steps <= 1);
@@ -180,7 +219,7 @@ class Net {
   // hold anything: fit for products whose rows stand alone, not for sums over rows.
   const T* rows_in_order(Backend& backend, const SequenceOf<const T>& x, Index width, Index d, Index first, Index last,
                          bool summed, T* gathered) const {
-    if (!steps().reverse(d) && in_order(x.time, x.row, width) && !(summed && call.lengths)) return x.at(first, 0);
+    if (!steps().reverse(d) && in_order(x.time, x.row, width) && !(summed && ragged())) return x.at(first, 0);
     backend.for_each(1, (last - first) * rows, width, GatherRows<T>{steps(), d, first, x, gathered, width});
     return gathered;
   }
@@ -223,7 +262,7 @@ class Net {
     const A scale = static_cast<A>(DropoutHash::scale(config.dropout));
     backend.for_each(call.steps, rows, config.width(),
                      ApplyDropout<T>{kept.call, config.seed, DropoutHash::threshold(config.dropout), layer, scale, from,
-                                     to, rows, config.width()});
+                                     to, rows, config.width(), kept.mask.times});
   }
 };
 

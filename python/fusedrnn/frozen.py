@@ -47,9 +47,9 @@ class Runner:
         held = self._packed.values() if isinstance(self._packed, dict) else [self._packed]
         return sum(int(part.nbytes) for part in held)
 
-    def buffers(self, steps: int, batch: int | None = None) -> Buffers:
+    def buffers(self, steps: int, batch: int | None = None, *, mask: bool = False) -> Buffers:
         """Make the memory that calls of one shape write, for ``out=``, on a CUDA device; see the layer's `buffers`."""
-        made: Buffers = self._layer.buffers(steps, batch, training=False)
+        made: Buffers = self._layer.buffers(steps, batch, training=False, mask=mask)
         return made
 
     def __repr__(self) -> str:

@@ -173,7 +173,13 @@ class _Layer(Recurrent):
         return self._engine.infer(self.parameters, x, state, lengths, reset, mask, out)
 
     def buffers(
-        self, steps: int, batch: int | None = None, *, training: bool = True, recompute: int | None = None
+        self,
+        steps: int,
+        batch: int | None = None,
+        *,
+        training: bool = True,
+        recompute: int | None = None,
+        mask: bool = False,
     ) -> Buffers:
         """Make the memory that calls of one shape write, for ``out=``: to capture a graph, or to allocate nothing.
 
@@ -185,6 +191,8 @@ class _Layer(Recurrent):
             For `forward` and `backward` as well as for calls.
         recompute : int, optional
             As it will be given to `forward`.
+        mask : bool
+            For calls with a mask as well, which take more.
 
         Returns
         -------
@@ -200,7 +208,8 @@ class _Layer(Recurrent):
         steps = require_integer(steps, "steps", least=0)
         batch = None if batch is None else require_integer(batch, "batch", least=0)
         window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
-        return self._engine.buffers(steps, batch, window, training=require_flag(training, "training"))
+        flags = {name: require_flag(flag, name) for name, flag in (("training", training), ("mask", mask))}
+        return self._engine.buffers(steps, batch, window, **flags)
 
     def freeze(self) -> Runner:
         """Make a runner: the layer's call from the parameters as they are now, for inference call after call.

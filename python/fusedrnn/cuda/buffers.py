@@ -30,6 +30,7 @@ class Buffers:
     layout: Any
     owner: Any
     recompute: int
+    mask: bool
     kept: Any
     workspace: Any
     backward_workspace: Any

@@ -259,11 +259,12 @@ class Net:
         host = [require_integer(item, "lengths", least=0, most=layout.steps) for item in value]
         return self.device.from_host(np.array(host, np.int64))
 
-    def _reset(self, value: Any, layout: Layout) -> Any:
+    def _flags(self, value: Any, name: str, layout: Layout) -> Any:
+        """A bool for every step of every row: reset or mask."""
         if value is None:
             return None
-        require_array(self.device, value, "reset", np.dtype(bool))
-        require_shape(value, "reset", layout.outer())
+        require_array(self.device, value, name, np.dtype(bool))
+        require_shape(value, name, layout.outer())
         return value
 
     def _output(self, out: Any, layout: Layout, disjoint: Sequence[tuple[str, Any]]) -> Any:
@@ -286,11 +287,12 @@ class Net:
                 f"not {type(out).__name__}: memory that a graph uses must be held by the caller"
             )
 
-    def buffers(self, steps: int, batch: int | None, recompute: int, *, training: bool) -> Buffers:
-        """Memory for calls of one shape, whichever of state, lengths and reset they have."""
+    def buffers(self, steps: int, batch: int | None, recompute: int, *, training: bool, mask: bool = False) -> Buffers:
+        """Memory for calls of one shape, whichever of state, lengths and reset they have; of mask where said so."""
         layout = Layout(self._batch_first, self._single_step, batch is not None, steps, 1 if batch is None else batch)
-        call = self._sized(layout, recompute, training=training)
-        forward_bytes = max(self._net.forward_bytes(c) for c in (call, self._sized(layout, 0, training=False)))
+        call = self._sized(layout, recompute, training=training, mask=mask)
+        inference = self._sized(layout, 0, training=False, mask=mask)
+        forward_bytes = max(self._net.forward_bytes(c) for c in (call, inference))
         gradients = None
         if training:
             parameters = {name: self.device.empty(shape, self.dtype) for name, shape in self._shapes}
@@ -303,13 +305,14 @@ class Net:
             layout,
             self,
             recompute,
+            mask,
             self.device.memory(self._net.kept_bytes(call) if training else 0),
             self.device.memory(forward_bytes),
             self.device.memory(self._net.backward_bytes(call) if training else 0),
         )
 
-    def _sized(self, layout: Layout, recompute: int, *, training: bool) -> Any:
-        """A call with every optional argument, to ask for the memory it needs and no more."""
+    def _sized(self, layout: Layout, recompute: int, *, training: bool, mask: bool) -> Any:
+        """A call with every optional argument, but for `mask`, to ask for the memory it needs and no more."""
         return self.device.native.ForwardCall(
             steps=layout.steps,
             rows=layout.rows,
@@ -325,16 +328,19 @@ class Net:
             cn=_PRESENT,
             lengths=1,
             reset=_PRESENT,
+            mask=_PRESENT if mask else ABSENT,
             calls=1,
         )
 
-    def _require_fitting(self, out: Buffers, layout: Layout, recompute: int, *, training: bool) -> None:
+    def _require_fitting(self, out: Buffers, layout: Layout, recompute: int, *, training: bool, mask: bool) -> None:
         if out.owner is not self or out.layout != layout or (training and out.recompute != recompute):
             raise ValueError(
                 f"out must be Buffers that this object made for the shape {layout.outer()} and recompute={recompute}"
             )
         if training and out.gradients is None:
             raise ValueError("out must be Buffers made with training=True")
+        if mask and not out.mask:
+            raise ValueError("out must be Buffers made with mask=True for a call with a mask")
 
     # ---- calls ----
 
@@ -342,22 +348,16 @@ class Net:
         self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, mask: Any, out: Any
     ) -> tuple[Any, Any]:
         """As `_core.Recurrent.infer`."""
-        self._require_no_mask(mask)
-        y, final, _ = self._run(parameters, x, state, lengths, reset, out, training=False, recompute=0)
+        y, final, _ = self._run(parameters, x, state, lengths, reset, mask, out, training=False, recompute=0)
         return y, final
 
     def forward(
         self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, mask: Any, recompute: int, out: Any
     ) -> tuple[Any, Any, Tape]:
         """As `_core.Recurrent.forward`."""
-        self._require_no_mask(mask)
-        y, final, tape = self._run(parameters, x, state, lengths, reset, out, training=True, recompute=recompute)
+        y, final, tape = self._run(parameters, x, state, lengths, reset, mask, out, training=True, recompute=recompute)
         assert tape is not None
         return y, final, tape
-
-    def _require_no_mask(self, mask: Any) -> None:
-        if mask is not None:
-            raise ValueError("mask must be None on a CUDA device")
 
     def _run(
         self,
@@ -366,6 +366,7 @@ class Net:
         state: Any,
         lengths: Any,
         reset: Any,
+        mask: Any,
         out: Any,
         *,
         training: bool,
@@ -380,9 +381,9 @@ class Net:
         held = out if isinstance(out, Buffers) else None
         self._require_held(out)
         if held is not None:
-            self._require_fitting(held, layout, recompute, training=training)
+            self._require_fitting(held, layout, recompute, training=training, mask=mask is not None)
         lengths = self._lengths(lengths, layout)
-        reset = self._reset(reset, layout)
+        reset, mask = self._flags(reset, "reset", layout), self._flags(mask, "mask", layout)
         persistent = self._persistent(layout.steps, layout.rows, training=training)
         if held is not None:
             hn, cn = held.state if self._two_states else (held.state, None)
@@ -406,6 +407,7 @@ class Net:
             cn=layout.states(device, cn),
             lengths=device.address(lengths),
             reset=layout.sequence(device, reset),
+            mask=layout.sequence(device, mask),
             calls=device.address(self._calls),
         )
         if held is not None:
@@ -582,6 +584,7 @@ class Stepper:
             cn=held.layout.states(device, c),
             lengths=0,
             reset=ABSENT,
+            mask=ABSENT,
             calls=0,
         )
         net._net.forward(device.index, device.stream(), call, 0, device.address(held.workspace))

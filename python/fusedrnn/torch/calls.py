@@ -1,7 +1,7 @@
 """From a module's arguments to a call of the engine, or to torch's own forward where the engine does not take them.
 
 A check that fails never raises here: torch's own forward gets the arguments, and raises its own errors or computes.
-Only `lengths` and `reset`, which torch does not know, have errors of ours.
+Only `lengths`, `reset` and `mask`, which torch does not know, have errors of ours.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ def run_layers(
     finals = []
     for layer in range(config.layers):
         own = replace(call, config=config.at_layer(layer), form="time" if turned else call.form)
-        if turned and call.reset is not None:
-            own.reset = call.reset.T
+        if turned:
+            own.reset, own.mask = (None if flags is None else flags.T for flags in (call.reset, call.mask))
         if layer > 0:
             x = functional.dropout(x, dropout, True)
         part, of_layer = slice(layer * directions, (layer + 1) * directions), slice(layer * each, (layer + 1) * each)
@@ -242,24 +242,37 @@ def run_layers(
     return x.transpose(0, 1) if turned else x, state
 
 
-def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any) -> None:
-    """Put `lengths` and `reset` into a call, checked."""
-    if isinstance(input, PackedSequence):
-        raise ValueError("lengths and reset must be None for a PackedSequence, which has lengths of its own")
+def has_options(input: Any, *options: Any) -> bool:
+    """Whether `lengths`, `reset` or `mask` is given; none may be for a packed sequence."""
+    given = any(option is not None for option in options)
+    if given and isinstance(input, PackedSequence):
+        raise ValueError("lengths, reset and mask must be None for a PackedSequence, which has lengths of its own")
+    return given
+
+
+def add_options(call: Call, module: Any, input: Any, lengths: Any, reset: Any, mask: Any) -> None:
+    """Put `lengths`, `reset` and `mask` into a call, checked."""
     if lengths is not None:
         if input.dim() == 2:
             raise ValueError("lengths must be None for an unbatched input")
         call.lengths = checked_lengths(lengths, call, input)
-    if reset is not None:
-        if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
-            raise TypeError(f"reset must be a tensor of bool, not {getattr(reset, 'dtype', type(reset).__name__)}")
-        if reset.is_nested:
-            raise TypeError("reset must be a tensor of bool, not a nested tensor")
-        if reset.shape != input.shape[:-1]:
-            raise ValueError(f"reset must have shape {tuple(input.shape[:-1])}, not {tuple(reset.shape)}")
-        if input.dim() == 2:
-            reset = reset.unsqueeze(0 if module.batch_first else 1)
-        call.reset = near(reset, input, "reset")
+    call.reset = checked_flags(reset, "reset", module, input)
+    call.mask = checked_flags(mask, "mask", module, input)
+
+
+def checked_flags(flags: Any, name: str, module: Any, x: Tensor) -> Tensor | None:
+    """A bool for every step of every row, with a batch axis and on x's device."""
+    if flags is None:
+        return None
+    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+        raise TypeError(f"{name} must be a tensor of bool, not {getattr(flags, 'dtype', type(flags).__name__)}")
+    if flags.is_nested:
+        raise TypeError(f"{name} must be a tensor of bool, not a nested tensor")
+    if flags.shape != x.shape[:-1]:
+        raise ValueError(f"{name} must have shape {tuple(x.shape[:-1])}, not {tuple(flags.shape)}")
+    if x.dim() == 2:
+        flags = flags.unsqueeze(0 if module.batch_first else 1)
+    return near(flags, x, name)
 
 
 def checked_lengths(lengths: Any, call: Call, x: Tensor) -> Tensor:
@@ -361,7 +374,7 @@ def obstacle(call: Call, x: Tensor, states: State, weights: Sequence[Any]) -> st
     """
     if type(call.steps) is not int or type(call.rows) is not int:
         return "sizes that are symbols"
-    if call.reset is not None:  # may be on another device, as x is
+    if not (call.reset is None and call.mask is None):  # may be on another device, as x is
         reason = tensor_obstacle((x, *states, *weights))
         if reason is not None:
             return reason
@@ -414,12 +427,19 @@ def plan_of(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
 
 
 def module_forward(
-    module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
+    module: Any,
+    own: Callable[[Any, Any], Any],
+    input: Any,
+    hx: Any,
+    lengths: Any = None,
+    reset: Any = None,
+    mask: Any = None,
 ) -> Any:
     """A layer's or a cell's forward; `own` is torch's."""
     if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
-        return as_leaf(module, input, hx, lengths, reset)
-    standard = lengths is None and reset is None and module._cell_name in LAYERS
+        return as_leaf(module, input, hx, lengths, reset, mask=mask)
+    optional = has_options(input, lengths, reset, mask)
+    standard = not optional and module._cell_name in LAYERS
     odd = odd_tensor(input, hx)
     plan: Plan | str | None = odd
     if odd is None or not standard:
@@ -430,8 +450,8 @@ def module_forward(
             return unfitted(module, own, input, hx)
         call, x, states = fitted
         call.names = module._weight_names()
-        if lengths is not None or reset is not None:
-            add_options(call, module, input, lengths, reset)
+        if optional:
+            add_options(call, module, input, lengths, reset, mask)
         plan = plan_of(module, call, x, states, odd, standard)
     if plan is None or isinstance(plan, str):
         found = own(input, hx)  # any error of torch's own comes before the warning
@@ -453,12 +473,13 @@ def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any) -
     raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
 
 
-def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any) -> torch.fx.Proxy:
+def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any, mask: Any) -> torch.fx.Proxy:
     """torch.fx's node for a call of a module that it does not look into, which is how it takes torch's own."""
+    named = {} if mask is None else {"mask": mask}
     while others and others[-1] is None:
         others = others[:-1]
     tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), {})  # type: ignore[no-any-return]
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), named)  # type: ignore[no-any-return]
 
 
 def unfit_layer(module: Any, input: Any, y: Tensor, states: State) -> Any:

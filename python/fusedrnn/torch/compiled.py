@@ -19,7 +19,11 @@ PLAN = "str cell, int layers, bool bidirectional, bool bias, str form"
 SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
 
 
-def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, reset: Tensor | None) -> Call:
+Options = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""lengths, reset and mask."""
+
+
+def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], options: Options) -> Call:
     """The call that an operator's arguments describe."""
     cell, layers, bidirectional, bias, form = plan
     axes = {"time": 3, "batch": 3, "step": 2}.get(form)
@@ -28,32 +32,35 @@ def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], lengths: Tensor | 
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
     config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
-    return Call(
-        config, form, steps, rows, None, lengths, reset, on_device=device.place.holds(x) and device.missing() is None
-    )
+    return Call(config, form, steps, rows, None, *options, on_device=device.place.holds(x) and device.missing() is None)
 
 
-def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any) -> Call:
+def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, options: Options) -> Call:
     """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
-    call = call_of(plan, x, weights, lengths, reset)
+    call = call_of(plan, x, weights, options)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = calls.tensor_obstacle((x, *states, *weights))
     config = call.config
     fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
-    for given, shape, dtype in ((lengths, (call.rows,), torch.int64), (reset, x.shape[:-1], torch.bool)):
+    flags = (x.shape[:-1], torch.bool)
+    for given, (shape, dtype) in zip(options, (((call.rows,), torch.int64), flags, flags), strict=True):
         fits &= given is None or (given.shape == shape and given.dtype == dtype and given.device == x.device)
     if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
-    call.lengths = None if lengths is None else lengths.contiguous()
+    call.lengths = None if call.lengths is None else call.lengths.contiguous()
     call.make_lists(x)
     call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
     return call
 
 
-torch.library.define("fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training) -> (Tensor, Tensor, Tensor, Tensor)")
+MASK = "Tensor? mask=None"
+torch.library.define(
+    "fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training, {MASK}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 torch.library.define(
     "fusedrnn::layers_backward",
-    f"({SEQUENCE}, {PLAN}, Tensor y, Tensor tape, Tensor? dy, Tensor? dhn, Tensor? dcn, bool[] wanted) -> Tensor[]",
+    f"({SEQUENCE}, {PLAN}, Tensor y, Tensor tape, Tensor? dy, Tensor? dhn, Tensor? dcn, bool[] wanted, "
+    f"{MASK}) -> Tensor[]",
 )
 
 
@@ -61,8 +68,8 @@ torch.library.define(
 def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *plan, training = rest
-    y, hn, cn, tape = prepared(tuple(plan), x, h0, c0, weights, lengths, reset).run(training)
+    *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
+    y, hn, cn, tape = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask)).run(training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
@@ -72,8 +79,8 @@ def _layers(
 def _layers_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *plan, training = rest
-    call = call_of(tuple(plan), x, weights, lengths, reset)
+    *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
+    call = call_of(tuple(plan), x, weights, (lengths, reset, mask))
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
     size, dtype = call.tape_form(x) if training else (0, x.dtype)
     tape = x.new_empty(size, dtype=dtype)
@@ -82,8 +89,8 @@ def _layers_fake(
 
 @torch.library.impl("fusedrnn::layers_backward", ("cpu", "cuda"))
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
-    *plan, y, tape, dy, dhn, dcn, wanted = rest
-    call = prepared(tuple(plan), x, h0, c0, weights, lengths, reset)
+    *plan, y, tape, dy, dhn, dcn, wanted, mask = (*rest, None)[:12]
+    call = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask))
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
@@ -99,24 +106,25 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
 def _layers_backward_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> list[Tensor]:
-    *plan, _y, _tape, _dy, _dhn, _dcn, wanted = rest
-    call = call_of(tuple(plan), x, weights, lengths, reset)
+    *plan, _y, _tape, _dy, _dhn, _dcn, wanted, mask = (*rest, None)[:12]
+    call = call_of(tuple(plan), x, weights, (lengths, reset, mask))
     shapes = [x.shape, call.state_shape, call.state_shape, *(w.shape for w in weights)]
     return [x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, lengths, reset, *plan, _ = inputs
+    x, h0, c0, weights, lengths, reset, *rest = inputs
+    *plan, _, mask = (*rest, None)[:7]
     y, _, _, tape = output
     ctx.plan = plan
-    ctx.save_for_backward(x, h0, c0, lengths, reset, y, tape, *weights)
+    ctx.save_for_backward(x, h0, c0, lengths, reset, mask, y, tape, *weights)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("fusedrnn.torch: a compiled layer has no second derivative; torch.compile must not trace it")
-    x, h0, c0, lengths, reset, y, tape, *weights = ctx.saved_tensors
+    x, h0, c0, lengths, reset, mask, y, tape, *weights = ctx.saved_tensors
     needs = ctx.needs_input_grad
     asked = needs[3] if isinstance(needs[3], (list, tuple)) else [needs[3]] * len(weights)
     wanted = [needs[0], needs[1], needs[2], *asked]
@@ -124,10 +132,10 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
         dy = None
     dcn = dcn if ctx.plan[0].startswith("lstm") else None
     found = torch.ops.fusedrnn.layers_backward(
-        x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted
+        x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted, mask
     )
     dx, dh0, dc0, *dweights = (g if want else None for g, want in zip(found, wanted, strict=True))
-    return dx, dh0, dc0, dweights, None, None, *[None] * (len(ctx.plan) + 1)
+    return dx, dh0, dc0, dweights, *[None] * (len(needs) - 4)
 
 
 torch.library.register_autograd("fusedrnn::layers", _differentiate, setup_context=_save)
@@ -139,7 +147,9 @@ def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -
     config = call.config
     plan = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
     asked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights))
-    y, hn, cn, _ = torch.ops.fusedrnn.layers(x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked)
+    y, hn, cn, _ = torch.ops.fusedrnn.layers(
+        x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked, call.mask
+    )
     # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
     # the copy with what comes next.
     y = hn if call.form == "step" else y.clone() if asked else y
@@ -176,13 +186,19 @@ def exporting() -> bool:
 
 
 def compiled_forward(
-    module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, lengths: Any = None, reset: Any = None
+    module: Any,
+    own: Callable[[Any, Any], Any],
+    input: Any,
+    hx: Any,
+    lengths: Any = None,
+    reset: Any = None,
+    mask: Any = None,
 ) -> Any:
     """As `calls.module_forward`, while a compiler traces it.
 
     What is exported, and cells, which the compiler fuses with what is around them, are torch's own operations.
     """
-    options = lengths is not None or reset is not None
+    options = calls.has_options(input, lengths, reset, mask)
     standard = module._cell_name in LAYERS and not options
     if standard and (module._is_cell or exporting()):
         return own(input, hx)
@@ -205,7 +221,7 @@ def compiled_forward(
     weights = weights_of(module)
     weights = weights if low is None else calls.weights_under_autocast(weights, low)
     if options:
-        calls.add_options(call, module, input, lengths, reset)
+        calls.add_options(call, module, input, lengths, reset, mask)
     dropout = module.dropout if module.training and not module._is_cell else 0.0
     how = run if usable and not exporting() else calls.through_torch
     y, states = calls.run_layers(how, call, x, states, weights, dropout)

@@ -130,7 +130,7 @@ def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool
 
 
 @functools.lru_cache(maxsize=1024)
-def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int) -> tuple[int, int, int]:
+def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int, masked: bool) -> tuple[int, int, int]:
     """Bytes of a tape that hold for every call: for each row of each step, for each row, and beside those.
 
     A compiler has to know the size from shapes that are symbols to it. At multiples of the tape's alignment, which is
@@ -142,16 +142,17 @@ def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int) -> 
     def size(steps: int) -> int:
         present = (1, 0, 0)
         views = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), present)
+        views["mask"] = present if masked else ABSENT
         numbers = {"steps": steps, "rows": unit, "recompute": 0, "lengths": 1, "calls": 0}
         return int(net.kept_bytes(native.ForwardCall(**numbers, **views, weights=[], training=True, persistent=False)))
 
-    none, whole, arrays = size(0), size(unit), 5 * config.layers + 3
+    none, whole, arrays = size(0), size(unit), 5 * config.layers + 3 + 5 * masked
     return (whole - none) // unit**2, none // unit, arrays * unit
 
 
 def tape_bytes(call: Call, like: Tensor) -> Any:
     """Bytes of a call's tape."""
-    each, row, beside = _tape_terms(place.native, call.config, like.dtype, place.index(like))
+    each, row, beside = _tape_terms(place.native, call.config, like.dtype, place.index(like), call.mask is not None)
     return call.steps * call.rows * each + call.rows * row + beside
 
 
@@ -209,6 +210,7 @@ def _native_call(
         cn=_state(call, finals[1]),
         lengths=address(call.lengths),
         reset=_sequence(call, call.reset),
+        mask=_sequence(call, call.mask),
         calls=0,
         kept=address(tape),
     )

@@ -87,9 +87,9 @@ class Call:
     """What a call runs, beside its tensors.
 
     `form` says how x lies: "time" (T, B, I), "batch" (B, T, I), "packed" (N, I) or "step" (B, I). `batch_sizes` belongs
-    to "packed"; `lengths`, (B,) of int64, and `reset`, bool and of x's leading shape, are None where no row ends early
-    and no link is cut. `on_device`: the CUDA engine runs it. `names` are those of the parameters, for errors.
-    `bound` is the call on its tensors as the engine has read them, from there until it runs.
+    to "packed"; `lengths`, (B,) of int64, and `reset` and `mask`, bool and of x's leading shape, are None where no row
+    ends early, no link is cut and no step skipped. `on_device`: the CUDA engine runs it. `names` are those of the
+    parameters, for errors. `bound` is the call on its tensors as the engine has read them, from there until it runs.
     """
 
     config: Config
@@ -99,6 +99,7 @@ class Call:
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
     reset: Tensor | None = None
+    mask: Tensor | None = None
     lists: _core.RowLists | None = None
     on_device: bool = False
     names: Sequence[str] = ()
@@ -116,12 +117,13 @@ class Call:
         if self.batch_sizes is not None:
             check_memory([("batch_sizes", self.batch_sizes)])
             self.lists = _core.RowLists.packed(self.steps, address(self.batch_sizes), x.shape[0])
-        elif self.lengths is not None or self.reset is not None:
-            check_memory([("lengths", self.lengths), ("reset", self.reset)])
+        elif any(t is not None for t in (self.lengths, self.reset, self.mask)):
+            check_memory([("lengths", self.lengths), ("reset", self.reset), ("mask", self.mask)])
             if self.on_device:  # which looks at them itself
                 return
             reset, mask = (
-                (0, 0, 0) if flags is None else (address(flags), *self.strides(flags)) for flags in (self.reset, None)
+                (0, 0, 0) if flags is None else (address(flags), *self.strides(flags))
+                for flags in (self.reset, self.mask)
             )
             self.lists = _core.RowLists.padded(self.steps, self.rows, address(self.lengths), reset, mask)
 
@@ -170,8 +172,8 @@ class Call:
 
     def keep_own_counts(self) -> None:
         """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
-        self.batch_sizes, self.lengths, self.reset = (
-            None if t is None else t.clone() for t in (self.batch_sizes, self.lengths, self.reset)
+        self.batch_sizes, self.lengths, self.reset, self.mask = (
+            None if t is None else t.clone() for t in (self.batch_sizes, self.lengths, self.reset, self.mask)
         )
 
 

@@ -70,8 +70,16 @@ class _Layers(_Fused):
     def _weight_names(self) -> Sequence[str]:
         return self._flat_weights_names  # type: ignore[attr-defined,no-any-return]
 
-    def forward(self, input: Any, hx: Any = None, lengths: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
-        """Run a sequence: torch's forward, and two arguments more.
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Any = None,
+        reset: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Run a sequence: torch's forward, and three arguments more.
 
         Parameters
         ----------
@@ -84,6 +92,9 @@ class _Layers(_Fused):
         reset : Tensor of bool, optional
             (T, B), or (B, T) with `batch_first`, or (T,). ``reset[t]`` cuts the link between t-1 and t, in both
             directions.
+        mask : Tensor of bool, optional
+            As `reset`. Where False the row skips the step: its state stays, the output repeats the state's h, gradients
+            pass by, and the input there influences nothing.
 
         Returns
         -------
@@ -93,10 +104,11 @@ class _Layers(_Fused):
         Raises
         ------
         TypeError, ValueError
-            Where `lengths` or `reset` is of another kind, dtype, shape or value; torch's own errors for the rest.
+            Where `lengths`, `reset` or `mask` is of another kind, dtype, shape or value; torch's own errors for the
+            rest.
         """
         perform = compiled_forward if torch.compiler.is_compiling() else module_forward
-        return perform(self, super().forward, input, hx, lengths, reset)  # type: ignore[misc,no-any-return]
+        return perform(self, super().forward, input, hx, lengths, reset, mask)  # type: ignore[misc,no-any-return]
 
 
 class _Cell(_Fused):

@@ -92,7 +92,7 @@ def _forward(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[
         return _padded(call, call.batch_sizes, x, states, weights)
     # On a device torch's layers are cuDNN's, which have no second derivatives; its cells have.
     by_step = call.config.cell in OPTIONAL_CELLS or call.on_device
-    if by_step or call.lengths is not None or call.reset is not None:
+    if by_step or any(t is not None for t in (call.lengths, call.reset, call.mask)):
         return _step_by_step(call, x, states, weights)
     hx: Any = tuple(states) if call.config.two_states else states[0]
     layout = (hx,) if call.batch_sizes is None else (call.batch_sizes, hx)
@@ -129,24 +129,34 @@ def _padded(call: Call, batch_sizes: Tensor, x: Tensor, states: Sequence[Tensor]
     return y.flatten(0, 1).index_select(0, where), hn, cn  # type: ignore[union-attr]
 
 
-def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Which steps of which rows run, and which links are cut, (T, B, 1); None where that is all, or none."""
+def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Which steps lie within a row's length, which of them run, and which links are cut.
+
+    Each (T, B, 1); None where the first two are all, or the last none.
+    """
+
+    def in_time(flags: Tensor) -> Tensor:
+        return (flags.T if call.form == "batch" else flags)[..., None]
+
     alive = cut = None
     if call.lengths is not None:
         times = torch.arange(call.steps, device=x.device)[:, None]
         alive = (times < call.lengths.to(x.device))[..., None]
     if call.reset is not None:
-        cut = (call.reset.T if call.form == "batch" else call.reset)[..., None]
-        cut = cut if alive is None else cut & alive
-    return alive, cut
+        cut = in_time(call.reset) if alive is None else in_time(call.reset) & alive
+    running = alive
+    if call.mask is not None:
+        running = in_time(call.mask) if alive is None else in_time(call.mask) & alive
+    return alive, running, cut
 
 
 def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
-    """Rows that end early, links that are cut, and cells that torch lacks: one cell a step, and masks."""
-    alive, cut = _masks(call, x)
+    """Rows that end early or skip steps, links that are cut, and cells that torch lacks: one cell a step, and masks."""
+    masks = _masks(call, x)
+    running = masks[1]
     y = x.transpose(0, 1) if call.form == "batch" else x
-    if alive is not None:
-        y = y.masked_fill(~alive, 0.0)  # what stands past a row's length may be nan
+    if running is not None:
+        y = y.masked_fill(~running, 0.0)  # what stands where a row does not run may be nan
     finals: list[tuple[Tensor, ...]] = []
     each = len(weights) // (call.config.layers * call.config.directions)
     for layer in range(call.config.layers):
@@ -154,7 +164,7 @@ def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequ
         for direction in range(call.config.directions):
             index = layer * call.config.directions + direction
             own = weights[index * each : (index + 1) * each]
-            output, final = _one_direction(call, y, [s[index] for s in states], own, alive, cut, direction == 1)
+            output, final = _one_direction(call, y, [s[index] for s in states], own, masks, direction == 1)
             outputs.append(output)
             finals.append(final)
         y = torch.cat(outputs, -1)
@@ -167,10 +177,10 @@ def _one_direction(
     x: Tensor,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    alive: Tensor | None,
-    cut: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None, Tensor | None],
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    alive, running, cut = masks
     outputs: list[Tensor] = [x] * call.steps
     now = tuple(state)
     for t in reversed(range(call.steps)) if reverse else range(call.steps):
@@ -178,11 +188,8 @@ def _one_direction(
         before = now
         if cut is not None and link < call.steps:
             before = tuple(s.masked_fill(cut[link], 0.0) for s in now)
-        after = _cell(call, x[t], before, weights)
-        outputs[t] = after[0]
-        if alive is None:
-            now = after
-        else:
-            outputs[t] = after[0].masked_fill(~alive[t], 0.0)
-            now = tuple(torch.where(alive[t], new, old) for new, old in zip(after, now, strict=True))
+        now = after = _cell(call, x[t], before, weights)
+        if running is not None:
+            now = tuple(torch.where(running[t], new, old) for new, old in zip(after, before, strict=True))
+        outputs[t] = now[0] if alive is None else now[0].masked_fill(~alive[t], 0.0)
     return torch.stack(outputs), now
