@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from typing import Any
@@ -376,3 +377,27 @@ def test_names_of_parameters(left: str) -> None:
     for odd in (parameters, {**parameters, 1: None}, {}):
         with pytest.raises(ValueError, match=r"^parameters must be \['weight_ih_l0', .* for Keras's LSTM, not \["):
             to_keras(odd, cell="LSTM")
+
+
+@pytest.mark.parametrize(
+    "shape", [shape for shape in SHAPES if shape[1]], ids=lambda shape: f"{shape[0][:2]}-{shape[2]}"
+)
+def test_masks_skip_what_keras_skips(shape: Any, rng: np.random.Generator) -> None:
+    """A Masking layer's steps are skipped: outputs repeat, states stay."""
+    theirs, ours, options = both_layers(shape, rng)
+    ours.load_parameters(from_keras(theirs.get_weights(), **options))
+    case = Case(ours.cell_name, 1, 2 if ours.bidirectional else 1, "float32", TIME, BATCH, INPUTS, HIDDEN)
+    inputs = dataclasses.replace(make_inputs(case, rng), state=None, dstate=None)
+    inputs.mask = rng.random((TIME, BATCH)) < 0.6
+    inputs.mask[:, 0] = (False, True, False, False, True, False)
+    inputs.x[~inputs.mask] = 7.0  # Masking's value
+    x, mask = (np.ascontiguousarray(array.swapaxes(0, 1)) for array in (inputs.x, inputs.mask))
+    with one_torch_thread():
+        expected = keras.ops.convert_to_numpy(keras.Sequential([keras.layers.Masking(7.0), theirs])(x))
+    y, _ = ours(x, mask=mask)
+    bounds = error_bounds(case, ours.parameters, inputs, other="float32")
+    if ours.bidirectional:  # which puts out zeros there
+        assert not expected[~mask].any()
+        y[~mask] = 0
+    assert_close(y, expected, bounds.y.swapaxes(0, 1), "y")
+    assert not np.array_equal(y, ours(x)[0])
