@@ -140,6 +140,14 @@ BOTH = (True, False)
 ODD_SIZES = ((32, 17), (32, 100), (32, 129), (32, 300), (1, 300), (3, 256), (5, 256), (33, 256), (3, 17), (33, 129))
 RESET_SIZES = ((16, 64), (32, 128), (32, 256), (128, 128), (128, 256))
 ISA_VARIANTS = (("x86-64-v3", "float32"), ("x86-64-v3", "float64"), ("", "float64"))
+BESIDE_OTHERS = "beside-others"
+BESIDE_OTHERS_CASES = (
+    (1, [False], ((1, 256), (1, 512))),
+    (14, BOTH, ((1, 256),)),
+    (100, BOTH, ((1, 64), (1, 256), (8, 256), (32, 256))),
+    (20, [False], ((1, 1024),)),
+)
+"""Steps, jobs and (batch, hidden size): short calls and long ones."""
 ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
 LONG_STEPS = 200_000
 
@@ -199,6 +207,11 @@ CASES: tuple[Case, ...] = (
     *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
     *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),
     *grid("threads", GATED, ((1, 64), (1, 512), (32, 256), (64, 512)), BOTH),
+    *(
+        case
+        for steps, jobs, sizes in BESIDE_OTHERS_CASES
+        for case in grid("threads", ["lstm"], sizes, jobs, steps=steps, variant=BESIDE_OTHERS)
+    ),
     *(
         case
         for variant, dtype in ISA_VARIANTS

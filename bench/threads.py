@@ -1,4 +1,4 @@
-"""One thread against two, four threads on two processors, and several processes at once."""
+"""One thread against two, four threads on two processors, several processes at once, and calls beside busy ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from bench import environment, fresh
-from bench.cases import Case
+from bench import busy, environment, fresh
+from bench.cases import BESIDE_OTHERS, Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
 from bench.problem import make_problem
@@ -58,6 +58,8 @@ def repeat(case: Case, threads: int, allocator: str, seconds: float) -> list[flo
 
 def measure(case: Case, run: Run) -> Row:
     """Time every number of threads interleaved, then two and four processes at once, of two threads each."""
+    if case.variant == BESIDE_OTHERS:
+        return busy.measure(case, run)
     row, work = Row(case), FUSEDRNN.prepare(make_problem(case))
     for count in (1, 2):
         run.limits.measure_peak(case.dtype, count)
@@ -75,6 +77,9 @@ def figures(row: Row, limits: Limits, threads: int) -> Figures:
 
     Four processes have twice the work of two and four times that of one: evenly shared, their time would be as much.
     """
+
+    if row.case.variant == BESIDE_OTHERS:
+        return busy.figures(row)
 
     def of_peak(name: str) -> Figure:
         return share(row.gflops(name), limits.peak(row.case.dtype, COUNTS[name]))

@@ -52,9 +52,9 @@ def copied(value: Any) -> Any:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let calls use exactly `count` threads, however few processors there are."""
+    """Let calls use exactly `count` threads, however few processors there are and whatever else runs on them."""
     before = _core.num_threads()
-    _core.set_num_threads(count, oversubscribe=True)
+    _core.set_num_threads(count, oversubscribe=True, always=True)
     try:
         yield
     finally:

@@ -132,7 +132,8 @@ void register_machine(py::module_& module) {
       "The level of x86-64, 1 to 4, of a processor with these registers of CPUID and this XCR0.");
   module.def("num_threads", &num_threads);
   module.def("available_threads", &available_threads);
-  module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false);
+  module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false,
+             py::arg("always") = false);
   module.def(
       "set_signal_interval",
       [](double seconds) {

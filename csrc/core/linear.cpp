@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/operation.h"
+#include "cpu/contention.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -17,6 +18,9 @@ constexpr Index kLeastRows = 32;
 constexpr Index kMostRows = 512;
 // Multiply-adds below which a team costs more than it saves.
 constexpr double kTeamWork = 2e5;
+// Multiply-adds of float32 that a thread does in a cycle, about; and the products of the backward pass.
+constexpr double kWorkOfACycle = 24;
+constexpr double kBackwardProducts = 3;
 
 template <class Real>
 Real* take(Buffer& buffer, Index count) {
@@ -25,17 +29,17 @@ Real* take(Buffer& buffer, Index count) {
 }
 
 template <class Real>
-int team_size(const LinearArguments<Real>& a, int threads) {
+int threads_for(const LinearArguments<Real>& a, int threads, double products) {
   const double work =
       static_cast<double>(a.rows) * static_cast<double>(a.out_features) * static_cast<double>(a.in_features);
-  return work < kTeamWork ? 1 : threads;
+  return work < kTeamWork ? 1 : team_size(threads, products * work / kWorkOfACycle);
 }
 
 }  // namespace
 
 template <class Real>
 int plan_linear_forward(LinearArguments<Real>& a, int threads, LinearScratch& scratch) {
-  threads = team_size(a, threads);
+  threads = threads_for(a, threads, 1);
   const Index blocks = blocks_of(a.out_features);
   a.chunk_rows = kForwardRows;
   a.chunk_blocks = std::min(blocks, kForwardBlocks);
@@ -56,7 +60,7 @@ int plan_linear_backward(LinearArguments<Real>& a, int threads, LinearScratch& s
   a.packed_backward = take<Real>(scratch.transposed, inner * blocks * kBlock);
   a.products = take<Real>(scratch.products, blocks * a.chunk_rows * kBlock);
   a.x_panel = {take<Real>(scratch.panel, inner * a.chunk_rows), a.chunk_rows, kBlock};
-  return team_size(a, threads);
+  return threads_for(a, threads, kBackwardProducts);
 }
 
 template <class Real>

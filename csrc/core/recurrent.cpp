@@ -8,6 +8,7 @@
 #include "core/packed.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
+#include "cpu/contention.h"
 #include "cpu/isa.h"
 #include "cpu/split.h"
 
@@ -22,24 +23,37 @@ constexpr Index kBackwardChunkBytes = 8 << 20;
 constexpr Index kLeastChunkRows = 96;
 constexpr Index kMostChunkRows = 512;
 
+// Products of a layer going forward and backward over those of its recurrence going forward.
+constexpr double kForwardProducts = 2, kBackwardProducts = 4;
+
 // How a team divides over the directions of a layer.
 struct Plan {
   int groups;   // 2: the directions run side by side
   Split split;  // of a group
 };
 
-Plan plan_for(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, Index real_bytes,
-              int threads) {
-  Plan plan;
-  plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
+// What a step of a layer's direction costs.
+StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists,
+                         Index real_bytes) {
   const Index steps = std::max<Index>(lists.steps(), 1);
   const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
   StepCost cost = step_cost(traits, config, rows, real_bytes);
   cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
   if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
+  return cost;
+}
+
+Plan plan_for(const RecurrentConfig& config, const StepCost& cost, int threads) {
+  Plan plan;
+  plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
   plan.split = split_step(cost, threads / plan.groups);
   return plan;
+}
+
+// Cycles of a layer on one thread, all its products taken together `products` times as long as a step's own.
+double layer_cycles(const RecurrentConfig& config, const StepCost& cost, double products) {
+  return products * step_cycles(cost) * static_cast<double>(cost.steps) * config.directions;
 }
 
 // Barriers and flags of one layer's team.
@@ -55,24 +69,23 @@ struct Team {
 
 // Runs work(direction, worker) for every direction of a layer, then rest(thread, threads) once all are done, on the
 // whole team. Returns false when interrupted.
-template <class Real, class Work, class Rest>
-bool run_layer(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, int threads_allowed,
+template <class Work, class Rest>
+bool run_layer(const RecurrentConfig& config, const StepCost& cost, double products, int threads_allowed,
                const Interrupt& interrupt, const Work& work, const Rest& rest) {
   struct Context {
-    const CellTraits& traits;
     const RecurrentConfig& config;
-    const RowLists& lists;
+    const StepCost& cost;
     Interrupt interrupt;
     const Work& work;
     const Rest& rest;
     Team team;
   };
-  const Plan wanted = plan_for(traits, config, lists, sizeof(Real), threads_allowed);
-  const int threads = wanted.groups * wanted.split.threads();
-  Context context = {traits, config, lists, interrupt, work, rest, Team(threads)};
+  const Plan wanted = plan_for(config, cost, threads_allowed);
+  const int threads = team_size(wanted.groups * wanted.split.threads(), layer_cycles(config, cost, products));
+  Context context = {config, cost, interrupt, work, rest, Team(threads)};
   const auto body = [](void* pointer, int thread, int given) {
     Context& c = *static_cast<Context*>(pointer);
-    const Plan plan = plan_for(c.traits, c.config, c.lists, sizeof(Real), given);
+    const Plan plan = plan_for(c.config, c.cost, given);
     const int in_group = plan.split.threads(), busy = plan.groups * in_group;
     if (thread >= busy) return;
     const int group = thread / in_group;
@@ -280,9 +293,9 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     train_single_step(config, arguments, call.threads);
     return true;
   }
-  return run_layer<Real>(
-      kernels.traits, config, *call.lists, call.threads, call.interrupt,
-      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+  return run_layer(
+      config, layer_step_cost(kernels.traits, config, *call.lists, sizeof(Real)), kForwardProducts, call.threads,
+      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
         for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
@@ -419,8 +432,9 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
       arguments.back().dx = time_major(tape.call, scratch[1].dx.template as<Real>(), width);
     }
   }
-  return run_layer<Real>(
-      kernels.traits, config, *tape.call.lists, call.threads, call.interrupt,
+  return run_layer(
+      config, layer_step_cost(kernels.traits, config, *tape.call.lists, sizeof(Real)), kBackwardProducts, call.threads,
+      call.interrupt,
       [&](int direction, Worker& worker) {
         clear_idle(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
                    worker.threads());

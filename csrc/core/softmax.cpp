@@ -1,6 +1,7 @@
 #include "core/softmax.h"
 
 #include "core/operation.h"
+#include "cpu/contention.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -8,22 +9,24 @@ namespace {
 
 // Elements below which a team costs more than it saves.
 constexpr double kTeamElements = 1e5;
+constexpr double kCyclesOfAnElement = 2;  // about
 
 template <class Real>
-int team_size(const SoftmaxArguments<Real>& a, int threads) {
-  return static_cast<double>(a.rows) * static_cast<double>(a.columns) < kTeamElements ? 1 : threads;
+int threads_for(const SoftmaxArguments<Real>& a, int threads) {
+  const double elements = static_cast<double>(a.rows) * static_cast<double>(a.columns);
+  return elements < kTeamElements ? 1 : team_size(threads, elements * kCyclesOfAnElement);
 }
 
 }  // namespace
 
 template <class Real>
 bool run_softmax_forward(const SoftmaxArguments<Real>& a, int threads, const Interrupt& interrupt) {
-  return run_operation(a, team_size(a, threads), interrupt, kernels<Real>().softmax_forward);
+  return run_operation(a, threads_for(a, threads), interrupt, kernels<Real>().softmax_forward);
 }
 
 template <class Real>
 bool run_softmax_backward(const SoftmaxArguments<Real>& a, int threads, const Interrupt& interrupt) {
-  return run_operation(a, team_size(a, threads), interrupt, kernels<Real>().softmax_backward);
+  return run_operation(a, threads_for(a, threads), interrupt, kernels<Real>().softmax_backward);
 }
 
 template bool run_softmax_forward(const SoftmaxArguments<float>&, int, const Interrupt&);

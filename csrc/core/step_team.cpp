@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/contention.h"
+
 namespace fusedrnn {
 
 StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes) {
@@ -22,6 +24,7 @@ void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::
     const Split split = split_step(cost_, threads);
     if (split.threads() > 1) row_barriers_.reset(new Barrier[static_cast<std::size_t>(split.threads())]);
     split_ = split;
+    cycles_ = step_cycles(cost_);
     allowed_ = threads;
   }
   struct Context {
@@ -38,7 +41,7 @@ void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::
     worker.row_barrier = split.threads() == 1 ? &c.team.alone_ : &c.team.row_barriers_[worker.row_part()];
     for (std::size_t layer = 0; layer < c.count; ++layer) c.kernel(c.layers[layer], worker);
   };
-  parallel(split_.threads(), body, &context);
+  parallel(team_size(split_.threads(), cycles_ * static_cast<double>(count)), body, &context);
 }
 
 template class StepTeam<float>;

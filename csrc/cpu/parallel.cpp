@@ -10,19 +10,11 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cpu/contention.h"
 #include "cpu/float_state.h"
 
 namespace fusedrnn {
 namespace {
-
-// About ten microseconds: longer than an even team's slack, shorter than a scheduler's time slice.
-constexpr int kSpins = 1 << 8;
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 // CPUs' worth of time the control group grants, or 0 where it sets no limit.
 int control_group_threads() {
@@ -80,33 +72,23 @@ void after_fork() {
 
 }  // namespace
 
-void Barrier::wait(int threads) {
-  if (threads == 1) return;
-  const unsigned seen = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(seen + 1, std::memory_order_release);
-    return;
-  }
-  for (int spin = 0; round_.load(std::memory_order_acquire) == seen; ++spin) {
-    if (spin < kSpins)
-      relax();
-    else
-      sched_yield();
-  }
-}
-
 void parallel(int threads, void (*body)(void*, int, int), void* context) {
   if (threads <= 1 || lone.load(std::memory_order_relaxed)) {
     const FloatState ours;
     body(context, 0, 1);
     return;
   }
+  const bool meet = meets_at_end();
+  Barrier end;
+  Nanoseconds finished = 0;
 #pragma omp parallel num_threads(threads)
   {
     const FloatState ours;
     body(context, omp_get_thread_num(), omp_get_num_threads());
+    if (meet) end.wait(omp_get_num_threads());
+    if (omp_get_thread_num() == 0) finished = clock_now();
   }
+  waited_at_end(clock_now() - finished);
 }
 
 int available_threads() {
@@ -129,8 +111,11 @@ int num_threads() {
   return worker_process.load(std::memory_order_relaxed) ? std::min(threads, omp_get_max_threads()) : threads;
 }
 
-void set_num_threads(int threads, bool oversubscribe) {
-  chosen.store(oversubscribe ? threads : std::min(threads, available_threads()), std::memory_order_relaxed);
+void set_num_threads(int threads, bool oversubscribe, bool always) {
+  const int available = available_threads();
+  if (!oversubscribe) threads = std::min(threads, available);
+  chosen.store(threads, std::memory_order_relaxed);
+  set_team_rule(always, threads, available);
 }
 
 void set_worker_process() {

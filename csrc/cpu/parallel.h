@@ -1,19 +1,10 @@
-// Threads: how many, a team for one call, and the barrier it meets at.
+// Threads: how many, and a team for one call.
 #pragma once
 #include <atomic>
 
+#include "cpu/barrier.h"
+
 namespace fusedrnn {
-
-// Counts arrivals; a waiter spins briefly, then yields, so that more threads than cores do not crawl.
-class Barrier {
- public:
-  // Returns once `threads` threads have called it.
-  void wait(int threads);
-
- private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};  // may wrap: a stepper takes billions of steps
-};
 
 // Asked by the calling thread between chunks of time; true ends the call early.
 struct Interrupt {
@@ -34,8 +25,9 @@ void parallel(int threads, void (*body)(void* context, int thread, int threads),
 
 // Most threads a call may use: what was set, within what affinity and the control group allow.
 int num_threads();
-// Sets it; `oversubscribe` lifts the machine's limit, for tests of the barrier and the split rule.
-void set_num_threads(int threads, bool oversubscribe);
+// Sets it; `oversubscribe` lifts the machine's limit, and `always` keeps teams from shrinking beside other work, for
+// tests of the barrier and the split rule.
+void set_num_threads(int threads, bool oversubscribe, bool always);
 // From here on this is a process that another one made for its work: OpenMP's own count, which a library sets for a
 // worker process, limits the threads until set_num_threads is called here.
 void set_worker_process();

@@ -35,6 +35,8 @@ double cycles(const StepCost& cost, const Split& split) {
 
 }  // namespace
 
+double step_cycles(const StepCost& cost) { return cycles(cost, Split{}); }
+
 Split split_step(const StepCost& cost, int threads) {
   Split best;
   double least = cycles(cost, best);

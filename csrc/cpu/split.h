@@ -17,4 +17,7 @@ struct StepCost {
 // The grid of at most `threads` threads that finishes a step soonest.
 Split split_step(const StepCost& cost, int threads);
 
+// Cycles that one thread takes for a step.
+double step_cycles(const StepCost& cost);
+
 }  // namespace fusedrnn

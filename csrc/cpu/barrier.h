@@ -1,0 +1,28 @@
+// Where the threads of a team wait for each other.
+#pragma once
+#include <atomic>
+
+namespace fusedrnn {
+
+// Counts arrivals. A waiter spins for as long as a team that runs at once takes, then sleeps: on a busy processor the
+// thread it waits for may need its place.
+class Barrier {
+ public:
+  Barrier() = default;
+  // Counts its rounds from another even number, for a test of the overflow.
+  explicit Barrier(unsigned first) : round_(first) {}
+  // Returns once `threads` threads have called it.
+  void wait(int threads);
+
+ private:
+  bool passed(unsigned round) const;
+  bool spin(unsigned round) const;
+  void sleep(unsigned round);
+
+  alignas(64) std::atomic<int> arrived_{0};
+  // Counts in twos, and is odd where somebody sleeps. May wrap: a stepper takes billions of steps, but nobody waits
+  // while others go on.
+  alignas(64) std::atomic<unsigned> round_{0};
+};
+
+}  // namespace fusedrnn
