@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/contention.h"
 #include "cpu/isa.h"
 
 namespace fusedrnn {
@@ -9,6 +10,8 @@ namespace {
 
 // Bytes that one thread packs sooner than a team is started.
 constexpr Index kShortPacking = 128 << 10;
+// Bytes that a thread packs in a cycle, about.
+constexpr double kBytesOfACycle = 4;
 
 bool holds(const Window& window, int slot) { return slot >= window.first && slot < window.first + window.count; }
 
@@ -112,7 +115,7 @@ PackedNet<Real>::PackedNet(const RecurrentConfig& config, const std::vector<Weig
     Worker worker = {thread, {1, given}, nullptr, nullptr, nullptr, nullptr};
     for (const ForwardArguments<Real>& a : c.arguments) c.kernels.pack(a, worker);
   };
-  parallel(bytes > kShortPacking ? threads : 1, body, &context);
+  parallel(bytes > kShortPacking ? team_size(threads, static_cast<double>(bytes) / kBytesOfACycle) : 1, body, &context);
 }
 
 template <class Real>
