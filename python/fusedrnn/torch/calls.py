@@ -437,7 +437,7 @@ def module_forward(
 ) -> Any:
     """A layer's or a cell's forward; `own` is torch's."""
     if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
-        return as_leaf(module, input, hx, lengths, reset, mask=mask)
+        return as_leaf(module, input, hx, lengths, reset, mask)
     optional = has_options(input, lengths, reset, mask)
     standard = not optional and module._cell_name in LAYERS
     odd = odd_tensor(input, hx)
@@ -473,13 +473,12 @@ def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any) -
     raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
 
 
-def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any, mask: Any) -> torch.fx.Proxy:
+def as_leaf(module: Any, input: torch.fx.Proxy, *others: Any) -> torch.fx.Proxy:
     """torch.fx's node for a call of a module that it does not look into, which is how it takes torch's own."""
-    named = {} if mask is None else {"mask": mask}
     while others and others[-1] is None:
         others = others[:-1]
     tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), named)  # type: ignore[no-any-return]
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, *others), {})  # type: ignore[no-any-return]
 
 
 def unfit_layer(module: Any, input: Any, y: Tensor, states: State) -> Any:

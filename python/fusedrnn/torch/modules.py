@@ -76,7 +76,6 @@ class _Layers(_Fused):
         hx: Any = None,
         lengths: Any = None,
         reset: Tensor | None = None,
-        *,
         mask: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """Run a sequence: torch's forward, and three arguments more.
