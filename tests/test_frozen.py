@@ -237,6 +237,10 @@ BAD_OPTIONS = [
     ("lengths", [1.0] * B, TypeError),
     ("reset", np.zeros((T, B + 1), bool), ValueError),
     ("reset", zeros(T, B), TypeError),
+    ("mask", np.ones((T, B + 1), bool), ValueError),
+    ("mask", np.ones(T, bool), ValueError),
+    ("mask", zeros(T, B), TypeError),
+    ("mask", [[True] * B] * T, TypeError),
     ("state", zeros(4, B, H), TypeError),
     ("state", (zeros(4, B, H),), ValueError),
 ]
@@ -263,11 +267,6 @@ def test_replaced_parameters_are_refused() -> None:
     layer.parameters["weight_hh_l1"] = layer.parameters["weight_hh_l1"].astype(np.float64)
     with raises(TypeError, "parameters"):
         layer.freeze()
-
-
-def test_options_of_later_versions_are_refused() -> None:
-    with pytest.raises(TypeError):
-        make_lstm().freeze(weights="int8")
 
 
 def test_packed_parameters_belong_to_their_engine() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from devices import TestDevice
 
 import fusedrnn as fr
 from fusedrnn.cuda.arrays import numpy_dtype
+from fusedrnn.optimizer import Optimizer
 
 STEPS = 30
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -343,6 +345,121 @@ def test_bad_parameters() -> None:
                 make_one(parameters)
 
 
+def overlapping_views(memory: Any) -> list[tuple[Any, Any]]:
+    """Pairs of views with an element in common, of an array (6, 6)."""
+    return [
+        (memory, memory[:]),
+        (memory, memory.reshape(-1)),
+        (memory, memory.T),
+        (memory, memory[::-1, ::-1]),
+        (memory[:4], memory[3:]),
+        (memory[2], memory[:, 3]),
+        (memory[3, 2:3], memory[:, 2]),
+        (memory[::2], memory[::3]),
+    ]
+
+
+def disjoint_views(memory: Any) -> list[tuple[Any, Any]]:
+    return [
+        (memory[:3], memory[3:]),
+        (memory[:, :3], memory[:, 3:]),
+        (memory[::2], memory[1::2]),
+        (memory[::-2], memory[::2]),
+        (memory[0], memory[1:, 0]),
+        (memory[:0], memory),
+    ]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_memory_of_two_parameters(there: bool, device: TestDevice) -> None:
+    memory = np.ones((6, 6))
+    memory = device.put(memory) if there else memory
+    for one, other in overlapping_views(memory):
+        for first, second in ((one, other), (other, one)):
+            with pytest.raises(ValueError, match=r"parameters\['b'\] must not share memory with parameters\['a'\]"):
+                fr.optim.SGD({"a": first, "b": second}, 1.0)
+            with pytest.raises(ValueError, match=r"parameters\['n'\]\['b'\] must not share .*\['m'\]\['a'\]"):
+                fr.optim.Adam({"m": {"a": first}, "n": {"b": second}})
+            parameters = {"a": first, "b": second.copy()}
+            optimizer = fr.optim.SGD(parameters, 1.0)
+            parameters["b"] = second
+            with pytest.raises(ValueError, match=r"parameters\['b'\] must not share memory"):
+                optimizer.step({"a": first.copy(), "b": second.copy()})
+            assert optimizer.steps == 0
+    assert (memory == 1).all()
+    for one, other in disjoint_views(memory):
+        memory[...] = 1
+        fr.optim.SGD({"a": one, "b": other}, 0.25).step({"a": one.copy(), "b": other.copy()})
+        assert (one == 0.75).all() and (other == 0.75).all()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_gradients_in_memory_of_the_parameters(
+    there: bool, kind: tuple[str, dict[str, Any]], device: TestDevice, rng: np.random.Generator
+) -> None:
+    start = rng.standard_normal((2, 4, 4))
+    memory, plain = (device.put(start) if there else start.copy()), start.copy()
+    gradients = (
+        lambda m: {"a": m[0], "b": m[1]},
+        lambda m: {"a": m[1], "b": m[0]},
+        lambda m: {"a": m[0].T, "b": m[0, ::-1]},
+        lambda m: {"a": m[:, 0, 0].repeat(8).reshape(4, 4), "b": m.reshape(8, 4)[2:6]},
+    )
+    optimizer = make(kind, {"a": memory[0], "b": memory[1]})
+    other = make(kind, {"a": plain[0], "b": plain[1]})
+    for each in gradients:
+        optimizer.step(each(memory))
+        other.step(copied(each(plain)))
+        found = device.get(memory) if there else memory
+        if there and device.real:  # whose arithmetic may round otherwise
+            np.testing.assert_allclose(found, plain, rtol=1e-10)
+        else:
+            assert_same(found, plain)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_small_gradient_after_a_large_one(beta1: float, dtype: Any) -> None:
+    torch = pytest.importorskip("torch")
+    values = (1e8, 1e-8, 1e8, 1e-9)
+    ours, theirs = {"a": np.zeros(1, dtype)}, torch.nn.Parameter(torch.tensor(np.zeros(1, dtype)))
+    optimizer = fr.optim.Adam(ours, betas=(beta1, 0.999))
+    other = torch.optim.Adam([theirs], betas=(beta1, 0.999))
+    for value in values:
+        optimizer.step({"a": np.full(1, value, dtype)})
+        theirs.grad = torch.full((1,), value, dtype=theirs.dtype)
+        other.step()
+        expected = other.state[theirs]["exp_avg"].numpy()
+        eps = float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(optimizer.state_dict()["mean.a"], expected, rtol=8 * eps)
+    if beta1 == 0:
+        assert optimizer.state_dict()["mean.a"] == dtype(values[-1])
+
+
+@pytest.mark.parametrize("how", ["raise", "warn"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_overflow_is_silent_and_leaves_nothing_half_done(
+    how: Any, dtype: str, kind: tuple[str, dict[str, Any]], device: TestDevice
+) -> None:
+    finite = np.finfo(dtype)
+    extreme = np.array([0, finite.max, finite.tiny, -np.inf, np.nan, 1], dtype)
+    start = {"a": np.ones(6, dtype), "b": extreme[::-1].copy()}
+    parameters, quiet = device.put(start), device.put(start)
+    if dtype == "float64":
+        parameters, quiet = copied(start), copied(start)
+    gradient = {"a": extreme, "b": extreme}
+    gradient = copied(gradient) if dtype == "float64" else device.put(gradient)
+    optimizers = make(kind, parameters), make(kind, quiet)
+    for steps in (1, 2):
+        with np.errstate(all=how), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizers[0].step(gradient)
+        with np.errstate(all="ignore"):
+            optimizers[1].step(gradient)
+        assert_same(device.get(parameters), device.get(quiet)) if dtype != "float64" else assert_same(parameters, quiet)
+        assert optimizers[0].steps == steps
+
+
 def test_a_parameter_that_was_replaced() -> None:
     parameters = {"a": np.ones(3), "b": np.ones(2)}
     optimizer = fr.optim.Adam(parameters)
@@ -368,18 +485,38 @@ def test_bad_options() -> None:
         (sgd, {"lr": None}, TypeError, "lr"),
         (sgd, {"lr": True}, TypeError, "lr"),
         (sgd, {"lr": {"b": 0.1}}, ValueError, "lr must"),
+        (sgd, {"lr": {"a": 0.1}}, ValueError, "lr must"),
+        (sgd, {"lr": {}}, ValueError, "lr must"),
+        (sgd, {"lr": 0.1, "weight_decay": {}}, ValueError, "weight_decay must"),
+        (fr.optim.AdamW, {"weight_decay": {}}, ValueError, "weight_decay must"),
         (sgd, {"lr": 0.1, "momentum": -1}, ValueError, "momentum"),
         (sgd, {"lr": 0.1, "weight_decay": -1}, ValueError, "weight_decay"),
         (adam, {"betas": (0.9, 1.0)}, ValueError, r"betas\[1\]"),
         (adam, {"betas": (-0.1, 0.9)}, ValueError, r"betas\[0\]"),
         (adam, {"betas": 0.9}, TypeError, "betas"),
-        (adam, {"betas": (0.9, 0.9, 0.9)}, TypeError, "betas"),
+        (adam, {"betas": np.array([0.9, 0.9])}, TypeError, "betas"),
+        (adam, {"betas": (0.9, 0.9, 0.9)}, ValueError, "betas"),
+        (adam, {"betas": (0.9,)}, ValueError, "betas"),
+        (adam, {"betas": []}, ValueError, "betas"),
         (adam, {"betas": ("0.9", 0.9)}, TypeError, r"betas\[0\]"),
         (adam, {"eps": -1e-8}, ValueError, "eps"),
         (fr.optim.AdamW, {"weight_decay": math.inf}, ValueError, "weight_decay"),
     ):
         with pytest.raises(error, match=message):
             maker(parameters, **options)
+    optimizer = adam(parameters)
+    for name in ("lr", "weight_decay"):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            setattr(optimizer, name, {})
+        with pytest.raises(ValueError, match=f"{name} must"):
+            optimizer.load_state_dict({**optimizer.state_dict(), name: {}})
+        with pytest.raises(ValueError, match=f"{name} must"):
+            adam({"net": parameters}, **{name: {}})
+
+
+def test_the_base_is_not_made_directly() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Optimizer({"a": np.ones(3)}, 0.1, 0.0)  # type: ignore[abstract]
 
 
 def test_bad_states(rng: np.random.Generator) -> None:

@@ -176,6 +176,31 @@ def test_mean_cross_entropy_over_no_target_is_nan() -> None:
     assert np.isnan(reference.linear_cross_entropy(x, weight, None, [-1, -1], ignore_index=-1))
 
 
+@pytest.mark.parametrize("name", ["mask", "reset"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (np.ones(4, bool), ValueError),
+        (np.ones((4, 1), bool), ValueError),
+        (np.ones((5, 2), bool), ValueError),
+        (np.ones((3, 2), bool), ValueError),
+        (np.ones((2, 4), bool), ValueError),
+        (np.ones((4, 2, 1), bool), ValueError),
+        (True, ValueError),
+        (np.ones((4, 2)), TypeError),
+        (np.ones((4, 2), np.uint8), TypeError),
+        ("mask", TypeError),
+    ],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_flags_are_bool_of_t_and_b(name: str, value: object, error: type[Exception], reverse: bool) -> None:
+    case = Case("gru", 1, 1, "float64", 4, 2, 3, 5)
+    rng = np.random.default_rng(0)
+    parameters, x = make_parameters(case, rng), np.zeros((4, 2, 3))
+    with pytest.raises(error, match=f"^{name} must"):
+        reference.forward("gru", parameters, x, reverse=reverse, **{name: value})
+
+
 def test_sigmoid_raises_no_floating_point_error() -> None:
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         values = reference.sigmoid([-np.inf, -1e3, 0.0, 1e3, np.inf, np.nan])

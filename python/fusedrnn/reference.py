@@ -321,12 +321,21 @@ def _rows_fresh(reset: npt.ArrayLike | None, alive: npt.NDArray[np.bool_], rever
     """Mask (T, B), true where a step is entered from zero: ``reset[t]`` cuts the link between t-1 and t."""
     fresh = np.zeros_like(alive)
     if reset is not None:
-        cut = np.asarray(reset, np.bool_) & alive
+        cut = _flags(reset, "reset", alive.shape) & alive
         if reverse:
             fresh[:-1] = cut[1:]
         else:
             fresh = cut
     return fresh
+
+
+def _flags(values: npt.ArrayLike, name: str, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    flags = np.asarray(values)
+    if flags.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {flags.dtype}")
+    if flags.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {flags.shape}")
+    return flags
 
 
 def _run_forward(
@@ -439,6 +448,11 @@ def forward(
         The state of each row after its last step.
     tape : Tape
         For `backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `reset` or `mask` is not bool, or a shape is not that above.
     """
     kind = dataclasses.replace(cast(Any, cells[cell]), clip=clip)
     x = _array(x)
@@ -448,7 +462,7 @@ def forward(
     initial = _state_arrays(kind, state, (num_layers * directions, batch, hidden))
     masks = None if dropout_masks is None else [_array(mask) for mask in dropout_masks]
     alive = _rows_alive(lengths, time, batch)
-    kept = np.ones_like(alive) if mask is None else np.asarray(mask, np.bool_)
+    kept = np.ones_like(alive) if mask is None else _flags(mask, "mask", (time, batch))
     runs: list[list[_Run]] = []
     finals: list[State] = []
     tape = Tape(kind, (time, batch, x.shape[2]), hidden, runs, masks, list(parameters))

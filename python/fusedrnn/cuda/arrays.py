@@ -97,19 +97,18 @@ def require_writable(array: Any, name: str) -> None:
         extent += distance * (size - 1)
 
 
-def _bounds(device: Device, array: Any) -> tuple[int, int]:
-    """First byte of an array's memory and the one past its last."""
+def bounds(address: int, array: Any) -> tuple[int, int]:
+    """First byte of an array's memory and the one past its last, for the address of its first element."""
     if array.size == 0:
         return 0, 0
     reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
-    begin = device.address(array)
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
-    return begin + low, begin + high + int(array.dtype.itemsize)
+    return address + low, address + high + int(array.dtype.itemsize)
 
 
 def require_disjoint(device: Device, array: Any, name: str, other: Any, other_name: str) -> None:
     """Raise a ValueError where the spans of two arrays' memory overlap."""
-    (a, a_end), (b, b_end) = _bounds(device, array), _bounds(device, other)
+    (a, a_end), (b, b_end) = (bounds(device.address(each), each) for each in (array, other))
     if a < b_end and b < a_end:
         raise ValueError(f"{name} must not share memory with {other_name}")
 
