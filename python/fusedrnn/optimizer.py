@@ -202,8 +202,9 @@ class Optimizer(abc.ABC):
         Raises
         ------
         TypeError, ValueError
-            Where names are missing or unknown, or an array is of another kind, dtype, shape or device than its
-            parameter; the message names it. Nothing is written then.
+            Where names are missing or unknown, an array is of another kind, dtype, shape or device than its parameter
+            was, or parameters put in place of others are not writable or share memory; the message names it. Nothing
+            is written then.
 
         Notes
         -----
