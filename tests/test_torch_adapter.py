@@ -477,6 +477,35 @@ def test_autocast_that_the_engine_does_not_take_warns_of_its_cause_once_for_each
                 module(*given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "units", "training"),
+    [
+        (nn.LSTM, 32, 256, True),
+        (nn.LSTM, 1, 512, False),
+        (nn.GRU, 64, 512, True),
+        (nn.RNN, 64, 512, False),
+        (nn.LSTMCell, 64, 512, True),
+    ],
+)
+def test_autocast_on_a_cpu_with_matrix_units_is_torchs_from_a_size_on(
+    kind: Any, rows: int, units: int, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by the bits: torch's own are those of products in bfloat16, the engine's those of products in float32."""
+    for there in (True, False):
+        monkeypatch.setattr(calls, "has_amx", lambda there=there: there)
+        for size in (rows, rows // 2):
+            own = kind(8, units)
+            x = torch.randn(*[2] * (kind in LAYERS), max(size, 1), 8)
+            modes = torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(training)
+            with modes[0], modes[1], warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found, expected = tensors_in(accelerated(own)(x)), tensors_in(own(x))
+            if there and size == rows:
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            elif size:
+                assert not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @each_layer
 def test_checkpointing(kind: Any) -> None:
     module = accelerated(build(kind, num_layers=2, dropout=0.5))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import warnings
 from typing import Any
 
 import pytest
@@ -69,6 +71,49 @@ def test_compile_uses_the_engine() -> None:
         torch.compile(model, fullgraph=True, backend=backend)(x)
     assert torch.ops.fusedrnn.layers in seen or torch.ops.fusedrnn.layers.default in seen
     assert torch._dynamo.config.allow_rnn is False  # importing the adapter changes no setting
+
+
+@each_layer
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_compiler_that_refuses_a_layer_does_not_look_into_it(kind: Any, inside: bool) -> None:
+    """As with torch's own layers: at most a break for each, and no function of this library's compiled by itself."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5), kind(**SIZE, num_layers=2)
+            self.third, self.readout = kind(7, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Any) -> Any:
+            y = self.second(self.first(x).relu())[0]
+            return self.readout(self.third(y.relu_())[0])
+
+    model, x = accelerated(Model()), leaf(T, B, SIZE["input_size"], dtype=torch.float32)
+
+    def step(x: Any) -> Any:
+        y = model(x)
+        y.sin().sum().backward()
+        return y
+
+    expected = outputs_and_gradients(model, x)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    traced: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.extend(node.stack_trace or "" for node in graph.graph.nodes)
+        return graph.forward
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        if inside:
+            torch.compile(step, backend=backend)(x)
+        else:
+            assert_near(outputs_and_gradients(torch.compile(model, backend=backend), x), expected, 0)
+    assert not [w for w in seen if "know how to trace" in str(w.message) or "fusedrnn" in str(w.message)]
+    refused = {reason: n for reason, n in counters["graph_break"].items() if "backward" not in reason}
+    assert all("RNN, GRU, or LSTM" in reason for reason in refused) and sum(refused.values()) <= 2
+    assert not any(os.path.dirname(ft.__file__) in trace for trace in traced)
 
 
 @pytest.mark.parametrize("options", [{"peephole": True}, {"peephole": True, "coupled": True}])

@@ -6,6 +6,7 @@ Only `lengths`, `reset` and `mask`, which torch does not know, have errors of ou
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -169,6 +170,27 @@ def under_autocast(
         return x.to(low), tuple(s.to(low) for s in states), low, None, None
     narrow = low if module._autocast_narrows or (x, *states)[-1].dtype == low else None
     return x.float(), tuple(s.float() for s in states), None, narrow, None
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether torch multiplies bfloat16 on the CPU's matrix units, many times as fast as float32 is multiplied."""
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return ask is not None and bool(ask())
+
+
+def torch_is_faster_under_autocast(call: Call, x: Tensor) -> bool:
+    """Whether torch's own bfloat16, on matrix units, outruns float32 on the engine.
+
+    The bounds are on rows times units squared. torch has a fused layer for the LSTM alone, and this gains less in
+    training.
+    """
+    if not has_amx() or x.dtype == torch.float64 or device.place.holds(x) or not torch.is_autocast_enabled("cpu"):
+        return False
+    bound = 1 << 24
+    if call.config.cell == "lstm" and call.form != "step":
+        bound = 1 << 21 if torch.is_grad_enabled() else 1 << 18
+    return call.rows * call.config.hidden_size**2 >= bound
 
 
 def weights_under_autocast(weights: Sequence[Any], low: torch.dtype) -> list[Any]:
@@ -402,6 +424,8 @@ def plan_of(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
     if torch._C._is_any_autocast_enabled():
         x, states, low, narrow, found = under_autocast(module, x, states)
         reason = reason or found
+        if standard and reason is None and torch_is_faster_under_autocast(call, x):
+            return ""
     weights = stored_weights(module, call.names)
     computed = weights is None
     if weights is None:

@@ -199,6 +199,7 @@ class Layers(torch.autograd.Function):
         return (y, hn) if cn is None else (y, hn, cn)
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         call, y, version = ctx.kept
         x, h0, c0, tape, *weights = ctx.saved_tensors

@@ -15,6 +15,10 @@ from fusedrnn.recurrent import lstm_name
 from fusedrnn.torch.calls import module_forward
 from fusedrnn.torch.compiled import compiled_forward
 
+_compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
+_hidden_forward: Any = torch.compiler.disable(module_forward)  # type: ignore[no-untyped-call]
+"""`module_forward` where Dynamo is at work but has not taken the module: it would compile each function in there."""
+
 
 class _Fused:
     """What layers and cells have in common; `_torch_class` is torch's own module of the name."""
@@ -106,7 +110,10 @@ class _Layers(_Fused):
             Where `lengths`, `reset` or `mask` is of another kind, dtype, shape or value; torch's own errors for the
             rest.
         """
-        perform = compiled_forward if torch.compiler.is_compiling() else module_forward
+        if torch.compiler.is_compiling():
+            perform: Any = compiled_forward
+        else:
+            perform = module_forward if _compiler() is None else _hidden_forward
         return perform(self, super().forward, input, hx, lengths, reset, mask)  # type: ignore[misc,no-any-return]
 
 
@@ -119,7 +126,10 @@ class _Cell(_Fused):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Run one step; arguments, result and errors are those of torch's cell."""
-        perform = compiled_forward if torch.compiler.is_compiling() else module_forward
+        if torch.compiler.is_compiling():
+            perform: Any = compiled_forward
+        else:
+            perform = module_forward if _compiler() is None else _hidden_forward
         return perform(self, super().forward, input, hx)  # type: ignore[misc]
 
 
