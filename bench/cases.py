@@ -116,6 +116,7 @@ TABLES = {
         "odd sizes beside the next aligned ones: H up to a multiple of 32, B up to a multiple of 4", quick((3, 256))
     ),
     "stream": Table("one step at batch 1, called from Python", quick((1, 16), (1, 64)), unit="us"),
+    "frozen": Table("short calls of a frozen layer", quick((1, 64), (1, 256)), unit="us"),
     "ragged": Table("lengths uniform in 1..T, in any order, beside whole sequences", quick((32, 256))),
     "resets": Table("3 % of the steps begin an episode, beside what torch's users do", quick((16, 64))),
     "torch": Table("fusedrnn.torch beside the native call and torch's own modules", quick((1, 64), (32, 256))),
@@ -195,6 +196,16 @@ CASES: tuple[Case, ...] = (
     *grid("stack", GATED, across((8, 32), (256,)), BOTH, directions=2, layers=2),
     *grid("odd", PLAIN, ODD_SIZES, BOTH),
     *grid("stream", GATED, across((1,), (16, 64, 256)), [False]),
+    *(
+        case
+        for t in (1, 2, 5, 30)
+        for case in grid("frozen", ["lstm"], across((1,), (256, 512)), [False], steps=t, directions=2)
+    ),
+    *(
+        case
+        for steps in (1, 5, 30)
+        for case in grid("frozen", PLAIN, across((1, 8, 32), (17, 64, 256, 1024)), [False], steps=steps)
+    ),
     *grid("ragged", PLAIN, across((32,), (256, 512)), BOTH),
     *grid("resets", GATED, RESET_SIZES, [True], steps=128),
     *(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import accuracy, adapter, compare, denormal, first, isa, memory, odd, ragged, resets, stream, threads
+from bench import accuracy, adapter, compare, denormal, first, frozen, isa, memory, odd, ragged, resets, stream, threads
 from bench.cases import Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "stack": Method(compare.measure, compare.figures),
     "odd": Method(odd.measure, odd.figures),
     "stream": Method(stream.measure, stream.figures),
+    "frozen": Method(frozen.measure, frozen.figures),
     "ragged": Method(ragged.measure, ragged.figures),
     "resets": Method(resets.measure, resets.figures),
     "torch": Method(adapter.measure, adapter.figures),

@@ -4,14 +4,19 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
 #include "bindings/tensors.h"
+#include "core/packed.h"
 #include "core/recurrent.h"
 #include "core/single_step.h"
 #include "core/step_team.h"
@@ -84,6 +89,28 @@ struct RawLayers {
   }
 };
 
+// Some elements of a parameter. torch does not count every write to a tensor: one through .data or NumPy that changes
+// all of it, as a training step's does, shows here.
+struct Samples {
+  static constexpr Index kCount = 16;
+  const char* data;
+  std::array<char, kCount * 8> bytes = {};
+
+  Samples(const TensorView& view, int bits) : data(view.data) {
+    const Index width = bits / 8, last = view.numel() - 1;
+    for (Index i = 0; i < kCount; ++i)
+      std::memcpy(bytes.data() + i * width, data + last * i / (kCount - 1) * width, static_cast<std::size_t>(width));
+  }
+  bool operator==(const Samples& other) const { return data == other.data && bytes == other.bytes; }
+};
+
+// The packed parameters of a call, for later ones; what they were packed from is told by its addresses and samples.
+struct RawPacked {
+  std::shared_ptr<const RawLayers> layers;
+  std::vector<Samples> from;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+};
+
 // A call whose tensors have been read, and are kept. It is to be run at once: their storages may change afterwards.
 class RawCall {
  public:
@@ -110,15 +137,28 @@ class RawCall {
     return true;
   }
 
+  std::unique_ptr<RawPacked> pack(int threads) const {
+    auto packed = std::make_unique<RawPacked>();
+    packed->layers = layers_;
+    packed->from = samples();
+    layers_->bits == 32 ? pack_weights<float>(threads, *packed) : pack_weights<double>(threads, *packed);
+    return packed;
+  }
+  // Whether `pack` would make the same again, as far as addresses and samples tell.
+  bool fits(const RawPacked& packed) const { return packed.layers == layers_ && packed.from == samples(); }
+
   // (y, hn, cn, tape), None where there is none: a single step has no y but its h, and only training has a tape.
-  py::tuple forward(int threads, bool training) const {
+  // Packed parameters, in inference alone, are to fit.
+  py::tuple forward(int threads, bool training, const RawPacked* packed) const {
+    if (packed && (training || packed->layers != layers_)) throw py::value_error("packed must be of the same layers");
     TensorView y, hn, cn, tape;
     const py::object x = given_[0], none = py::none();
     const py::object new_hn = make(x, state_shape(), hn), new_cn = layers_->cells ? make(x, state_shape(), cn) : none;
     const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
     const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
     if (is_step()) y = hn;
-    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data) : run<double>(threads, y, hn, cn, tape.data);
+    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data, packed)
+                        : run<double>(threads, y, hn, cn, tape.data, packed);
     return py::make_tuple(new_y, new_hn, new_cn, new_tape);
   }
 
@@ -160,6 +200,19 @@ class RawCall {
   Lists lists_;
   py::tuple given_;
   std::vector<TensorView> inputs_;
+
+  std::vector<Samples> samples() const {
+    std::vector<Samples> samples;
+    samples.reserve(inputs_.size() - kWeights);
+    for (std::size_t i = kWeights; i < inputs_.size(); ++i) samples.emplace_back(inputs_[i], layers_->bits);
+    return samples;
+  }
+  template <class Real>
+  void pack_weights(int threads, RawPacked& packed) const {
+    const auto weights = by_direction<Weights<Real>, const Real>(inputs_);
+    const py::gil_scoped_release released;
+    packed.net.template emplace<PackedNet<Real>>(layers_->config, weights, threads);
+  }
 
   bool is_step() const { return form_.time < 0 && !form_.packed; }
   Index sequence_rows() const { return form_.packed ? (*lists_)->packed_rows() : steps_ * rows_; }
@@ -234,11 +287,13 @@ class RawCall {
   }
 
   template <class Real>
-  void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory) const {
+  void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory,
+           const RawPacked* packed) const {
     ForwardCall<Real> call = call_of<Real>(threads, y);
     call.hn = state<Real>(hn);
     call.cn = state<Real>(cn);
-    if (!memory && !lists_ && steps_ == 1 && single_step_pays(rows_)) {
+    if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
+    if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
       std::optional<py::gil_scoped_release> released;
       if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
       return run_single_step(layers_->config, call);
@@ -335,8 +390,11 @@ void register_raw(py::module_& module) {
       .def_property_readonly("tape_row", &RawRecurrent::tape_row)
       .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
       .def("bind", &RawRecurrent::bind);
+  py::class_<RawPacked>(module, "RawPacked", "The parameters of calls, packed.");
   py::class_<RawCall>(module, "RawCall", "A call whose tensors have been read, to be run at once.")
-      .def("forward", &RawCall::forward)
+      .def("pack", &RawCall::pack)
+      .def("fits", &RawCall::fits)
+      .def("forward", &RawCall::forward, py::arg("threads"), py::arg("training"), py::arg("packed") = nullptr)
       .def("backward", &RawCall::backward);
 }
 

@@ -287,7 +287,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       throw py::type_error("parameters must be a dict, not " + type_name(parameters));
     const auto& packed = py::cast<const PyPacked&>(parameters);
     require_own(packed);
-    call.packed = std::get<PackedNet<Real>>(packed.net).directions();
+    std::get<PackedNet<Real>>(packed.net).use_in(call);
   }
 
   template <class Real>

@@ -1,5 +1,6 @@
 // The parameters of a net packed once, for many calls.
 #pragma once
+#include <atomic>
 #include <vector>
 
 #include "core/arguments.h"
@@ -15,15 +16,19 @@ Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_s
 template <class Real>
 PackedWeights<Real> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, Real* memory);
 
-// Read only once it is made: for several threads at a time.
+// Only read once it is made: for several threads at a time.
 template <class Real>
 class PackedNet {
  public:
   // Packs the weights, layers * directions of them, on at most `threads` threads. Throws std::bad_alloc.
   PackedNet(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, int threads);
 
-  // (layers * directions,), for ForwardCall.
-  const PackedWeights<const Real>* directions() const { return directions_.data(); }
+  // Lets a call read its weights here. Every other one reads them in the reverse order: what one call read last the
+  // next finds in the cache.
+  void use_in(ForwardCall<Real>& call) const {
+    call.packed = directions_.data();
+    call.reversed = turn_.fetch_add(1, std::memory_order_relaxed) % 2 != 0;
+  }
   std::size_t bytes() const { return memory_.bytes(); }
 
   // Parameters that pack to the same: where two biases were added up, the sum stands in the first of them.
@@ -31,7 +36,8 @@ class PackedNet {
 
  private:
   Buffer memory_;
-  std::vector<PackedWeights<const Real>> directions_;
+  std::vector<PackedWeights<const Real>> directions_;  // (layers * directions,)
+  mutable std::atomic<unsigned> turn_{0};
 };
 
 }  // namespace fusedrnn

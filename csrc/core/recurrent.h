@@ -38,6 +38,7 @@ struct ForwardCall {
   Index steps = 0, rows = 0;
   std::vector<Weights<Real>> weights;                 // layers * directions
   const PackedWeights<const Real>* packed = nullptr;  // inference: as many, in place of weights
+  bool reversed = false;                              // with them, a single step: in the reverse order of memory
   Sequence<const Real> x;
   Sequence<Real> y;
   StateArray<const Real> h0, c0;

@@ -57,13 +57,15 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
   for (int layer = 0; layer < config.layers; ++layer) {
     const bool last = layer + 1 == config.layers;
     const StateRows<Real> y = {last ? call.y.data : scratch.outputs[layer % 2], last ? call.y.row : config.width()};
-    for (int direction = 0; direction < config.directions; ++direction) {
+    for (int turn = 0; turn < config.directions; ++turn) {
+      const int direction = call.reversed ? config.directions - 1 - turn : turn;
       const int index = layer * config.directions + direction;
       StepArguments<Real> a = {};
       a.input_size = config.input_of(layer);
       a.hidden_size = config.hidden_size;
       a.rows = call.rows;
       a.clip = static_cast<Real>(config.clip);
+      a.reversed = call.reversed;
       if (call.packed)
         a.panels = call.packed[index];
       else

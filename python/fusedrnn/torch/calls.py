@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import device
 from fusedrnn.torch.engine import Call, apply_layers, config_of
+from fusedrnn.torch.frozen import may_keep
 from fusedrnn.torch.rerun import LAYERS, torch_forward
 
 State = tuple[Tensor, ...]
@@ -210,7 +211,7 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
-    y, hn, cn, _ = call.run(training=False)
+    y, hn, cn, _ = call.infer(weights)
     return y, (hn,) if cn is None else (hn, cn)
 
 
@@ -438,6 +439,7 @@ def plan_of(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
         weights = weights if low is None else weights_under_autocast(weights, low)
         reason = obstacle(call, x, states, weights)
     if reason is None:
+        call.keeper = module if not computed and may_keep(module) else None
         return run, x, states, weights, narrow
     if standard and not computed:
         return reason

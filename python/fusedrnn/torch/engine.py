@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from fusedrnn import _core
 from fusedrnn.torch import device
+from fusedrnn.torch.frozen import packed_of
 from fusedrnn.torch.rerun import rerun
 from fusedrnn.torch.tensors import address, check_memory, contiguous, unit_stride
 
@@ -90,6 +91,7 @@ class Call:
     to "packed"; `lengths`, (B,) of int64, and `reset` and `mask`, bool and of x's leading shape, are None where no row
     ends early, no link is cut and no step skipped. `on_device`: the CUDA engine runs it. `names` are those of the
     parameters, for errors. `bound` is the call on its tensors as the engine has read them, from there until it runs.
+    `keeper` is the module whose packed parameters the call may use and keep.
     """
 
     config: Config
@@ -104,6 +106,7 @@ class Call:
     on_device: bool = False
     names: Sequence[str] = ()
     bound: Bound | None = None
+    keeper: Any = None
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -163,6 +166,13 @@ class Call:
     def run(self, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """y, the final h and c, and in training the tape. A single step has no y but its h."""
         return self.take_bound().forward(torch.get_num_threads(), training)
+
+    def infer(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """As `run`, not in training, from the packed parameters that a module keeps if it does."""
+        bound = self.take_bound()
+        if self.keeper is None or not isinstance(bound, _core.RawCall):
+            return bound.forward(torch.get_num_threads(), False)
+        return bound.forward(torch.get_num_threads(), False, packed_of(self.keeper, bound, weights))
 
     def take_bound(self) -> Bound:
         """`bound`, which is gone afterwards: it keeps the tensors alive, and does not see what happens to them."""

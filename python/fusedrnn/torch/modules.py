@@ -14,6 +14,7 @@ from fusedrnn.arguments import require_flag
 from fusedrnn.recurrent import lstm_name
 from fusedrnn.torch.calls import module_forward
 from fusedrnn.torch.compiled import compiled_forward
+from fusedrnn.torch.frozen import forget
 
 _compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
 _hidden_forward: Any = torch.compiler.disable(module_forward)  # type: ignore[no-untyped-call]
@@ -41,6 +42,21 @@ class _Fused:
     def _static_obstacle(self) -> str | None:
         """Why the engine runs no call of the module; also asked of torch's own modules."""
         return None
+
+    # What packed parameters are kept for calls in inference is forgotten wherever a program is likely to have written
+    # to the parameters, or to want their memory back: torch does not count all writes.
+
+    def train(self, mode: bool = True) -> Any:
+        forget(self)
+        return super().train(mode)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        forget(self)
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        forget(self)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         options = "".join(f", {name.removeprefix('has_')}={value}" for name, value in self._options().items())
@@ -70,6 +86,11 @@ class _Fused:
 
 class _Layers(_Fused):
     _is_cell = False
+
+    def flatten_parameters(self) -> None:
+        """As torch's; what packed parameters are kept for inference is dropped."""
+        forget(self)
+        super().flatten_parameters()  # type: ignore[misc]
 
     def _weight_names(self) -> Sequence[str]:
         return self._flat_weights_names  # type: ignore[attr-defined,no-any-return]
@@ -192,6 +213,7 @@ class LSTM(_Layers, nn.LSTM):
         """Lay the weights out for cuDNN, as torch's module does; it has no room for those of the options."""
         if not self._options():
             super().flatten_parameters()
+        forget(self)
 
 
 class GRU(_Layers, nn.GRU):

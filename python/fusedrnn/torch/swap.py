@@ -9,6 +9,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 
 from fusedrnn.torch.calls import tensor_obstacle
+from fusedrnn.torch.frozen import forget
 from fusedrnn.torch.modules import CLASSES, _Fused
 
 
@@ -163,6 +164,7 @@ def restore(model: nn.Module) -> Swap:
         else:
             own = module._torch_class
             _change_class(module, own)
+            forget(module)
             swap.swapped[name] = f"torch.nn.{own.__name__}"
     return swap
 

@@ -1,0 +1,89 @@
+"""Packed parameters of modules in inference, kept from call to call while the parameters stay as they are.
+
+torch counts the writes to a tensor in its version, but not those through ``.data``, through NumPy or by another
+process. Of those, the compiled part notices what changes one of 16 elements of a parameter, spread over it; modules.py
+forgets what is kept here at every call of a method that such writes usually go with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from fusedrnn import _core
+
+
+@dataclass(slots=True)
+class Frozen:
+    """What a module's call read its parameters from, and those parameters packed, from the second such call on.
+
+    `aliases` share the parameters' memory, which can therefore not be given to other tensors meanwhile.
+    """
+
+    module: ref[Any]
+    weights: list[Tensor]
+    versions: list[int]
+    aliases: list[Tensor]
+    packed: _core.RawPacked | None = None
+
+    def is_of(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, in the same versions."""
+        if len(weights) != len(self.weights):
+            return False
+        for w, own, version in zip(weights, self.weights, self.versions, strict=True):
+            if w is not own or w._version != version:
+                return False
+        return True
+
+
+_frozen: dict[int, Frozen] = {}
+"""By the id of the module: weak keys take as long as a small layer's step to look up."""
+
+
+def find(module: Any) -> Frozen | None:
+    """What is kept of a module."""
+    found = _frozen.get(id(module))
+    return found if found is not None and found.module() is module else None
+
+
+def forget(module: Any) -> None:
+    """Drop what is kept of a module."""
+    _frozen.pop(id(module), None)
+
+
+def remember(module: Any, weights: Sequence[Tensor]) -> None:
+    """Note what a call reads, unless torch counts no versions of it, as of tensors made in inference mode."""
+    if any(w.is_inference() for w in weights):
+        return forget(module)
+    key = id(module)
+
+    def drop(gone: ref[Any]) -> None:
+        found = _frozen.get(key)
+        if found is not None and found.module is gone:
+            del _frozen[key]
+
+    versions, aliases = [w._version for w in weights], [w.detach() for w in weights]
+    _frozen[key] = Frozen(ref(module, drop), list(weights), versions, aliases)
+
+
+def may_keep(module: Any) -> bool:
+    """Whether calls of the module now may run from packed parameters that are kept."""
+    return torch.is_inference_mode_enabled() and not module.training
+
+
+def packed_of(module: Any, bound: _core.RawCall, weights: Sequence[Tensor]) -> _core.RawPacked | None:
+    """The packed parameters for a call that reads `weights`; None where they are not worth keeping, or cannot be."""
+    found = find(module)
+    if found is None or not found.is_of(weights):
+        # Parameters that are others in each call, as parametrizations make them, are not to be packed for one.
+        remember(module, weights)
+        return None
+    if found.packed is None or not bound.fits(found.packed):
+        found.packed = None  # its memory goes first
+        found.packed = bound.pack(torch.get_num_threads())
+    return found.packed
