@@ -359,10 +359,10 @@ def test_packed_parameters_of_other_layers_are_refused() -> None:
     module, x = make_kept("GRUCell")
     packed = frozen.find(module).packed
     other = ft.GRUCell(I, H + 1)
-    from fusedrnn.torch.calls import fit_cell, weights_of
+    from fusedrnn.torch.calls import fit_cell, stored_weights
 
     call, x, _ = fit_cell(other, x, None)
-    bound = call.bind(x, None, None, weights_of(other, other._weight_names()))
+    bound = call.bind(x, None, None, stored_weights(other, other._weight_names()))
     assert not bound.fits(packed)
     with pytest.raises(ValueError, match="packed"):
         bound.forward(1, False, packed)
