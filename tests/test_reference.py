@@ -22,6 +22,13 @@ SHAPES += [
     for cell, (reverse, clip) in itertools.product(LAYERS, ((True, None), (False, CLIP)))
 ]
 
+SHAPES += [
+    Case(cell, 2, directions, "float64", 5, 4, 3, 3, ragged=reset, reset=reset, reverse=reverse, masked=True)
+    for cell, (directions, reset, reverse) in itertools.product(
+        LAYERS, ((1, False, False), (2, True, False), (1, True, True))
+    )
+]
+
 
 def directional_derivative(loss, array: np.ndarray, direction: np.ndarray, step: float) -> float:
     """Fourth-order central difference of loss() as `array` moves along `direction`; the array is put back."""
