@@ -4,10 +4,10 @@
 
 namespace fusedrnn {
 
-// Whether a step of so many rows is done sooner that way, also where weights are packed, and whether its gradients are.
-bool single_step_pays(Index rows);
-bool packed_step_pays(Index rows);
-bool single_step_gradient_pays(Index rows);
+// Whether a step of so many rows is done so rather than by the sequence driver:
+bool single_step_pays(Index rows);           // from the weights where they lie
+bool packed_step_pays(Index rows);           // from packed weights
+bool single_step_gradient_pays(Index rows);  // its gradients, from the weights where they lie
 
 // Like run_forward without a tape, for a call of one step of every row: lists and interrupt are not asked.
 template <class Real>
