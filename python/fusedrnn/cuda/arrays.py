@@ -101,6 +101,8 @@ def bounds(address: int, array: Any) -> tuple[int, int]:
     """First byte of an array's memory and the one past its last, for the address of its first element."""
     if array.size == 0:
         return 0, 0
+    if array.flags.c_contiguous:
+        return address, address + int(array.nbytes)
     reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
     return address + low, address + high + int(array.dtype.itemsize)
