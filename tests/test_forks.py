@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import fork_program
@@ -94,3 +96,60 @@ def test_a_data_loader_starts_workers_of_one_thread(method: str) -> None:
         command, env={**os.environ, "OMP_NUM_THREADS": ""}, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
+
+
+FORKED_STEPPER = """
+    import os, threading
+    import numpy as np
+    import fusedrnn as fr
+
+    # Steps of this size release the GIL.
+    stepper = fr.LSTM(64, 600, seed=0).stream(4)
+    x, state = np.ones((4, 64), np.float32), stepper.state
+    expected = stepper.step(x)
+    stop = threading.Event()
+    def work():
+        while not stop.is_set():
+            stepper.step(x)
+    worker = threading.Thread(target=work)
+    worker.start()
+    refused = 0
+    for _ in range(40):
+        child = os.fork()
+        if child == 0:
+            status = 0
+            try:
+                stepper.step(x)
+            except RuntimeError as error:
+                status = 1 if "set its state" in str(error) else 3
+                try:
+                    stepper.reset([0])
+                    status = 3
+                except RuntimeError:
+                    pass
+            stepper.state = state
+            same = np.array_equal(stepper.step(x), expected)
+            stepper.reset()
+            os._exit(status if same and np.array_equal(stepper.step(x), expected) else 3)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, 1), ended
+        refused += ended
+    stop.set()
+    worker.join()
+    print(refused)
+"""
+
+
+def test_a_fork_in_the_middle_of_a_step() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORKED_STEPPER)], capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_path_does_not_make_a_worker(tmp_path: Path) -> None:
+    program = tmp_path / "multiprocessing-demo.py"
+    program.write_text(
+        "import multiprocessing.process, sys\nfrom fusedrnn import machine\nsys.exit(machine._in_worker_process())\n"
+    )
+    subprocess.run([sys.executable, str(program)], check=True, timeout=100)

@@ -513,3 +513,23 @@ def test_strides_on_a_device(device: TestDevice, case: Case, rng: np.random.Gene
     spread[...] = device.put(np.ascontiguousarray(inputs.mask.T))
     result = layer(x, state, lengths, reset, mask=spread.T)
     assert_same(device.get(result), (expected.y, expected.state))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_any_byte_but_zero_is_true(reverse: bool, rng: np.random.Generator) -> None:
+    """As in NumPy: a bool array may be a view of bytes of any value, and their sum is no count."""
+    layer = fr.GRU(3, 4, reverse=reverse, seed=0)
+    x = rng.standard_normal((6, 2, 3), dtype=np.float32)
+    mask, reset = rng.random((2, 6, 2)) < 0.5
+    odd_mask, odd_reset = ((flags * np.uint8(254)).view(bool) for flags in (mask, reset))
+    guarded = np.full((18, 2, 4), 7.0, np.float32)
+    y, state, tape = layer.forward(x, reset=odd_reset, mask=odd_mask, out=guarded[6:12])
+    expected, expected_state, expected_tape = layer.forward(x, reset=reset, mask=mask)
+    assert np.array_equal(y, expected) and np.array_equal(state, expected_state)
+    assert (guarded[:6] == 7).all() and (guarded[12:] == 7).all()
+    assert np.array_equal(layer.backward(tape, y).x, layer.backward(expected_tape, expected).x)
+    if not reverse:
+        stepper = layer.stream(2)
+        stepper.step(x[0])
+        stepper.reset(np.array([0, 254], np.uint8).view(bool))
+        assert stepper.state[0, 0].any() and not stepper.state[0, 1].any()

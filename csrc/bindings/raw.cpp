@@ -33,7 +33,7 @@ using Lists = std::optional<std::shared_ptr<RowLists>>;  // none: every row has 
 // A mask's address and its strides of time and rows.
 using FlagsAddress = std::tuple<Address, Index, Index>;
 Flags flags_of(const FlagsAddress& at) {
-  return {reinterpret_cast<const bool*>(std::get<0>(at)), std::get<1>(at), std::get<2>(at)};
+  return {reinterpret_cast<const unsigned char*>(std::get<0>(at)), std::get<1>(at), std::get<2>(at)};
 }
 
 std::shared_ptr<RowLists> padded_lists(Index steps, Index rows, Address lengths, const FlagsAddress& reset,

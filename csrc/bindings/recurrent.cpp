@@ -413,7 +413,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
   static Flags flags_of(const std::optional<py::array>& array, const Layout& layout) {
     if (!array) return {};
-    return {static_cast<const bool*>(array->data()), stride_of(*array, layout.time_axis()),
+    return {static_cast<const unsigned char*>(array->data()), stride_of(*array, layout.time_axis()),
             layout.row_axis() >= 0 ? stride_of(*array, layout.row_axis()) : 0};
   }
 

@@ -34,14 +34,34 @@ using RealOf = typename std::decay_t<Stepper>::element_type::real;
 
 }  // namespace
 
+// The first to hold the GIL in a forked child. A thread that was in a step stayed behind, and nobody can unlock for it.
+void PyStepper::notice_fork() const {
+  if (!long_ || forks_ == forks_of_process()) return;
+  forks_ = forks_of_process();
+  if (mutex_->try_lock()) return mutex_->unlock();
+  (void)mutex_.release();  // a locked mutex must not be destroyed
+  mutex_ = std::make_unique<std::mutex>();
+  torn_ = true;
+}
+
+void PyStepper::require_whole() const {
+  notice_fork();
+  if (!torn_) return;
+  PyErr_SetString(PyExc_RuntimeError,
+                  "this process was forked in the middle of the stepper's step in another thread: set its state, or "
+                  "call reset(), before it is used here");
+  throw py::error_already_set();
+}
+
 template <class Work>
 void PyStepper::exclusively(const Work& work) const {
   if (!long_) {
     std::visit(work, stepper_);
     return;
   }
+  notice_fork();
   const py::gil_scoped_release released;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(*mutex_);
   std::visit(work, stepper_);
 }
 
@@ -80,6 +100,7 @@ py::object PyStepper::output_of(py::handle out, py::handle x, bool batched) cons
 }
 
 py::object PyStepper::step(py::handle x, py::handle out) {
+  require_whole();
   if (!is_plain(x, inputs_)) {
     const bool vector = rows_ == 1 && py::isinstance<py::array>(x) && proxy(x).nd == 1;
     require_rows(x, "x_t", !vector, inputs_);
@@ -96,6 +117,7 @@ py::object PyStepper::step(py::handle x, py::handle out) {
 }
 
 py::object PyStepper::state() const {
+  require_whole();
   std::vector<py::array> halves;
   for (int half = 0; half < states_; ++half) halves.push_back(new_array(dtype_, {layers_, rows_, hidden_}));
   const Index layer = rows_ * hidden_;
@@ -134,6 +156,7 @@ void PyStepper::set_state(py::handle state) {
     stepper->write_state({static_cast<const Real*>(h_data), stride_of(h, 0), stride_of(h, 1)},
                          {static_cast<const Real*>(c_data), stride_of(c, 0), stride_of(c, 1)});
   });
+  torn_ = false;
 }
 
 void PyStepper::begin_with(py::handle state) {
@@ -166,7 +189,7 @@ std::vector<Index> PyStepper::row_indices(py::handle rows) const {
     require_shape(given, "rows", kind == 'b' ? Shape{rows_} : Shape{"N"});
     if (kind == 'b') {
       for (Index row = 0; row < rows_; ++row)
-        if (*static_cast<const bool*>(given.data(row))) indices.push_back(row);
+        if (*static_cast<const unsigned char*>(given.data(row)) != 0) indices.push_back(row);
       return indices;
     }
   }
@@ -180,9 +203,11 @@ std::vector<Index> PyStepper::row_indices(py::handle rows) const {
 
 void PyStepper::reset(py::handle rows) {
   const std::vector<Index> indices = row_indices(rows);
+  if (!rows.is_none()) require_whole();
   exclusively([&](const auto& stepper) {
     for (const Index row : indices) stepper->reset(row);
   });
+  torn_ = false;
 }
 
 namespace {
@@ -249,7 +274,9 @@ ndarray
 Raises
 ------
 TypeError, ValueError
-    Where an argument is of another kind, dtype or shape; the message names it. The state stays as it was.)"};
+    Where an argument is of another kind, dtype or shape; the message names it. The state stays as it was.
+RuntimeError
+    In a process that was forked in the middle of another thread's step, until the state is set or reset.)"};
 
 }  // namespace
 

@@ -39,7 +39,12 @@ class PyStepper {
   int layers_, states_;
   bool long_;  // steps release the GIL
   std::variant<std::unique_ptr<Stepper<float>>, std::unique_ptr<Stepper<double>>> stepper_;
-  mutable std::mutex mutex_;  // held by whoever works on stepper_ without the GIL
+  mutable std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of who has stepper_ without the GIL
+  mutable unsigned forks_ = forks_of_process();                                 // as mutex_ knows them
+  mutable bool torn_ = false;  // a fork came in the middle of another thread's step
+
+  void notice_fork() const;
+  void require_whole() const;
 
   template <class Work>
   void exclusively(const Work& work) const;

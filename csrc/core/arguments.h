@@ -60,11 +60,12 @@ struct StateRows {
   FUSEDRNN_INLINE Real* at(Index b) const { return data + b * row; }
 };
 
-// A bool for every time and row, at data[t * time + b * row] of the caller's; null data: absent.
+// A bool for every time and row, at data[t * time + b * row] of the caller's; null data: absent. Read as bytes: NumPy
+// takes any byte but 0 as true, and a C++ bool of another value than 0 and 1 is undefined.
 struct Flags {
-  const bool* data = nullptr;
+  const unsigned char* data = nullptr;
   Index time = 0, row = 0;
-  FUSEDRNN_INLINE bool at(Index t, Index b) const { return data[t * time + b * row]; }
+  FUSEDRNN_INLINE bool at(Index t, Index b) const { return data[t * time + b * row] != 0; }
 };
 
 // Which rows run at which step. Rows are sorted by the number of steps they run, most first, and addressed by their

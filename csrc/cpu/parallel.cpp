@@ -62,10 +62,16 @@ std::atomic<bool> lone{false};
 // The OpenMP runtime's threads do not survive a fork, and asking the child's copy for a team would wait for them
 // forever. Whether the parent had such threads, ours or another library's, cannot be asked: the child of a process with
 // any other thread works on its own thread alone, and so do its children.
-bool parent_had_threads = false;
-void before_fork() { parent_had_threads = several_threads(); }
+// It is enough that there was one at an earlier fork: OpenBLAS ends its threads then, and starts them again later, and
+// the workers of a pool must not differ.
+std::atomic<bool> had_threads{false};
+std::atomic<unsigned> forks{0};
+void before_fork() {
+  if (several_threads()) had_threads.store(true, std::memory_order_relaxed);
+}
 void after_fork() {
-  if (parent_had_threads) lone.store(true, std::memory_order_relaxed);
+  if (had_threads.load(std::memory_order_relaxed)) lone.store(true, std::memory_order_relaxed);
+  forks.fetch_add(1, std::memory_order_relaxed);
   set_worker_process();
 }
 [[maybe_unused]] const int fork_handler = pthread_atfork(before_fork, nullptr, after_fork);
@@ -90,6 +96,8 @@ void parallel(int threads, void (*body)(void*, int, int), void* context) {
   }
   waited_at_end(clock_now() - finished);
 }
+
+unsigned forks_of_process() { return forks.load(std::memory_order_relaxed); }
 
 int available_threads() {
   cpu_set_t set;

@@ -33,5 +33,7 @@ void set_num_threads(int threads, bool oversubscribe, bool always);
 void set_worker_process();
 // What affinity and the control group allow this process.
 int available_threads();
+// How many forks lie between this process and the one that loaded the library.
+unsigned forks_of_process();
 
 }  // namespace fusedrnn

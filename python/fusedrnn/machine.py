@@ -18,7 +18,8 @@ def _in_worker_process() -> bool:
     processes = sys.modules.get("multiprocessing.process")
     if processes is None:
         return False
-    return processes.parent_process() is not None or any("multiprocessing" in text for text in sys.orig_argv)
+    started_by = ("--multiprocessing-fork", "from multiprocessing.")  # `spawn`, and its helper processes
+    return processes.parent_process() is not None or any(text.startswith(started_by) for text in sys.orig_argv)
 
 
 if _in_worker_process():
@@ -32,7 +33,7 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         At least 1. More than the process's CPU affinity and control group allow is taken as that many. Results do not
-        depend on it.
+        depend on it. In a process forked from one that had other threads a call uses one thread whatever is set.
 
     Raises
     ------
