@@ -192,7 +192,7 @@ def test_runners_begin_with_it_as_it_was(cell: str, rng: np.random.Generator) ->
         (np.zeros((1, 1, 5), np.float32), ValueError, "initial_state must have shape"),
         (3, TypeError, "initial_state must be an array"),
         ([[[1.0]]], TypeError, "initial_state must be an array"),
-        (np.ma.zeros((1, 1, 4), np.float32), TypeError, "without a mask"),
+        (np.ma.zeros((1, 1, 4), np.float32), TypeError, "^initial_state must be an array without a mask"),
         ((np.zeros((1, 1, 4), np.float32),) * 2, TypeError, "initial_state must be an array"),
     ],
 )
@@ -244,14 +244,49 @@ def test_files_keep_it(cell: str, tmp_path: Any, rng: np.random.Generator) -> No
     assert_same(again(x)[0], layer(x)[0])
 
 
-def test_files_without_one_leave_it(tmp_path: Any) -> None:
+def test_files_without_one_clear_it(tmp_path: Any) -> None:
     safetensors = pytest.importorskip("fusedrnn.safetensors")
     layer, state = layer_with_state("gru")
     layer.initial_state = None
     safetensors.save(layer, tmp_path / "layer")
     layer.initial_state = state
-    assert_same(safetensors.load(tmp_path / "layer", layer).initial_state, state)
+    assert safetensors.load(tmp_path / "layer", layer).initial_state is None
     assert safetensors.load(tmp_path / "layer").initial_state is None
+    # A file of another maker says nothing of states.
+    layer.initial_state = state
+    pytest.importorskip("safetensors.numpy").save_file(layer.parameters, tmp_path / "other")
+    assert_same(safetensors.load(tmp_path / "other", layer).initial_state, state)
+
+
+@pytest.mark.parametrize(
+    ("cell", "damage", "message"),
+    [
+        ("gru", {"initial_h": np.zeros((1, 1, 3), np.float32)}, "initial_state must have shape"),
+        ("lstm", {"initial_h": np.zeros((1, 1, 3), np.float32)}, r"initial_state\[0\] must have shape"),
+        ("lstm", {"initial_c": None}, "there must be an array 'initial_c' beside 'initial_h'"),
+        ("lstm", {"initial_h": None}, "there must be an array 'initial_h' beside 'initial_c'"),
+        ("gru", {"initial_c": np.zeros((4, 1, 18), np.float32)}, "there must be no array 'initial_c'"),
+        ("gru", {"weight_hh_l0": np.zeros((1, 1), np.float32)}, r"mapping\['weight_hh_l0'\] must have shape"),
+        ("gru", {"bias_hh_l0": None}, "missing"),
+    ],
+)
+def test_files_with_a_wrong_part_change_nothing(cell: str, damage: Any, message: str, tmp_path: Any) -> None:
+    safetensors = pytest.importorskip("fusedrnn.safetensors")
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    path, (layer, _) = tmp_path / "layer", layer_with_state(cell)
+    safetensors.save(layer, path)
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata()
+    arrays = {name: array for name, array in {**numpy_files.load_file(path), **damage}.items() if array is not None}
+    numpy_files.save_file(arrays, path, metadata)
+    for array in (*layer.parameters.values(), *as_tuple(layer.initial_state)):
+        array += 1
+    before = copy.deepcopy(layer)
+    with pytest.raises(ValueError, match=message):
+        safetensors.load(path, layer)
+    for name, array in before.parameters.items():
+        np.testing.assert_array_equal(layer.parameters[name], array)
+    assert_same(layer.initial_state, before.initial_state)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -332,6 +367,25 @@ def test_on_a_device(cell: str, dtype: str, device: TestDevice, rng: np.random.G
     if dtype != "bfloat16":
         layer.to(device="cpu", dtype="float32")
         assert_same(layer.initial_state, state)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "tf32"}, {"dtype": "float64"}], ids=str)
+def test_models_of_layers_on_a_device(options: dict[str, Any], cuda_host_module: Any) -> None:
+    to_onnx = pytest.importorskip("fusedrnn.onnx").to_onnx
+    with stand_in(cuda_host_module):
+        layer = fr.LSTM(5, 18, 2, bidirectional=True, device="cuda", seed=0, **options)
+        half = np.random.default_rng(0).standard_normal((4, 1, 18)).astype(layer.dtype)
+        layer.initial_state = (half, half + 1)
+        written = to_onnx(layer).SerializeToString()
+        assert layer.device == "cuda:0"
+        assert layer.precision == options.get("precision", "ieee")
+        on_host = fr.LSTM(5, 18, 2, bidirectional=True, dtype=layer.dtype, seed=0)
+        on_host.load_parameters({name: np.asarray(array) for name, array in layer.parameters.items()})
+        on_host.initial_state = (half, half + 1)
+        assert to_onnx(on_host).SerializeToString() == written
+        narrow = fr.GRU(5, 18, device="cuda", dtype="float16", seed=0)
+        with pytest.raises(TypeError, match=r"layer must be of float32 or float64, not float16; use layer\.to"):
+            to_onnx(narrow)
 
 
 def test_under_capture_it_must_be_held(cuda_host_module: Any, rng: np.random.Generator) -> None:

@@ -159,7 +159,8 @@ def test_nodes_that_cannot_be_taken_are_left() -> None:
     assert len(told) == 2
     assert told[0].startswith("node 'bad' is left out: activations of node 'bad' must be")
     assert told[1].startswith(
-        "node 'fed' is left out: R of node 'fed' must be an initializer of the model; 'nowhere' is"
+        "node 'fed' is left out: R of node 'fed' must be an initializer of the model or computed from such"
+        " alone; 'nowhere' is"
     )
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="activations of node 'bad'"):

@@ -34,7 +34,7 @@ def _source_of(value: Any) -> tuple[Any, str | None]:
 def as_array(value: Any, name: str) -> Array:
     """`value` as an array, without a conversion: NumPy's own, or through ``__dlpack__`` or ``__array__``."""
     if isinstance(value, np.ndarray):
-        require_unmasked(value, f"mapping[{name!r}]")
+        require_unmasked(value, name)
         return value
     if not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
         raise TypeError(f"{name} must be an array, or have __dlpack__ or __array__; it is {type(value).__name__}")
@@ -212,7 +212,7 @@ class Recurrent:
         if device is not None and elsewhere:
             value = device.arrays.from_dlpack(value)
         owner = None if device is None else owner_of(value)
-        array = as_array(value, shown) if owner is None else owner.to_host(value)
+        array = as_array(value, f"mapping[{shown!r}]") if owner is None else owner.to_host(value)
         source = source or str(array.dtype)
         if not is_float(array.dtype) or (source != str(self.dtype) and not convert):
             hint = "; pass convert=True to round it" if is_float(array.dtype) else ""

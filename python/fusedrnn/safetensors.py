@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import fusedrnn
 from fusedrnn.arguments import require_flag
+from fusedrnn.cuda.arrays import accumulator
 from fusedrnn.gradients import Array, State
 from fusedrnn.recurrent import Recurrent
 
@@ -66,7 +67,9 @@ def load(
     path : path
     module : layer or cell, optional
         To load the file's arrays into, which must be its parameters by name: such as the state_dict of a torch module.
-        An initial state that `save` wrote is set, too. None: a new one is made, as the file says.
+        An initial state that `save` wrote is set, too; where it wrote a layer without one, the module has none
+        afterwards. Files that `save` did not write, and parts of files, leave it. None: a new one is made, as the file
+        says.
     prefix : str
         With `module`, take the arrays whose names begin so, without it, and read no others: ``"rnn."`` for the part of
         a whole model's file.
@@ -83,7 +86,7 @@ def load(
     ------
     TypeError, ValueError
         Where the file is no safetensors file, was not written by `save` and no `module` is given, or its arrays are not
-        the parameters; the message names the file.
+        the parameters and both halves of a state; the message names the file. Nothing is written to `module` then.
     OSError
         Where it cannot be read.
     """
@@ -107,11 +110,10 @@ def load(
         arrays |= _bfloat16_arrays(path, narrow, None if module is None else module.dtype, convert)
         if module is None:
             arrays = {name: _widened(array, name, convert) for name, array in arrays.items()}
-        state = [arrays.pop(name) for name in _STATE if _KEY in metadata and name in arrays]
+        own = _KEY in metadata and not prefix
+        halves = {name: arrays.pop(name) for name in _STATE if own and name in arrays}
         made: Any = _made(metadata, arrays) if module is None else module
-        made.load_parameters(arrays, prefix, convert)
-        if state:
-            made.initial_state = _state_for(made, state, convert)
+        _load(made, arrays, prefix, convert, _state_for(made, halves, convert) if halves else None, own)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path!r}: {error}") from error
     return made
@@ -124,16 +126,43 @@ def _initial_state(module: Recurrent) -> dict[str, Array]:
     return dict(zip(_STATE, halves, strict=False))
 
 
-def _state_for(module: Recurrent, halves: list[Array], convert: bool) -> State:
+def _load(module: Any, arrays: dict[str, Array], prefix: str, convert: bool, state: State | None, own: bool) -> None:
+    """Load parameters and, from a file of our own, the state: both or neither."""
+    if not own or not hasattr(module, "initial_state"):
+        module.load_parameters(arrays, prefix, convert)
+        return
+    before = module._initial_state
+    module.initial_state = state
+    try:
+        module.load_parameters(arrays, prefix, convert)
+    except BaseException:
+        module._initial_state = before
+        raise
+
+
+def _state_for(module: Recurrent, halves: dict[str, Array], convert: bool) -> State:
+    """An initial state that `module` takes, of the arrays that a file has of it."""
     if not hasattr(module, "initial_state"):
         raise ValueError(f"module must be a layer, as the file has an initial state, not {type(module).__name__}")
-    if convert:
-        halves = [half.astype(module.dtype) for half in halves]
-    return halves[0] if len(halves) == 1 else (halves[0], halves[1])
+    wanted = _STATE if module.cell_name.startswith("lstm") else _STATE[:1]
+    for name in _STATE:
+        if name in wanted and name not in halves:
+            raise ValueError(f"there must be an array {name!r} beside {next(iter(halves))!r}")
+        if name in halves and name not in wanted:
+            raise ValueError(f"there must be no array {name!r}, which a layer of {type(module).__name__} does not have")
+    cell = module.dtype if module.device == "cpu" else accumulator(module.dtype)
+    dtypes = dict(zip(_STATE, (module.dtype, cell), strict=True))
+    for name in wanted:
+        came = halves[name].dtype
+        if came.kind in "biuc" or (came != dtypes[name] and not convert):
+            raise _narrow_error(name, dtypes[name], came)
+    arrays = [halves[name].astype(dtypes[name]) for name in wanted]
+    return arrays[0] if len(arrays) == 1 else (arrays[0], arrays[1])
 
 
-def _narrow_error(name: str, wanted: Any, came: str) -> TypeError:
-    return TypeError(f"the array {name!r} must be of {wanted}, not of {came}; pass convert=True to convert it")
+def _narrow_error(name: str, wanted: Any, came: Any) -> TypeError:
+    hint = "" if str(came).startswith(("int", "uint", "bool", "complex")) else "; pass convert=True to convert it"
+    return TypeError(f"the array {name!r} must be of {wanted}, not of {came}{hint}")
 
 
 def _widened(array: Array, name: str, convert: bool) -> Array:

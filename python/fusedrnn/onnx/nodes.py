@@ -121,10 +121,9 @@ class _Weights:
             raise ValueError(f"node {self.place.name!r} must have an input {formal}")
         value = self.folder.constant(self.place.scope, name)
         if isinstance(value, Unknown):
-            why = value.reason if value.wrong else f"{name!r} is computed or fed at run time: {value.reason}"
             raise ValueError(
-                f"{formal} of node {self.place.name!r} must be an initializer of the model; {why}. Pass its values in"
-                f" weights={{{name!r}: array}}"
+                f"{formal} of node {self.place.name!r} must be an initializer of the model or computed from such alone;"
+                f" {value.reason}. Pass its values in weights={{{name!r}: array}}"
             )
         return value
 
@@ -204,10 +203,11 @@ def _arrays(op: str, weights: _Weights, directions: int, hidden: int | None) -> 
         if formal in "WR" or weights.has(formal)
     }
     for formal, array in arrays.items():
-        if array.dtype.name not in ("float32", "float64") or array.dtype != arrays["W"].dtype:
+        if array.dtype.name not in ("float32", "float64"):
+            raise TypeError(f"{formal} of node {weights.place.name!r} must be of float32 or float64, not {array.dtype}")
+        if array.dtype != arrays["W"].dtype:
             raise TypeError(
-                f"{formal} of node {weights.place.name!r} must be of float32 or float64, as all its weights,"
-                f" not {array.dtype}"
+                f"{formal} of node {weights.place.name!r} must be of {arrays['W'].dtype} as W, not {array.dtype}"
             )
     return arrays
 

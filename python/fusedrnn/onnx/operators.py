@@ -121,6 +121,25 @@ def _gemm(call: Call) -> Growth:
     return rows * columns + sum(array.size for array in call.given()), rows * inner * columns
 
 
+def _einsum(call: Call) -> Growth:
+    equation = call.attribute("equation", b"").decode().replace(" ", "")
+    given, _, result = equation.partition("->")
+    terms, sizes, rest = given.split(","), dict[str, int](), 1
+    for term, array in zip(terms, call.given(), strict=True):
+        before, dots, after = term.partition("...")
+        others = array.ndim - len(before) - len(after)
+        if others < 0 or (others and not dots):
+            raise ValueError(f"{term!r} does not name {array.ndim} axes")
+        for label, size in zip(before, array.shape, strict=False):
+            sizes[label] = max(size, sizes.get(label, 0))
+        for label, size in zip(reversed(after), reversed(array.shape), strict=False):
+            sizes[label] = max(size, sizes.get(label, 0))
+        rest = max(rest, math.prod(array.shape[len(before) : array.ndim - len(after)]))
+    products = math.prod(sizes.values()) * rest ** len(terms)
+    shown = math.prod(sizes[label] for label in result if label in sizes) * rest ** len(terms)
+    return (shown if "->" in equation else products), products
+
+
 def _one_hot(call: Call) -> Growth:
     return call.input(0).size * int(call.input(1).reshape(-1)[0]), 0
 
@@ -136,7 +155,8 @@ Constant Identity Cast CastLike Shape Size Reshape Squeeze Unsqueeze Flatten Tra
 ReverseSequence Compress NonZero Trilu EyeLike CumSum ArgMax ArgMin ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd
 ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp Neg Abs Sign Sqrt Exp Log Erf Sin Cos Reciprocal Floor
 Ceil Round Not Clip Sigmoid HardSigmoid Tanh Relu LeakyRelu Elu Softplus Softsign Softmax LogSoftmax LpNormalization
-IsNaN IsInf DequantizeLinear QuantizeLinear DynamicQuantizeLinear
+IsNaN IsInf DequantizeLinear QuantizeLinear DynamicQuantizeLinear Gelu Selu Celu HardSwish Mish ThresholdedRelu Shrink
+Hardmax Tan Sinh Cosh Asin Acos Atan Asinh Acosh Atanh BitwiseNot DepthToSpace SpaceToDepth TopK LayerNormalization
 """
 _BROADCAST = """
 Add Sub Mul Div Pow Mod Min Max Sum Mean And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual Where PRelu BitShift
@@ -155,6 +175,7 @@ GROWTH: dict[str, Callable[[Call], Growth]] = {
     "Gather": _gather,
     "MatMul": _matmul,
     "Gemm": _gemm,
+    "Einsum": _einsum,
     "OneHot": _one_hot,
     "Dropout": _dropout,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -13,9 +13,22 @@ from fusedrnn.arguments import require_flag, require_integer
 from fusedrnn.gradients import Array
 from fusedrnn.onnx.folding import Budget, Folder
 from fusedrnn.onnx.nodes import Layer
-from fusedrnn.onnx.scopes import RECURRENT, Place, first_output, key_of, recurrent_nodes, scope_of, scope_of_node
+from fusedrnn.onnx.operators import is_numeric
+from fusedrnn.onnx.scopes import (
+    RECURRENT,
+    Place,
+    all_nodes,
+    bodies_of,
+    first_output,
+    key_of,
+    recurrent_nodes,
+    scope_of,
+    scope_of_node,
+)
 from fusedrnn.onnx.seen import recurrent_things
+from fusedrnn.onnx.sizes import Shapes
 from fusedrnn.onnx.states import Start, call_arguments_of, layer_and_start
+from fusedrnn.recurrent import as_array
 
 Source = onnx.ModelProto | onnx.NodeProto | bytes | str | os.PathLike[str]
 
@@ -61,15 +74,17 @@ def from_onnx(
     Raises
     ------
     TypeError
-        Where an argument is of another kind, or weights are not float32 or float64.
+        Where an argument is of another kind, a value in `weights` is no array or one with a mask, or the weights of a
+        node are not float32 or float64.
     ValueError
-        Where the model has no such node or an older operator set, a weight is neither constant nor given, a shape or
-        attribute is wrong, or an activation is none that the layers have: tanh or relu for RNN, both directions alike,
-        and the operator's own for GRU and LSTM. Where computing the constants would take more memory than 64 MiB and 32
-        times the model's size.
+        Where the model has no such node, or an older operator set, or no tensor of a name in `weights`; where a weight
+        is neither constant nor given, a shape or attribute is wrong, or an activation is none that the layers have:
+        tanh or relu for RNN, both directions alike, and the operator's own for GRU and LSTM. Where computing the
+        constants would take more memory than 64 MiB and 32 times the model's size.
     """
     if weights is not None and not isinstance(weights, Mapping):
         raise TypeError(f"weights must be a mapping of names to arrays or None, not {type(weights).__name__}")
+    weights = None if weights is None else {name: _given(name, value) for name, value in weights.items()}
     skip = require_flag(skip_unsupported, "skip_unsupported")
     places, folder = _places(model_or_node, node, weights)
     layers: dict[str, Layer] = {}
@@ -132,10 +147,12 @@ def _places(model_or_node: Any, node: str | None, weights: Mapping[str, Any] | N
             raise ValueError("node must be None where model_or_node is a node itself")
         if key_of(model_or_node)[:2] not in RECURRENT:
             raise ValueError(f"model_or_node must be an RNN, LSTM or GRU node, not {model_or_node.op_type!r}")
+        _require_names(weights, model_or_node.input)
         scope = scope_of_node(model_or_node, weights)
         name = model_or_node.name or first_output(model_or_node)
         return [Place(name, scope, model_or_node)], Folder(Budget(given_bytes))
     model = _model(model_or_node)
+    _require_names(weights, _names_of(model) if weights else ())
     root = scope_of(model, weights)
     places = recurrent_nodes(root)
     if not places:
@@ -145,7 +162,37 @@ def _places(model_or_node: Any, node: str | None, weights: Mapping[str, Any] | N
     names = [place.name for place in places]
     if len(set(names)) < len(names):
         raise ValueError("model_or_node must not name a node as the output of another; rename it")
-    return places if node is None else [_named(places, node)], Folder(Budget(model.ByteSize() + given_bytes))
+    return places if node is None else [_named(places, node)], Folder(
+        Budget(model.ByteSize() + given_bytes), Shapes(model)
+    )
+
+
+def _given(name: Any, value: Any) -> Array:
+    """An array that the caller passes for a tensor."""
+    if not isinstance(name, str):
+        raise TypeError(f"weights must have strings for names, not {name!r}")
+    array = as_array(value, f"weights[{name!r}]")
+    if not is_numeric(array):
+        raise TypeError(f"weights[{name!r}] must be an array of numbers, not of {array.dtype}")
+    return array
+
+
+def _require_names(weights: Mapping[str, Any] | None, names: Iterable[str]) -> None:
+    unknown = sorted(set(weights or ()) - set(names))
+    if unknown:
+        raise ValueError(f"weights must be named as tensors of the model, which has no {', '.join(map(repr, unknown))}")
+
+
+def _names_of(model: onnx.ModelProto) -> Iterator[str]:
+    """The names of all tensors of a model, those of bodies and functions too."""
+    graphs = [model.graph]
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in all_nodes(nodes):
+            yield from (*node.input, *node.output)
+            graphs += [graph for _, graph in bodies_of(node)]
+    for graph in graphs:
+        yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+        yield from (tensor.values.name for tensor in graph.sparse_initializer)
 
 
 def _named(places: list[Place], node: str) -> Place:

@@ -118,6 +118,8 @@ class Scope:
         self.inputs: dict[str, str] = {}  # what is fed, and by what
         self.arguments: dict[str, tuple[Scope, str]] = {}  # of a function, and what its caller calls them
         self.declared: dict[str, onnx.ValueInfoProto] = {}
+        #: It lies in a function, whose names may be those of other places.
+        self.in_function: bool = outer is not None and outer.in_function
         self._inner: dict[tuple[int, str], Scope] = {}
 
     def settle(self, attributes: Mapping[str, onnx.AttributeProto] | None = None) -> Scope:
@@ -175,6 +177,7 @@ class Scope:
             function = self.model.functions[key_of(node)]
             opsets = {opset.domain: opset.version for opset in function.opset_import} or self.opsets
             scope = Scope(self.model, f"{self.place}{self.label(node)}/", function.node, opsets, depth=self.depth + 1)
+            scope.in_function = True
             passed = [*node.input, *[""] * len(function.input)]
             scope.arguments = {name: (self, actual) for name, actual in zip(function.input, passed, strict=False)}
             scope.declared = {value.name: value for value in getattr(function, "value_info", ())}

@@ -56,6 +56,10 @@ def _start_of(place: Place, layer: Layer, folder: Folder) -> Start:
         value = folder.constant(place.scope, names["sequence_lens"])
         if isinstance(value, Unknown):
             missing["sequence_lens"] = value
+        elif value.dtype.kind not in "iu":
+            raise TypeError(f"sequence_lens of node {place.name!r} must be integers, not of {value.dtype}")
+        elif value.ndim != 1:
+            raise ValueError(f"sequence_lens of node {place.name!r} must have shape (B,), not {value.shape}")
         else:
             lengths = value
     for formal, unknown in missing.items():
@@ -71,20 +75,15 @@ def _half(place: Place, part: str, name: str, layer: Layer, folder: Folder) -> H
     batch_axis = 0 if layer.batch_first else 1
     directions = 2 if layer.bidirectional else 1
 
-    def one_row(one: Array, other: Array) -> Array | None:
-        """The row that every row of two batches is."""
-        if one.ndim != 3 or other.ndim != 3 or not one.size:
+    def one_row(arrays: list[Array]) -> Array | None:
+        """The row that every row of several batches is."""
+        if any(array.ndim != 3 or not array.size for array in arrays):
             return None
-        row = one.take([0], batch_axis)
-        same = all(_equals(array, row) for array in (one, other))
-        return row if same else None
+        row = arrays[0].take([0], batch_axis)
+        return row if all(_equals(array, row) for array in arrays) else None
 
-    value = folder.value(place.scope, name)
-    if isinstance(value, Unknown) and value.sized:
-        value = folder.of_any_size(place.scope, name, one_row)
-        of_any_batch = True
-    else:
-        of_any_batch = False
+    of_any_batch = isinstance(folder.value(place.scope, name), Unknown)
+    value = folder.of_any_size(place.scope, name, one_row)
     if isinstance(value, Unknown):
         return value
     wanted = ("B", directions) if layer.batch_first else (directions, "B")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def to_onnx(layer: Layer, *, state: bool = False, lengths: bool = False) -> onnx
     Parameters
     ----------
     layer : RNN, LSTM or GRU
+        Of float32 or float64; one on a CUDA device is copied to the host.
     state, lengths : bool
         Whether the model has these inputs. Otherwise states begin as those of the layer's calls do, at its
         `initial_state`, zeros unless that is set, and sequences are whole.
@@ -42,17 +44,31 @@ def to_onnx(layer: Layer, *, state: bool = False, lengths: bool = False) -> onnx
     Raises
     ------
     TypeError
-        Where `layer` is no layer, or an option no bool.
+        Where `layer` is no layer or of a 16-bit dtype, or an option no bool.
     """
     if not isinstance(layer, (RNN, LSTM, GRU)):
         raise TypeError(f"layer must be an RNN, LSTM or GRU layer, not {type(layer).__name__}")
-    graph = _Graph(layer, require_flag(state, "state"), require_flag(lengths, "lengths"))
+    graph = _Graph(_on_host(layer), require_flag(state, "state"), require_flag(lengths, "lengths"))
     return helper.make_model(
         graph.build(),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
         producer_name="fusedrnn",
     )
+
+
+def _on_host(layer: Layer) -> Layer:
+    """The layer, or a copy of it on the CPU."""
+    if layer.dtype.name not in ("float32", "float64"):
+        raise TypeError(
+            f"layer must be of float32 or float64, not {layer.dtype}; use layer.to(device='cpu', dtype='float32')"
+        )
+    if layer.device == "cpu":
+        return layer
+    own = copy.deepcopy(layer)
+    own.precision, own.engine = "ieee", "auto"  # choices that the CPU has not, and a model does not say
+    moved: Layer = own.to(device="cpu")
+    return moved
 
 
 class _Graph:
