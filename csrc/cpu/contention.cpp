@@ -173,7 +173,7 @@ int team_size(int allowed, double cycles) {
 }
 
 void others_slept() {
-  thread_local Nanoseconds before = 0;
+  thread_local Nanoseconds before = kept_from_running();  // what came before the first look says nothing of a team
   const Nanoseconds now = kept_from_running(), lost = now - before;
   before = now;
   if (lost >= kKept) contention.kept(lost);
