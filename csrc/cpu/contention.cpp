@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdio>
 #include <mutex>
+#include <utility>
 
 namespace fusedrnn {
 namespace {
@@ -21,6 +22,11 @@ constexpr Nanoseconds kSpinOversubscribed = kMicrosecond;
 
 // A thread that was ready to run and did not for so long was kept from it by other work.
 constexpr Nanoseconds kKept = 500 * kMicrosecond;
+// Beside a busy process a team is kept for a third of the time or more, beside the system's own work for a few
+// hundredths, in time slices of a few milliseconds. So it is too much where more than this share is lost, and over
+// several slices: a smaller team for the sake of a slice now and then took twice the time.
+constexpr int kBearableShare = 4;  // one part in so many
+constexpr Nanoseconds kTooMuch = 8 * kMillisecond;
 // Waiting for a team to disband that calls for a closer look, in so many of the next calls.
 constexpr Nanoseconds kSlowEnd = 100 * kMicrosecond;
 constexpr int kCarefulCalls = 16;
@@ -99,6 +105,10 @@ class Contention {
     const Nanoseconds now = clock_now();
     const bool limited = now < until_.load(std::memory_order_relaxed);
     if (!limited) {
+      lost_ = std::max<Nanoseconds>(0, lost_ - (now - noted_) / kBearableShare) + lost;
+      noted_ = now;
+      if (lost_ < kTooMuch) return;
+      lost = std::exchange(lost_, 0);
       const int asked = asked_.load(std::memory_order_relaxed);
       limit_ = std::max(1, (limit_ > 0 ? std::min(limit_, asked) : asked) / 2);
       // Again, soon after a trial: the trials become rarer.
@@ -127,6 +137,7 @@ class Contention {
   std::atomic<Nanoseconds> until_{0};  // nothing is tried before; 0 while nobody waits
   int limit_ = 0;                      // threads of a team, 0 for no limit
   std::atomic<int> asked_{1};
+  Nanoseconds lost_ = 0, noted_ = 0;  // lost beyond the bearable share, up to that time
   Nanoseconds period_ = 0, tried_ = 0, first_look_ = 0;
   Look looked_;
 
