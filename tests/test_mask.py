@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
@@ -533,3 +534,24 @@ def test_any_byte_but_zero_is_true(reverse: bool, rng: np.random.Generator) -> N
         stepper.step(x[0])
         stepper.reset(np.array([0, 254], np.uint8).view(bool))
         assert stepper.state[0, 0].any() and not stepper.state[0, 1].any()
+
+
+def test_flags_that_another_thread_writes_meanwhile() -> None:
+    """Any result will do, but nothing out of bounds: this crashed the interpreter within seconds."""
+    layer, x = fr.RNN(1, 1, seed=0), np.zeros((2000, 40, 1), np.float32)
+    flags, other = np.zeros((2000, 40), bool), np.arange(80000).reshape(2000, 40) % 3 == 0
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            for values in (other, True, False):
+                np.copyto(flags, values)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(50):
+            layer(x, mask=flags, reset=flags)
+    finally:
+        over.set()
+        writer.join()

@@ -206,3 +206,16 @@ def test_torch_fx_keeps_a_mask() -> None:
 
     model, x, mask = Model(), torch.randn(T, B, SIZE["input_size"]), torch.rand(T, B) < 0.5
     assert torch.equal(torch.fx.symbolic_trace(model)(x, mask), model(x, mask))
+
+
+@pytest.mark.parametrize("hx", [None, (torch.zeros(1, 2, 4), torch.zeros(1, 2, 16))])
+@pytest.mark.parametrize(
+    "options", [{"mask": torch.zeros(5, 2, dtype=torch.bool)}, {"lengths": [0, 0]}, {"reset": torch.ones(5, 2) > 0}]
+)
+def test_a_projected_lstm_takes_no_options(options: dict[str, Any], hx: Any) -> None:
+    """It is torch's own, which would ignore them."""
+    module = ft.LSTM(8, 16, proj_size=4)
+    with pytest.raises(ValueError, match="must be None for an LSTM with proj_size"):
+        module(torch.randn(5, 2, 8), hx, **options)
+    with pytest.raises(ValueError, match="must be None for an LSTM with proj_size"):
+        torch.compile(module, backend="eager")(torch.randn(5, 2, 8), hx, **options)

@@ -39,9 +39,11 @@ Flags flags_of(const FlagsAddress& at) {
 std::shared_ptr<RowLists> padded_lists(Index steps, Index rows, Address lengths, const FlagsAddress& reset,
                                        const FlagsAddress& mask) {
   const auto* first = reinterpret_cast<const std::int64_t*>(lengths);
-  if (first && std::any_of(first, first + rows, [steps](std::int64_t n) { return n < 0 || n > steps; }))
+  // Copied first, as another thread may write them after the check.
+  const std::vector<std::int64_t> counted(first, first ? first + rows : first);
+  if (std::any_of(counted.begin(), counted.end(), [steps](std::int64_t n) { return n < 0 || n > steps; }))
     throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "]");
-  return std::make_shared<RowLists>(steps, rows, first, flags_of(reset), flags_of(mask));
+  return std::make_shared<RowLists>(steps, rows, first ? counted.data() : nullptr, flags_of(reset), flags_of(mask));
 }
 
 std::shared_ptr<RowLists> packed_lists(Index steps, Address active, Index packed_rows) {

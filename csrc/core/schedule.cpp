@@ -9,6 +9,20 @@ static_assert(sizeof(bool) == 1, "masks are read as NumPy's one-byte bools");
 
 namespace {
 
+// The caller's flags as they are now: they are read several times, and another thread may write them meanwhile.
+struct OwnFlags {
+  std::vector<unsigned char> bytes;
+  Flags flags;
+
+  OwnFlags(const Flags& from, Index steps, Index rows) {
+    if (!from.data) return;
+    bytes.resize(std::max<Index>(steps * rows, 1));
+    for (Index t = 0; t < steps; ++t)
+      for (Index b = 0; b < rows; ++b) bytes[t * rows + b] = from.at(t, b);
+    flags = {bytes.data(), rows, 1};
+  }
+};
+
 // How many steps each row of the batch runs of its first `extent` ones.
 std::vector<Index> count_steps(const std::vector<Index>& extent, const Flags& mask) {
   if (!mask.data) return extent;
@@ -20,8 +34,10 @@ std::vector<Index> count_steps(const std::vector<Index>& extent, const Flags& ma
 
 }  // namespace
 
-RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const Flags& reset, const Flags& mask)
+RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const Flags& resets, const Flags& kept_steps)
     : steps_(steps), rows_(rows), row_(rows), length_(rows, steps) {
+  const OwnFlags own_reset(resets, steps, rows), own_mask(kept_steps, steps, rows);
+  const Flags &reset = own_reset.flags, &mask = own_mask.flags;
   std::iota(row_.begin(), row_.end(), Index(0));
   std::vector<Index> extent(rows, steps);
   if (lengths) extent.assign(lengths, lengths + rows);

@@ -80,11 +80,9 @@ Look look() {
     char line[512];
     int processor = 0;
     long long idle = 0, waiting = 0;
-    while (std::fgets(line, sizeof line, file)) {
-      if (std::sscanf(line, "cpu%d %*d %*d %*d %lld %lld", &processor, &idle, &waiting) != 3) {
-        if (seen.known || line[0] != 'c') break;
-        continue;  // the sum over all
-      }
+    while (std::fgets(line, sizeof line, file) && line[0] == 'c') {
+      if (line[3] == ' ') continue;  // the sum over all
+      if (std::sscanf(line, "cpu%d %*d %*d %*d %lld %lld", &processor, &idle, &waiting) != 3) break;
       seen.known = true;
       if (processor < CPU_SETSIZE && CPU_ISSET(processor, &allowed)) seen.idle += (idle + waiting) * 10 * kMillisecond;
     }

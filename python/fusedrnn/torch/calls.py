@@ -265,9 +265,11 @@ def run_layers(
     return x.transpose(0, 1) if turned else x, state
 
 
-def has_options(input: Any, *options: Any) -> bool:
-    """Whether `lengths`, `reset` or `mask` is given; none may be for a packed sequence."""
+def has_options(module: Any, input: Any, *options: Any) -> bool:
+    """Whether `lengths`, `reset` or `mask` is given; none may be for a packed sequence or a projected LSTM."""
     given = any(option is not None for option in options)
+    if given and getattr(module, "proj_size", 0) > 0:
+        raise ValueError("lengths, reset and mask must be None for an LSTM with proj_size, which only torch's own has")
     if given and isinstance(input, PackedSequence):
         raise ValueError("lengths, reset and mask must be None for a PackedSequence, which has lengths of its own")
     return given
@@ -464,7 +466,7 @@ def module_forward(
     """A layer's or a cell's forward; `own` is torch's."""
     if isinstance(input, torch.fx.Proxy) and getattr(input.tracer, "root", None) is not module:
         return as_leaf(module, input, hx, lengths, reset, mask)
-    optional = has_options(input, lengths, reset, mask)
+    optional = has_options(module, input, lengths, reset, mask)
     standard = not optional and module._cell_name in LAYERS
     odd = odd_tensor(input, hx)
     plan: Plan | str | None = odd
@@ -473,7 +475,7 @@ def module_forward(
             refuse_nested(input, hx)
         fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
         if fitted is None:
-            return unfitted(module, own, input, hx)
+            return unfitted(module, own, input, hx, optional)
         call, x, states = fitted
         call.names = module._weight_names()
         if optional:
@@ -491,10 +493,10 @@ def module_forward(
     return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
 
 
-def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any) -> Any:
+def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, optional: bool) -> Any:
     """Arguments that do not fit together: torch's own errors, and the empty cells and odd packings that it takes."""
     found = own(input, hx)
-    if module._cell_name in LAYERS:
+    if module._cell_name in LAYERS and not optional:
         return found
     raise RuntimeError(f"fusedrnn.torch.{module!r} needs the engine, which does not take inputs of this form")
 

@@ -198,7 +198,7 @@ def compiled_forward(
 
     What is exported, and cells, which the compiler fuses with what is around them, are torch's own operations.
     """
-    options = calls.has_options(input, lengths, reset, mask)
+    options = calls.has_options(module, input, lengths, reset, mask)
     standard = module._cell_name in LAYERS and not options
     if standard and (module._is_cell or exporting()):
         return own(input, hx)
