@@ -17,8 +17,8 @@ from bench.stream import onnxruntime_step, our_stepper, torch_layer
 
 OTHERS = (0, 1, 2)
 THREADS = (1, 2)
-SETTLING_SECONDS = 2.0
-"""Time for the busy processes to start, and for teams to notice them, or that those of the row before have ended."""
+SETTLING_SECONDS = 0.3
+"""Time for the busy processes to start, and for teams to notice them."""
 
 FEWEST_CALLS = 3
 
