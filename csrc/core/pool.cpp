@@ -93,7 +93,7 @@ class RecentPeak {
   }
 
  private:
-  static constexpr std::size_t kLeastSpan = 256;  // about twenty calls of a layer
+  static constexpr std::size_t kLeastSpan = 256;
   static constexpr std::size_t kSpanOfBuffers = 8;
   struct Most {
     std::size_t bytes, buffers;

@@ -58,8 +58,9 @@ def get_num_threads() -> int:
 def release_memory() -> int:
     """Give the memory that the CPU engine keeps for the next calls back to the system.
 
-    By itself the engine keeps at most twice what was in use at once in the calls of late; what a larger call needed
-    goes back some twenty calls later, or at once by this. Arrays, tapes and steppers that are in use stay as they are,
+    By itself the engine keeps at most twice what recent calls used at once. What a larger call needed goes back after
+    at least 512 more buffers were taken: tens of training steps, or hundreds of calls of one time step. A stepper's
+    steps take none. This function gives it back at once. Arrays, tapes and steppers that are in use stay as they are,
     and the next call asks the system again. Memory of a CUDA device is CuPy's or torch's, and released there.
 
     Returns
