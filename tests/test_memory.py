@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ import fusedrnn as fr
 from fusedrnn import _core
 
 MIB = 1 << 20
+SPAN = 30
+"""Seconds, the engine's own."""
 SMALL = fr.LSTM(16, 16, seed=0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_before() -> None:
-    """What other tests used is forgotten."""
+def nothing_before() -> Iterator[None]:
+    """What other tests used is forgotten; and no time passes, as far as the pool is concerned."""
     fr.release_memory()
+    _core.set_pool_span(math.inf)
+    yield
+    _core.set_pool_span(SPAN)
 
 
 def idle() -> int:
@@ -109,6 +115,23 @@ def test_a_loop_settles_among_what_another_left() -> None:
 # What is kept
 
 
+@pytest.mark.parametrize("options", [set(), {"lengths"}, {"reset"}, {"mask"}, {"lengths", "reset", "mask"}])
+def test_a_batch_without_rows_takes_none(options: set[str]) -> None:
+    """However many its steps: a number for each would be 32 GiB."""
+    steps = 1 << 32
+    flags = np.zeros((steps, 0), bool)
+    given = {"lengths": np.zeros(0, np.int64), "reset": flags, "mask": flags}
+    chosen = {name: given[name] for name in options}
+    layer, x = fr.LSTM(3, 5, 2, bidirectional=True, dropout=0.5, seed=0), np.zeros((steps, 0, 3), np.float32)
+    assert layer(x, **chosen)[0].shape == (steps, 0, 10)
+    y, _, tape = layer.forward(x, **chosen)
+    assert y.shape == (steps, 0, 10)
+    assert tape.nbytes < 4096
+    grads = layer.backward(tape, y)
+    assert grads.x.shape == x.shape
+    assert not any(gradient.any() for gradient in grads.parameters.values())
+
+
 def test_idle_memory_follows_what_was_used_of_late() -> None:
     layer, x = fr.LSTM(256, 256, seed=0), np.zeros((200, 32, 256), np.float32)
     tape = layer.forward(x)[2]
@@ -118,6 +141,41 @@ def test_idle_memory_follows_what_was_used_of_late() -> None:
     assert idle() > held
     call_small(100)
     assert idle() < MIB
+
+
+def a_layer_call() -> None:
+    SMALL(np.zeros((1, 1, 16), np.float32))
+
+
+CELL, STEPPER = fr.GRUCell(16, 16, seed=0), SMALL.stream()
+
+
+@pytest.mark.parametrize(
+    ("call", "calls"),
+    [
+        (a_layer_call, 2),
+        (lambda: CELL(np.zeros((1, 16), np.float32)), 2),
+        (lambda: STEPPER.step(np.zeros((1, 16), np.float32)), 128),  # it looks at every 64th step
+    ],
+    ids=["layer", "cell", "stepper"],
+)
+def test_single_steps_let_memory_go_as_time_passes(call: Callable[[], object], calls: int) -> None:
+    fr.LSTM(256, 256, seed=0).forward(np.zeros((200, 32, 256), np.float32))
+    held = idle()
+    assert held > 30 * MIB
+    for _ in range(calls):
+        call()
+    assert idle() > held - MIB
+    _core.set_pool_span(0)  # a span is over whenever somebody looks
+    for _ in range(calls):
+        call()
+    assert idle() < MIB
+
+
+def test_a_span_is_no_negative_time() -> None:
+    for seconds in (-1, math.nan):
+        with pytest.raises(ValueError, match="seconds must be at least 0"):
+            _core.set_pool_span(seconds)
 
 
 def test_memory_of_many_tapes_is_forgotten() -> None:

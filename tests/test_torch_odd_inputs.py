@@ -94,6 +94,24 @@ def test_empty_batches_with_lengths_and_resets(kind: Any) -> None:
         assert y.shape == (T, 0, UNITS) and all(not p.grad.any() for p in module.parameters())
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        ft.RNN(INPUTS, UNITS),
+        ft.LSTM(INPUTS, UNITS),
+        ft.LSTM(INPUTS, UNITS, peephole=True),
+        ft.LSTM(INPUTS, UNITS, bidirectional=True, peephole=True, coupled=True, batch_first=True),
+        ft.GRU(INPUTS, UNITS, reset_after=False),
+    ],
+    ids=repr,
+)
+def test_a_sequence_without_steps_is_torchs_error(module: Any) -> None:
+    batched = torch.zeros(2, 0, INPUTS) if module.batch_first else torch.zeros(0, 2, INPUTS)
+    for x in (batched, torch.zeros(0, INPUTS)):
+        with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+            module(x)
+
+
 @each_layer
 def test_an_empty_packing_is_torchs(kind: Any) -> None:
     own = kind(**SIZE)

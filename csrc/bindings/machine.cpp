@@ -150,6 +150,13 @@ void register_machine(py::module_& module) {
     result["fresh"] = use.fresh;
     return result;
   });
+  module.def(
+      "set_pool_span",
+      [](double seconds) {
+        if (!(seconds >= 0)) throw py::value_error("seconds must be at least 0");
+        set_pool_span(seconds);
+      },
+      py::arg("seconds"), "How long idle memory is kept at least, of which no more was used; for tests.");
   module.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>());
   module.def("activate", &activate, py::arg("name"), py::arg("x"), py::arg("isa") = py::none(),
              "The engine's exp, sigmoid or tanh of each element of a 1-d float32 or float64 array.");

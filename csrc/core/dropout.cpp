@@ -5,6 +5,7 @@ namespace fusedrnn {
 template <class Real>
 void apply_dropout(const DropoutKey& key, Sequence<const Real> from, Sequence<Real> to, Index first, Index last,
                    Index rows, Index width) {
+  if (rows == 0) return;  // rather than count the steps of nothing
   const std::uint64_t stream = DropoutHash::stream(key.seed, key.call, key.layer);
   const std::uint64_t threshold = DropoutHash::threshold(key.probability);
   const Real scale = static_cast<Real>(DropoutHash::scale(key.probability));

@@ -3,11 +3,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -74,6 +76,20 @@ void give_to_system(void* data, std::size_t bytes) {
 // buffers, not all at the same time: at 1 a loop of both would return some to the system, and ask for them again.
 constexpr std::size_t kIdleShare = 2;
 
+// A span of takes ends after so long even if they are few, as where single steps are run; much longer than all but the
+// largest steps of training, which would ask for their memory again.
+std::atomic<double> longest_span{30};  // seconds
+
+double seconds_now() {
+  timespec now = {};
+#if defined(CLOCK_MONOTONIC_COARSE)
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // a few nanoseconds, and good to some milliseconds
+#else
+  clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // Most bytes that were in use at once lately: in this span of takes and in the one before. A span is long enough for a
 // whole step of training, which takes a few times as many buffers as it ever has in use.
 class RecentPeak {
@@ -81,16 +97,11 @@ class RecentPeak {
   std::size_t bytes() const { return std::max(now_.bytes, before_.bytes); }
   // A buffer was taken, and that makes so many bytes and buffers in use. Returns whether an older peak is forgotten.
   bool took(std::size_t bytes, std::size_t buffers) {
-    const bool over = ++takes_ > kLeastSpan && takes_ > kSpanOfBuffers * now_.buffers;
-    if (over) {
-      before_ = now_;
-      now_ = {0, 0};
-      takes_ = 0;
-    }
-    now_.bytes = std::max(now_.bytes, bytes);
-    now_.buffers = std::max(now_.buffers, buffers);
-    return over;
+    const bool many = ++takes_ > kLeastSpan && takes_ > kSpanOfBuffers * now_.buffers;
+    return seen(bytes, buffers, many);
   }
+  // As `took`, where none was taken.
+  bool looked(std::size_t bytes, std::size_t buffers) { return seen(bytes, buffers, false); }
 
  private:
   static constexpr std::size_t kLeastSpan = 256;
@@ -100,6 +111,21 @@ class RecentPeak {
   };
   Most now_ = {0, 0}, before_ = {0, 0};
   std::size_t takes_ = 0;
+  double begun_ = seconds_now();
+
+  bool seen(std::size_t bytes, std::size_t buffers, bool many) {
+    const double now = seconds_now();
+    const bool over = many || now - begun_ >= longest_span.load(std::memory_order_relaxed);
+    if (over) {
+      before_ = now_;
+      now_ = {0, 0};
+      takes_ = 0;
+      begun_ = now;
+    }
+    now_.bytes = std::max(now_.bytes, bytes);
+    now_.buffers = std::max(now_.buffers, buffers);
+    return over;
+  }
 };
 
 // The idle buffers of one size, the one given last at the end.
@@ -143,6 +169,11 @@ struct Pool {
     }
     use.idle += bytes;
     trim(kIdleShare * peak_.bytes());
+  }
+
+  void look() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (peak_.looked(use.live, live_buffers_)) trim(kIdleShare * peak_.bytes());
   }
 
   // Returns how many bytes went back.
@@ -217,6 +248,10 @@ std::size_t release_memory() {
 #endif
   return bytes;
 }
+
+void age_memory() { pool().look(); }
+
+void set_pool_span(double seconds) { longest_span.store(seconds, std::memory_order_relaxed); }
 
 PoolUse pool_use() {
   const std::lock_guard<std::mutex> lock(pool().mutex);

@@ -1,6 +1,6 @@
 // Memory that is used again: tapes, scratch and results come from one pool, so that a training loop settles to no fresh
-// pages. What has not been used for some calls goes back to the system. A buffer's contents are whatever its last user
-// left.
+// pages. What has not been used for some calls, or for a minute, goes back to the system. A buffer's contents are
+// whatever its last user left.
 #pragma once
 #include <cstddef>
 #include <utility>
@@ -51,6 +51,10 @@ struct PoolUse {
   std::size_t fresh;  // buffers the system was asked for since the start
 };
 PoolUse pool_use();
+// For those who work for long and take no buffers: what has not been used for a minute goes back to the system.
+void age_memory();
+// How long a peak of use is remembered at least, for tests; twice that at most, while anybody takes buffers or looks.
+void set_pool_span(double seconds);
 // Gives all idle buffers back to the system; returns their bytes.
 std::size_t release_memory();
 

@@ -403,6 +403,7 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
 template <class Real>
 void add_sequence(const ForwardCall<Real>& call, Sequence<const Real> from, Sequence<Real> to, Range steps,
                   Index width) {
+  if (call.rows == 0) return;  // rather than count the steps of nothing
   const Index* starts = call.lists->starts();
   for (Index t = steps.first; t < steps.last; ++t)
     for (Index b = 0; b < (starts ? starts[t + 1] - starts[t] : call.rows); ++b) {

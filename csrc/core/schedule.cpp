@@ -35,8 +35,8 @@ std::vector<Index> count_steps(const std::vector<Index>& extent, const Flags& ma
 }  // namespace
 
 RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const Flags& resets, const Flags& kept_steps)
-    : steps_(steps), rows_(rows), row_(rows), length_(rows, steps) {
-  const OwnFlags own_reset(resets, steps, rows), own_mask(kept_steps, steps, rows);
+    : steps_(rows > 0 ? steps : 0), rows_(rows), row_(rows), length_(rows, steps) {
+  const OwnFlags own_reset(resets, steps_, rows), own_mask(kept_steps, steps_, rows);
   const Flags &reset = own_reset.flags, &mask = own_mask.flags;
   std::iota(row_.begin(), row_.end(), Index(0));
   std::vector<Index> extent(rows, steps);
@@ -48,7 +48,7 @@ RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const F
     std::sort(row_.begin(), row_.end(),
               [&](Index a, Index b) { return counts[a] != counts[b] ? counts[a] > counts[b] : a < b; });
     for (Index p = 0; p < rows; ++p) length_[p] = counts[row_[p]];
-    steps_ = rows > 0 ? length_[0] : 0;
+    if (rows > 0) steps_ = length_[0];
   }
   count_active();
   const Flags kept = skipping ? mask : Flags();

@@ -10,7 +10,7 @@ namespace fusedrnn {
 class RowLists {
  public:
   // lengths: (rows,) or null for `steps` each; reset: cuts the link between a time and the one before; mask: the times
-  // that are not skipped.
+  // that are not skipped. Without rows there is no step to list.
   RowLists(Index steps, Index rows, const std::int64_t* lengths, const Flags& reset, const Flags& mask);
   // A packed sequence: step t has active[t] rows, at least one and never growing.
   RowLists(Index steps, const std::int64_t* active);

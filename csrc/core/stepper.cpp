@@ -9,6 +9,9 @@
 namespace fusedrnn {
 namespace {
 
+// Steps take no buffers. At each of so many the pool may look whether there are any that nobody used lately.
+constexpr unsigned kStepsBetweenLooks = 64;
+
 template <class Real>
 Buffer zeros_of(Index a, Index b, Index c) {
   std::size_t bytes = sizeof(Real);
@@ -83,6 +86,7 @@ void Stepper<Real>::step(StateRows<const Real> x, StateRows<Real> y, int threads
   layers_.back().y = y;
   team_.run(step_, layers_.data(), layers_.size(), threads);
   std::swap(h_, h_next_);
+  if (++steps_ % kStepsBetweenLooks == 0) age_memory();
 }
 
 template <class Real>

@@ -41,6 +41,7 @@ class Stepper {
   Buffer h_, h_next_, c_;     // (L, B, H)
   Buffer first_h_, first_c_;  // what h_ and c_ are reset to
   Buffer operand_, kept_;
+  unsigned steps_ = 0;
   std::vector<StepArguments<Real>> layers_;
 
   StateRows<Real> rows_of(const Buffer& state, std::size_t layer) const {

@@ -59,9 +59,10 @@ def release_memory() -> int:
     """Give the memory that the CPU engine keeps for the next calls back to the system.
 
     By itself the engine keeps at most twice what recent calls used at once. What a larger call needed goes back after
-    at least 512 more buffers were taken: tens of training steps, or hundreds of calls of one time step. A stepper's
-    steps take none. This function gives it back at once. Arrays, tapes and steppers that are in use stay as they are,
-    and the next call asks the system again. Memory of a CUDA device is CuPy's or torch's, and released there.
+    at least 512 more buffers were taken, which takes tens of training steps, or after a minute with calls or a
+    stepper's steps. This function gives it back at once, also where nothing runs any more. Arrays, tapes and steppers
+    that are in use stay as they are, and the next call asks the system again. Memory of a CUDA device is CuPy's or
+    torch's, and released there.
 
     Returns
     -------

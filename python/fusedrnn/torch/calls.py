@@ -493,8 +493,15 @@ def module_forward(
     return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
 
 
+def no_steps(module: Any, input: Tensor) -> bool:
+    """Whether a sequence has no steps."""
+    return input.dim() in (2, 3) and input.shape[1 if module.batch_first and input.dim() == 3 else 0] == 0
+
+
 def unfitted(module: Any, own: Callable[[Any, Any], Any], input: Any, hx: Any, optional: bool) -> Any:
     """Arguments that do not fit together: torch's own errors, and the empty cells and odd packings that it takes."""
+    if module._options() and not module._is_cell and isinstance(input, Tensor) and no_steps(module, input):
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")  # torch's, of which it would not come
     found = own(input, hx)
     if module._cell_name in LAYERS and not optional:
         return found
