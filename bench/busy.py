@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -9,7 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
+
 from bench.cases import Case
+from bench.environment import ProcessorClock
 from bench.peers import FUSEDRNN, ONNXRUNTIME, TORCH, Work
 from bench.problem import Problem, make_problem
 from bench.runner import Figure, Figures, Measurement, Row, Run, prepare_agreeing
@@ -19,6 +23,9 @@ OTHERS = (0, 1, 2)
 THREADS = (1, 2)
 SETTLING_SECONDS = 0.3
 """Time for the busy processes to start, and for teams to notice them."""
+
+LONGEST_WAIT = 5.0
+"""Seconds until teams are whole again after the busy processes have ended. On an idle machine it takes about one."""
 
 FEWEST_CALLS = 3
 
@@ -66,6 +73,18 @@ def works(problem: Problem, run: Run, row: Row) -> dict[tuple[str, int], Work]:
     return {keys[name]: work for name, work in prepare_agreeing(row, makers).items()}
 
 
+def wait_for_whole_teams() -> float:
+    """Seconds until teams that busy processes made smaller are whole again: calls notice that those are gone."""
+    core, layer = importlib.import_module("fusedrnn._core"), importlib.import_module("fusedrnn").LSTM(256, 256, seed=0)
+    x = np.zeros((14, 1, 256), np.float32)
+    FUSEDRNN.set_threads(max(THREADS))
+    begun = time.perf_counter()
+    layer(x)
+    while not core.teams_are_whole() and time.perf_counter() < begun + LONGEST_WAIT:
+        layer(x)
+    return time.perf_counter() - begun
+
+
 def sample(work: Work, seconds: float) -> list[float]:
     """Seconds of every call, for as long as told."""
     samples: list[float] = []
@@ -98,11 +117,15 @@ def measure(case: Case, run: Run) -> Row:
     prepared = works(make_problem(case), run, row)
     seconds = run.settings.seconds_per_case / (len(OTHERS) * max(1, len(prepared)))
     found: dict[tuple[str, int, int], Measurement] = {}
+    row.numbers["seconds until teams were whole"] = wait_for_whole_teams()
     for others in OTHERS:
         with ExitStack() as stack:
             stack.enter_context(busy_processes(others))
+            clock = ProcessorClock()
             for (peer, count), work in prepared.items():
                 found[peer, count, others] = Measurement(1, sample(work, seconds))
+            if others == 0:
+                row.others = clock.share_of_others()
     for one in run.peers:
         one.set_threads(run.threads)
     for (peer, count, others), measurement in found.items():

@@ -11,6 +11,7 @@
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
 #include "core/pool.h"
+#include "cpu/contention.h"
 #include "cpu/isa.h"
 #include "cpu/processor.h"
 
@@ -134,6 +135,8 @@ void register_machine(py::module_& module) {
   module.def("available_threads", &available_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false,
              py::arg("always") = false);
+  module.def("teams_are_whole", &teams_are_whole,
+             "Whether teams have the size asked for, as far as other processes go: for benchmarks.");
   module.def(
       "set_signal_interval",
       [](double seconds) {

@@ -181,6 +181,8 @@ int team_size(int allowed, double cycles) {
   return threads;
 }
 
+bool teams_are_whole() { return !contention.any(); }
+
 void others_slept() {
   thread_local Nanoseconds before = kept_from_running();  // what came before the first look says nothing of a team
   const Nanoseconds now = kept_from_running(), lost = now - before;

@@ -18,6 +18,9 @@ Nanoseconds longest_spin();
 // keep teams waiting. Results do not depend on it.
 int team_size(int allowed, double cycles);
 
+// Whether no team is smaller now for the sake of others.
+bool teams_are_whole();
+
 // Called by the last thread to come to a barrier at which others have fallen asleep: looks whether it is late because
 // it was kept from running, rather than because it had more to do.
 void others_slept();
