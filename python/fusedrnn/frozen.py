@@ -24,6 +24,7 @@ class Runner:
         self._layer.initial_state = layer.initial_state  # a copy
         self._engine = engine
         self._packed = engine.freeze(layer.parameters)
+        self._from_zero = layer.initial_state is None  # a call of a small layer is not much longer than asking again
 
     def __call__(
         self,
@@ -36,7 +37,7 @@ class Runner:
         mask: Array | None = None,
     ) -> tuple[Array, State]:
         """Run a sequence: arguments, results to the last bit, and errors are those of the layer's call."""
-        if state is None:
+        if state is None and not self._from_zero:
             state = self._layer._begin(x)
         result: tuple[Array, State] = self._engine.infer(self._packed, x, state, lengths, reset, mask, out)
         return result
