@@ -128,13 +128,18 @@ class Contention {
   }
 
   // The team that is about to start, which may be kept waiting.
-  void started(int threads) { asked_.store(threads, std::memory_order_relaxed); }
+  void started(int threads) {
+    asked_.store(threads, std::memory_order_relaxed);
+    started_.store(clock_now(), std::memory_order_relaxed);
+  }
+  Nanoseconds since_start() const { return clock_now() - started_.load(std::memory_order_relaxed); }
 
  private:
   std::mutex mutex_;
   std::atomic<Nanoseconds> until_{0};  // nothing is tried before; 0 while nobody waits
   int limit_ = 0;                      // threads of a team, 0 for no limit
   std::atomic<int> asked_{1};
+  std::atomic<Nanoseconds> started_{0};
   Nanoseconds lost_ = 0, noted_ = 0;  // lost beyond the bearable share, up to that time
   Nanoseconds period_ = 0, tried_ = 0, first_look_ = 0;
   Look looked_;
@@ -185,7 +190,9 @@ bool teams_are_whole() { return !contention.any(); }
 
 void others_slept() {
   thread_local Nanoseconds before = kept_from_running();  // what came before the first look says nothing of a team
-  const Nanoseconds now = kept_from_running(), lost = now - before;
+  const Nanoseconds now = kept_from_running();
+  // What kept the thread from other work, between teams, says nothing of a team either.
+  const Nanoseconds lost = std::min(now - before, contention.since_start());
   before = now;
   if (lost >= kKept) contention.kept(lost);
 }
