@@ -26,7 +26,7 @@ mountpoint -q "$root/sys" || mount -t sysfs sysfs "$root/sys"
 mountpoint -q "$root/dev" || mount --bind /dev "$root/dev"
 trap 'umount "$root/dev" "$root/sys" "$root/proc"' EXIT
 
-cat >"$root/run" <<'END'
+cat >"$root/run_tests" <<'END'
 set -eu
 cd /fusedrnn
 [ -d /venv ] || python3 -m venv /venv
@@ -45,4 +45,4 @@ g++ --version | head -n 1
 python --version
 python -m pytest "$@"
 END
-chroot "$root" sh /run "$@"
+chroot "$root" sh /run_tests "$@"
