@@ -120,6 +120,7 @@ TABLES = {
     "ragged": Table("lengths uniform in 1..T, in any order, beside whole sequences", quick((32, 256))),
     "resets": Table("3 % of the steps begin an episode, beside what torch's users do", quick((16, 64))),
     "torch": Table("fusedrnn.torch beside the native call and torch's own modules", quick((1, 64), (32, 256))),
+    "accelerate": Table("torch's own modules before and after accelerate()", quick((1, 64)), unit="us"),
     "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
     "threads": Table("threads and processes", quick((32, 256))),
     "isa": Table("other instruction sets and float64, beside the peak of each", quick((32, 256))),
@@ -151,6 +152,11 @@ BESIDE_OTHERS_CASES = (
 """Steps, jobs and (batch, hidden size): short calls and long ones."""
 ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
 LONG_STEPS = 200_000
+
+
+CELL_STEPS = "steps of a cell"
+ACCELERATE_FLOPS = 2e10
+"""The largest call: from there on arithmetic is all that counts, which the tables of training and inference tell."""
 
 
 def sequence_length(batch: int, hidden: int) -> int:
@@ -214,6 +220,20 @@ CASES: tuple[Case, ...] = (
         for case in grid("torch", PLAIN, ((1, 64), (8, 256), (32, 256), (64, 512)), BOTH, variant=variant)
     ),
     *grid("torch", PLAIN, ((1, 64), (1, 256), (8, 128), (32, 256)), BOTH, steps=20, variant="cells"),
+    *(
+        case
+        for kind, lengths in (("a layer", (1, 2, 20, 100)), (CELL_STEPS, (1, 20)))
+        for cell, mode, steps in product(PLAIN, ("", "no_grad", "inference_mode"), lengths)
+        for case in grid(
+            "accelerate",
+            [cell],
+            across((1, 7, 32, 256), (16, 64, 129, 256, 1024)),
+            [not mode],
+            steps=steps,
+            variant=f"{kind}, {mode}" if mode else kind,
+        )
+        if case.flops < ACCELERATE_FLOPS
+    ),
     *grid("memory", GATES, across((8,), (64,)), [True], steps=256),
     *grid("memory", PLAIN, across((32,), (256,)), [True], steps=256),
     *grid("memory", ["lstm"], across((1,), (256,)), [True], steps=LONG_STEPS),

@@ -89,6 +89,9 @@ def sections(results: Results, threads: int) -> list[Section]:
         rows = [row for row in results.rows if row.case.table == name]
         if rows:
             found.append(section(name, rows, [tables.figures(row, results.limits, threads) for row in rows]))
+            summarise = tables.METHODS[name].summary
+            if summarise is not None:
+                found.append(Section(f"{name}, summary", f"{TABLES[name].title}; over all sizes", summarise(rows)))
     return found
 
 

@@ -125,9 +125,9 @@ def disagreement(expected: Outputs, actual: Outputs, allowed: float) -> str | No
         got = actual[name]
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             return f"{name} is {got.dtype} {got.shape} instead of {wanted.dtype} {wanted.shape}"
-        error = float(np.max(np.abs(got - wanted)) / np.max(np.abs(wanted)))
-        if not error <= allowed:
-            return f"{name} is off by {error:.1e} of its largest value, {allowed:.1e} allowed"
+        error, largest = float(np.max(np.abs(got - wanted))), float(np.max(np.abs(wanted)))
+        if not error <= allowed * largest:
+            return f"{name} is off by {error:.1e}, {allowed:.1e} of its largest value, {largest:.1e}, allowed"
     return None
 
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bench import accuracy, adapter, compare, denormal, first, frozen, isa, memory, odd, ragged, resets, stream, threads
+from bench import (
+    accelerate,
+    accuracy,
+    adapter,
+    compare,
+    denormal,
+    first,
+    frozen,
+    isa,
+    memory,
+    odd,
+    ragged,
+    resets,
+    stream,
+    threads,
+)
 from bench.cases import Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
@@ -13,10 +28,15 @@ from bench.runner import Figures, Row, Run
 
 
 class Method(NamedTuple):
-    """measure(case, run) gives the row; figures(row, limits, threads) what follows from it and the machine's limits."""
+    """How a table is measured.
+
+    measure(case, run) gives the row; figures(row, limits, threads) what follows from it and the machine's limits;
+    summary(rows), where there is one, the lines of a table over all rows.
+    """
 
     measure: Callable[[Case, Run], Row]
     figures: Callable[[Row, Limits, int], Figures]
+    summary: Callable[[Sequence[Row]], list[list[str]]] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -29,6 +49,7 @@ METHODS: dict[str, Method] = {
     "ragged": Method(ragged.measure, ragged.figures),
     "resets": Method(resets.measure, resets.figures),
     "torch": Method(adapter.measure, adapter.figures),
+    "accelerate": Method(accelerate.measure, accelerate.figures, accelerate.summary),
     "memory": Method(memory.measure, memory.figures),
     "threads": Method(threads.measure, threads.figures),
     "isa": Method(isa.measure, isa.figures),

@@ -420,13 +420,16 @@ def test_autocast_returns_torchs_dtypes(kind: Any, low: Any, narrow_input: bool)
     try:
         with torch.autocast("cpu", dtype=low):
             theirs = tensors_in(own(x))
+        dtypes = [t.dtype for t in theirs]
     except RuntimeError:
-        with torch.autocast("cpu", dtype=low), pytest.raises(RuntimeError):
-            ours(x)
-        return
+        if low == torch.float16:  # which is left to torch
+            with torch.autocast("cpu", dtype=low), pytest.raises(RuntimeError):
+                ours(x)
+            return
+        dtypes = [low] * (3 if kind is nn.LSTM else 2)  # oneDNN has no such layer for processors without AVX-512
     with torch.autocast("cpu", dtype=low):
         found = tensors_in(ours(x))
-    assert [t.dtype for t in found] == [t.dtype for t in theirs]
+    assert [t.dtype for t in found] == dtypes
     with torch.no_grad():
         exact = tensors_in(own(x.float()))
     for a, b in zip(found, exact, strict=True):

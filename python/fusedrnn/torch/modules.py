@@ -15,6 +15,7 @@ from fusedrnn.recurrent import lstm_name
 from fusedrnn.torch.calls import module_forward
 from fusedrnn.torch.compiled import compiled_forward
 from fusedrnn.torch.frozen import forget
+from fusedrnn.torch.plain import plain_call
 
 _compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
 _hidden_forward: Any = torch.compiler.disable(module_forward)  # type: ignore[no-untyped-call]
@@ -133,24 +134,38 @@ class _Layers(_Fused):
         """
         if torch.compiler.is_compiling():
             perform: Any = compiled_forward
+        elif _compiler() is not None:
+            perform = _hidden_forward
         else:
-            perform = module_forward if _compiler() is None else _hidden_forward
+            if lengths is None and reset is None and mask is None:
+                found = plain_call(self, input, hx)
+                if found is not None:
+                    return found
+            perform = module_forward
         return perform(self, super().forward, input, hx, lengths, reset, mask)  # type: ignore[misc,no-any-return]
+
+
+_CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Cell(_Fused):
     _is_cell = True
 
     def _weight_names(self) -> Sequence[str]:
-        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias  # type: ignore[attr-defined]
-        return [*names, "peephole"] if self.has_peephole else names
+        names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]  # type: ignore[attr-defined]
+        return (*names, "peephole") if self.has_peephole else names
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Run one step; arguments, result and errors are those of torch's cell."""
         if torch.compiler.is_compiling():
             perform: Any = compiled_forward
+        elif _compiler() is not None:
+            perform = _hidden_forward
         else:
-            perform = module_forward if _compiler() is None else _hidden_forward
+            found = plain_call(self, input, hx)
+            if found is not None:
+                return found
+            perform = module_forward
         return perform(self, super().forward, input, hx)  # type: ignore[misc]
 
 

@@ -1,0 +1,72 @@
+"""The call that nearly all calls are: whole sequences in plain tensors of the CPU, and nothing of torch's at work.
+
+What `calls.py` asks of every call takes longer than a small cell's step. Here the questions are few, and whatever is
+not plain is left to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn.torch import device
+from fusedrnn.torch.calls import mode_obstacle, run, stored_weights
+from fusedrnn.torch.engine import Call, config_of
+from fusedrnn.torch.frozen import may_keep
+
+
+def plain_call(module: Any, input: Any, hx: Any) -> Any:
+    """What a module returns for a plain call; None where the call is another, or may be."""
+    if type(input) is not Tensor or input.is_nested or mode_obstacle() or torch._C._is_any_autocast_enabled():
+        return None
+    states = plain_states(module, hx)
+    weights = stored_weights(module, names := module._weight_names())
+    if states is None or weights is None or module._static_obstacle() or device.place.holds(input):
+        return None
+    call = plain_cell(module, input) if module._is_cell else plain_layer(module, input)
+    if call is None:
+        return None
+    h0, c0 = (*states, None, None)[:2]
+    call.bound = call.bind(input, h0, c0, weights)
+    if call.bound is None:
+        return None
+    call.names = names
+    call.keeper = module if may_keep(module) else None
+    y, final = run(call, input, states, weights)
+    state = final if module._two_states else final[0]
+    return state if module._is_cell else (y, state)
+
+
+def plain_states(module: Any, hx: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of a state, () for none; None for one that is not plain."""
+    if hx is None:
+        return ()
+    if not module._two_states:
+        return (hx,) if type(hx) is Tensor else None
+    return hx if type(hx) is tuple and len(hx) == 2 and type(hx[0]) is type(hx[1]) is Tensor else None
+
+
+def plain_cell(module: Any, x: Tensor) -> Call | None:
+    """A step of a batch."""
+    inputs, hidden = module.input_size, module.hidden_size
+    if x.dim() != 2 or inputs == 0 or hidden == 0:
+        return None
+    return Call(config_of(module._cell_name, inputs, hidden, 1, False, module.bias), "step", 1, x.size(0))
+
+
+def plain_layer(module: Any, x: Tensor) -> Call | None:
+    """A batch of whole sequences, without dropout."""
+    inputs, hidden, layers = module.input_size, module.hidden_size, module.num_layers
+    if x.dim() != 3 or inputs == 0 or hidden == 0 or (module.training and module.dropout > 0 and layers > 1):
+        return None
+    steps, rows, _ = x.shape
+    form = "time"
+    if module.batch_first:
+        form, steps, rows = "batch", rows, steps
+    if steps == 0:
+        return None
+    return Call(
+        config_of(module._cell_name, inputs, hidden, layers, module.bidirectional, module.bias), form, steps, rows
+    )
