@@ -1,4 +1,4 @@
-"""Every kind of module before and after `accelerate`, over sizes and in all three modes: is any call slower than before?"""
+"""Every kind of module before and after `accelerate`, over sizes and modes: is any call slower than before?"""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ class Backward {
   void pack() {
     if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
     for (int phase = 0; phase < traits.phases; ++phase)
-      pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
+      if (phase > 0 || passes_on(schedule.steps - 1))
+        pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
     const Range mine = part_of(blocks, w.thread, w.threads());
     for (Index j = mine.first; j < mine.last; ++j)
       for (int row = 0; row < traits.peepholes; ++row)
@@ -203,12 +204,16 @@ class Backward {
       });
       w.meet_row();
     }
+    if (!passes_on(s)) return;
     for_each_group(s, [&](Index j, Index count) {
       multiply<0>(s, end, j, count, a.dh);
       for (Index p = own_rows.first; p < end; ++p)
         if (schedule.cut(s, p)) clear(dh_at(p, j), count * kBlock);
     });
   }
+
+  // Whether anything reads the gradient of the h that a step began with.
+  bool passes_on(Index s) const { return s > 0 || a.dh0.data; }
 
   // To and fro: what a step reads last is what the next one finds in the cache.
   template <class Work>

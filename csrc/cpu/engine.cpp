@@ -126,6 +126,7 @@ const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)
 
 const Kernels<Real> kernels = {cells,
                                sizeof cells / sizeof cells[0],
+                               Vec<Real>::lanes,
                                kMostDirectRows,
                                linear_forward,
                                linear_backward,

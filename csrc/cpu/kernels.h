@@ -28,6 +28,7 @@ template <class Real>
 struct Kernels {
   const CellKernels<Real>* cells;
   int cell_count;
+  Index lanes;        // values in a register
   Index direct_rows;  // up to which direct_step is done sooner than packing
   void (*linear_forward)(const LinearArguments<Real>& arguments, Worker& worker);
   void (*linear_backward)(const LinearArguments<Real>& arguments, Worker& worker);

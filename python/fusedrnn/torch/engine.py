@@ -216,11 +216,13 @@ class Layers(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         if forward_ad._current_level >= 0:
             raise NotImplementedError("fusedrnn.torch: the gradients of a layer have no forward-mode derivative")
-        dy, dhn, dcn = (*[None] * (call.form == "step"), *gradients, None)[:3]
+        is_step = call.form == "step"
+        dy, dhn, dcn = (*[None] * is_step, *gradients, None)[:3]
         again, overwritten = torch.is_grad_enabled(), y._version != version
         # Nearly always everything is still as it was, and the gradients lie as the engine reads them.
         bound = None if again or overwritten else call.bind(x, h0, c0, weights)
-        found = bound and bound.backward(torch.get_num_threads(), y, tape, dy, dhn, dcn, wanted)
+        read = None if is_step else y  # the tape has all of a single step
+        found = bound and bound.backward(torch.get_num_threads(), read, tape, dy, dhn, dcn, wanted)
         if found:
             return None, *found
         inputs = (x, h0, c0, *weights)

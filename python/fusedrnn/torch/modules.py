@@ -138,9 +138,9 @@ class _Layers(_Fused):
             perform = _hidden_forward
         else:
             if lengths is None and reset is None and mask is None:
-                found = plain_call(self, input, hx)
+                found: Any = plain_call(self, input, hx)
                 if found is not None:
-                    return found
+                    return found  # type: ignore[no-any-return]
             perform = module_forward
         return perform(self, super().forward, input, hx, lengths, reset, mask)  # type: ignore[misc,no-any-return]
 
