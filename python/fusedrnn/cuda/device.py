@@ -129,9 +129,21 @@ def arrays() -> Arrays:
 
 
 def load_native() -> Any:
-    """The module `_cuda`, whose cuBLAS has still to be opened."""
+    """The module `_cuda`, of this build or of the package fusedrnn-cuda13; its cuBLAS has still to be opened."""
     try:
         return importlib.import_module("fusedrnn._cuda")
+    except ModuleNotFoundError:
+        pass
+    except ImportError as error:
+        raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error
+    try:
+        package = importlib.import_module("fusedrnn_cuda13")
+        own = importlib.import_module("fusedrnn").__version__
+        if package.__version__ != own:
+            raise Unavailable(
+                f"fusedrnn-cuda13 is of version {package.__version__}, fusedrnn of {own}: they must be equal"
+            )
+        return importlib.import_module("fusedrnn_cuda13._cuda")
     except ModuleNotFoundError as error:
         raise Unavailable(
             "this build of fusedrnn has no CUDA module; build one in a checkout with FUSEDRNN_CUDA=ON pip install "
@@ -139,7 +151,7 @@ def load_native() -> Any:
             f"({error})"
         ) from error
     except ImportError as error:
-        raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error
+        raise Unavailable(f"the module of fusedrnn-cuda13 cannot be loaded: {error}") from error
 
 
 def open_blas(native: Any, path: str | None = None) -> None:
