@@ -827,10 +827,25 @@ def test_tensors_that_change_without_a_version_crash_nothing(kind: Any, what: st
             backward()
 
 
-@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+# nn.RNNCell's graph is torch's own, which reads what is there.
+@pytest.mark.parametrize("kind", [*LAYERS, nn.LSTMCell, nn.GRUCell], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("size", [0, 8])
 def test_tensors_without_all_of_their_memory_are_an_error(kind: Any, size: int) -> None:
     assert_memory_is_looked_after(kind, size)
+
+
+def test_an_elman_cells_graph_is_torchs_own() -> None:
+    """Where none is recorded the engine runs it, whose output has the native cell's bits."""
+    own = nn.RNNCell(5, 7)
+    module, native = accelerated(own), fr.RNNCell(5, 7)
+    native.load_parameters(own.state_dict())
+    x, h = torch.randn(4, 5, requires_grad=True), torch.randn(4, 7)
+    assert type(module(x, h).grad_fn) is type(own(x, h).grad_fn)
+    assert torch.equal(module(x, h), own(x, h))
+    with torch.no_grad():
+        found = module(x, h)
+    assert found.grad_fn is None
+    assert np.array_equal(found.numpy(), native(x.detach().numpy(), h.numpy()))
 
 
 def test_a_parameter_at_the_end_of_a_larger_storage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import warnings
@@ -143,6 +144,11 @@ class Narrow(nn.Module):
         return w.float()
 
 
+def warns(kind: Any, text: str) -> Any:
+    """That a call is left to torch; nn.RNNCell's graph is torch's own in any case."""
+    return contextlib.nullcontext() if kind is nn.RNNCell else pytest.warns(UserWarning, match=text)
+
+
 @each_kind
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_call_left_to_torch_reads_the_weights_once(kind: Any) -> None:
@@ -151,7 +157,7 @@ def test_a_call_left_to_torch_reads_the_weights_once(kind: Any) -> None:
     ft.accelerate(module)
     x = torch.randn(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=torch.float64)
     calls._warned.clear()
-    with pytest.warns(UserWarning, match="trac"):
+    with warns(kind, "trac"):
         for m in (own, module):
             torch.jit.trace(m, (x,), check_trace=False)
     assert [int(b) for b in module.buffers()] == [int(b) for b in own.buffers()]
@@ -184,7 +190,7 @@ def test_weights_that_turn_out_to_be_of_a_subclass_are_read_once(kind: Any) -> N
     torch.manual_seed(4)
     expected = tensors_in(own(x))
     torch.manual_seed(4)
-    with pytest.warns(UserWarning, match="runs torch's own operations: Tagged is not torch.Tensor itself"):
+    with warns(kind, "runs torch's own operations: Tagged is not torch.Tensor itself"):
         found = tensors_in(module(x))
     assert_near([t.as_subclass(torch.Tensor) for t in found], [t.as_subclass(torch.Tensor) for t in expected], DEPTH)
     assert [int(b) for b in module.buffers()] == [int(b) for b in own.buffers()]

@@ -12,6 +12,7 @@ from torch.nn.parameter import Parameter
 
 from fusedrnn.arguments import require_flag
 from fusedrnn.recurrent import lstm_name
+from fusedrnn.torch import device
 from fusedrnn.torch.calls import module_forward
 from fusedrnn.torch.compiled import compiled_forward
 from fusedrnn.torch.frozen import forget
@@ -264,6 +265,16 @@ class RNNCell(_Cell, nn.RNNCell):
 
     def _static_obstacle(self) -> str | None:
         return None if self.nonlinearity in ("tanh", "relu") else "its nonlinearity is neither tanh nor relu"
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run one step, as torch's cell does; where a graph may be recorded on the CPU it is torch's own.
+
+        Two products and an activation are as many nodes of a graph as its autograd has fast code for: a function in
+        Python, which the engine would need there, costs more than the engine gains.
+        """
+        if torch.is_grad_enabled() and type(input) is Tensor and not device.place.holds(input):
+            return nn.RNNCell.forward(self, input, hx)
+        return super().forward(input, hx)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
