@@ -13,14 +13,13 @@ from torch.nn.parameter import Parameter
 from fusedrnn.arguments import require_flag
 from fusedrnn.recurrent import lstm_name
 from fusedrnn.torch import device
-from fusedrnn.torch.calls import module_forward
 from fusedrnn.torch.compiled import compiled_forward
 from fusedrnn.torch.frozen import forget
-from fusedrnn.torch.plain import plain_call
+from fusedrnn.torch.plain import eager_forward
 
 _compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
-_hidden_forward: Any = torch.compiler.disable(module_forward)  # type: ignore[no-untyped-call]
-"""`module_forward` where Dynamo is at work but has not taken the module: it would compile each function in there."""
+_hidden_forward: Any = torch.compiler.disable(eager_forward)  # type: ignore[no-untyped-call]
+"""`eager_forward` where Dynamo is at work but has not taken the module: it would compile each function in there."""
 
 
 class _Fused:
@@ -135,14 +134,8 @@ class _Layers(_Fused):
         """
         if torch.compiler.is_compiling():
             perform: Any = compiled_forward
-        elif _compiler() is not None:
-            perform = _hidden_forward
         else:
-            if lengths is None and reset is None and mask is None:
-                found: Any = plain_call(self, input, hx)
-                if found is not None:
-                    return found  # type: ignore[no-any-return]
-            perform = module_forward
+            perform = eager_forward if _compiler() is None else _hidden_forward
         return perform(self, super().forward, input, hx, lengths, reset, mask)  # type: ignore[misc,no-any-return]
 
 
@@ -160,13 +153,8 @@ class _Cell(_Fused):
         """Run one step; arguments, result and errors are those of torch's cell."""
         if torch.compiler.is_compiling():
             perform: Any = compiled_forward
-        elif _compiler() is not None:
-            perform = _hidden_forward
         else:
-            found = plain_call(self, input, hx)
-            if found is not None:
-                return found
-            perform = module_forward
+            perform = eager_forward if _compiler() is None else _hidden_forward
         return perform(self, super().forward, input, hx)  # type: ignore[misc]
 
 

@@ -6,15 +6,33 @@ not plain is left to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedrnn.torch import device
-from fusedrnn.torch.calls import mode_obstacle, run, stored_weights
+from fusedrnn.torch.calls import mode_obstacle, module_forward, run, stored_weights
 from fusedrnn.torch.engine import Call, config_of
 from fusedrnn.torch.frozen import may_keep
+
+
+def eager_forward(
+    module: Any,
+    own: Callable[[Any, Any], Any],
+    input: Any,
+    hx: Any,
+    lengths: Any = None,
+    reset: Any = None,
+    mask: Any = None,
+) -> Any:
+    """A layer's or a cell's forward; `own` is torch's."""
+    if lengths is None and reset is None and mask is None:
+        found = plain_call(module, input, hx)
+        if found is not None:
+            return found
+    return module_forward(module, own, input, hx, lengths, reset, mask)
 
 
 def plain_call(module: Any, input: Any, hx: Any) -> Any:
