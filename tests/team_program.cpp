@@ -123,8 +123,8 @@ int main() {
   for (int caller = 0; caller < kCallers; ++caller)
     callers.emplace_back([] {
       run_teams();
-      run_steps({8, 64, 64, 1024, 4, 1});   // divided by units
-      run_steps({600, 1, 64, 1024, 4, 1});  // by rows
+      run_steps({8, 64, 64, 1024, 4, 16, 1});   // divided by units
+      run_steps({600, 1, 64, 1024, 4, 16, 1});  // by rows
       use_memory();
     });
   std::thread meddler([&over] { meddle(over); });

@@ -56,15 +56,18 @@ def float_model(directions: int) -> Any:
 def test_what_quantize_dynamic_writes(kind: str, per_channel: bool, directions: int, tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("float.onnx", "integer.onnx")]
     onnx.save(float_model(directions), paths[0])
-    quantization.quantize_dynamic(*paths, per_channel=per_channel, weight_type=getattr(quantization.QuantType, kind))
+    # Seven bits: sums of two products of eight each are cut off at 16 where a processor lacks the instruction for them.
+    quantization.quantize_dynamic(
+        *paths, per_channel=per_channel, weight_type=getattr(quantization.QuantType, kind), reduce_range=True
+    )
     integer = onnx.load(paths[1])
     assert [one.op_type for one in integer.graph.node] == ["DynamicQuantizeLSTM"]
     scales = {tensor.name: tensor.dims for tensor in integer.graph.initializer}["W_scale"]
     assert len(scales) == (2 if per_channel else 1)
     layer, exact = from_onnx(integer), from_onnx(paths[0])
     for name, array in exact.parameters.items():
-        # A range of at most 8 in 255 steps, half a step off.
-        tolerance = 0 if name.startswith("bias") else 8 / 255 / 2
+        # A range of at most 8 in 127 steps, half a step off.
+        tolerance = 0 if name.startswith("bias") else 8 / 127 / 2
         np.testing.assert_allclose(layer.parameters[name], array, rtol=0, atol=tolerance)
     run = session(integer)
     for seed in range(5):

@@ -154,7 +154,8 @@ def assert_memory_is_looked_after(kind: type[nn.Module], size: int, where: str =
     weight.untyped_storage().resize_(size)
     with pytest.raises(RuntimeError, match="the memory of weight_ih"):  # before it is copied
         forward()
-    for which in ("output", "gradient"):
+    # The backward pass of a single step reads no output.
+    for which in ("output", "gradient") if kind in LAYERS or where != "cpu" else ("gradient",):
         y = run()[0]()
         gradient = torch.ones_like(y)
         (y if which == "output" else gradient).untyped_storage().resize_(size)

@@ -34,10 +34,10 @@ struct Plan {
 
 // What a step of a layer's direction costs.
 StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists,
-                         Index real_bytes) {
+                         Index real_bytes, Index lanes) {
   const Index steps = std::max<Index>(lists.steps(), 1);
   const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
-  StepCost cost = step_cost(traits, config, rows, real_bytes);
+  StepCost cost = step_cost(traits, config, rows, real_bytes, lanes);
   cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
   if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
@@ -294,8 +294,9 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     return true;
   }
   return run_layer(
-      config, layer_step_cost(kernels.traits, config, *call.lists, sizeof(Real)), kForwardProducts, call.threads,
-      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      config, layer_step_cost(kernels.traits, config, *call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
+      kForwardProducts, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
         for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
@@ -434,8 +435,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
     }
   }
   return run_layer(
-      config, layer_step_cost(kernels.traits, config, *tape.call.lists, sizeof(Real)), kBackwardProducts, call.threads,
-      call.interrupt,
+      config, layer_step_cost(kernels.traits, config, *tape.call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
+      kBackwardProducts, call.threads, call.interrupt,
       [&](int direction, Worker& worker) {
         clear_idle(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
                    worker.threads());

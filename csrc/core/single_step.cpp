@@ -82,7 +82,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
     }
     x = {y.data, y.row};
   }
-  StepTeam<Real> team(step_cost(kernels.traits, config, call.rows, sizeof(Real)));
+  StepTeam<Real> team(step_cost(kernels.traits, config, call.rows, sizeof(Real), fusedrnn::kernels<Real>().lanes));
   team.run(call.packed ? kernels.panel_step : kernels.direct_step, steps.data(), steps.size(), call.threads);
 }
 
@@ -112,7 +112,7 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
     a.kept = scratch.kept;
     steps.push_back(a);
   }
-  StepTeam<Real> team(step_cost(kernels.traits, config, rows, sizeof(Real)));
+  StepTeam<Real> team(step_cost(kernels.traits, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes));
   team.run(kernels.direct_step, steps.data(), steps.size(), threads);
 }
 

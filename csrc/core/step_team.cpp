@@ -6,9 +6,9 @@
 
 namespace fusedrnn {
 
-StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes) {
+StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, Index lanes) {
   const Index inputs = std::max(config.input_size, config.layers > 1 ? config.width() : 0);
-  return {rows, blocks_of(config.hidden_size), traits.gates, inputs + config.hidden_size, real_bytes, 1};
+  return {rows, blocks_of(config.hidden_size), traits.gates, inputs + config.hidden_size, real_bytes, lanes, 1};
 }
 
 double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows) {

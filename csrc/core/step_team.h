@@ -27,7 +27,7 @@ class StepTeam {
 };
 
 // What a step of `rows` rows costs, at the layer that costs most.
-StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes);
+StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, Index lanes);
 // Multiply-adds of a step of all layers.
 double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows);
 

@@ -40,7 +40,7 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
       rows_(rows),
       hidden_(config.hidden_size),
       work_(step_work(traits_, config, rows)),
-      team_(step_cost(traits_, config, rows, sizeof(Real))) {
+      team_(step_cost(traits_, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes)) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   step_ = kernels.step;
   h_ = zeros_of<Real>(config.layers, rows, hidden_);

@@ -18,18 +18,13 @@ constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however
 constexpr double kBarrier = 1200;     // with the wait for the slower thread, and for h from the other core's cache
 constexpr double kTeam = 30000;       // starting a team, spread over the steps
 
-// Registers that hold a vector of 16.
-double registers(Index real_bytes) {
-  const Index lanes = real_bytes == sizeof(float) ? kernels<float>().lanes : kernels<double>().lanes;
-  return 16.0 / static_cast<double>(lanes);
-}
-
 // A step's cycles for the thread with the largest share.
 double cycles(const StepCost& cost, const Split& split) {
   const double rows = static_cast<double>((cost.rows + split.row_parts - 1) / split.row_parts);
   const double blocks = static_cast<double>((cost.blocks + split.unit_parts - 1) / split.unit_parts);
   const double tiles = std::max(1.0, rows / 6), vectors = blocks * static_cast<double>(cost.columns * cost.inner);
-  const double multiply = vectors * registers(cost.real_bytes) * std::max(rows / kAtOnce, tiles * kLoadsForATile / 4);
+  const double multiply =
+      vectors * 16 / static_cast<double>(cost.lanes) * std::max(rows / kAtOnce, tiles * kLoadsForATile / 4);
   const double bytes = vectors * 16 * static_cast<double>(cost.real_bytes);
   const bool near = bytes <= 0.75 * static_cast<double>(caches().second_level);
   const double read = bytes / (near ? kBytesFromSecondLevel : kBytesFromBeyond);

@@ -42,7 +42,7 @@ class Config:
         self.hidden_size = hidden_size
         self.layers = layers
         self.bidirectional = bidirectional
-        self.bias = bias
+        self.bias = bool(bias)  # which torch does not look at
         self.directions = 2 if bidirectional else 1
         self.width = self.directions * hidden_size
         self.two_states = cell.startswith("lstm")
