@@ -24,11 +24,17 @@ SMALL = fr.LSTM(16, 16, seed=0)
 
 @pytest.fixture(autouse=True)
 def nothing_before() -> Iterator[None]:
-    """What other tests used is forgotten; and no time passes, as far as the pool is concerned."""
+    """What other tests used is forgotten, and no time passes, as far as the pool is concerned.
+
+    Teams are whole, whatever else runs: a smaller one takes buffers of other sizes.
+    """
+    threads = _core.num_threads()
+    _core.set_num_threads(threads, oversubscribe=True, always=True)
     fr.release_memory()
     _core.set_pool_span(math.inf)
     yield
     _core.set_pool_span(SPAN)
+    _core.set_num_threads(threads)
 
 
 def idle() -> int:
