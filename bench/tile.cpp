@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/gemm.h"
+#include "cpu/gemm/gemm.h"
 
 namespace fusedrnn {
 namespace {

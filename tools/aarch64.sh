@@ -65,5 +65,6 @@ exec qemu-aarch64-static -L "$root" "$root/usr/bin/python$version" "\$@"
 END
 chmod +x "$python"
 echo "import sys; sys.executable = '$python'" >"$packages/executable.pth"
-[ $# -gt 0 ] || set -- tests/test_{activations,against_reference,arguments,guard_bands,invariance,runtime}.py
+[ $# -gt 0 ] || set -- tests/cells/test_{activations,against_reference,guard_bands,invariance}.py \
+  tests/api/test_arguments.py tests/runtime/test_runtime.py
 exec "$python" -m pytest --timeout=7200 "$@"

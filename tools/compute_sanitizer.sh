@@ -17,7 +17,7 @@ chosen=("$@")
 small="test_cuda and not every_output and not replay"
 small+=" or test_persistent and one_kernel and every_output"
 small+=" or test_torch_cuda and (sixteen_bits or one_step)"
-[ ${#chosen[@]} -gt 0 ] || chosen=(tests/test_{cuda,cuda_rules,persistent,torch_cuda}.py -k "$small")
+[ ${#chosen[@]} -gt 0 ] || chosen=(tests/cuda_engine/test_{cuda,cuda_rules,persistent,torch_cuda}.py -k "$small")
 for tool in memcheck initcheck racecheck synccheck; do
   echo "==== $tool"
   compute-sanitizer --tool "$tool" --error-exitcode 9 python -m pytest -q --timeout=1800 -m gpu "${chosen[@]}"

@@ -20,7 +20,7 @@ import numpy as np
 import fusedrnn as fr
 from fusedrnn import _core
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from cases import CASES, Case, make_inputs, make_layer, small_cases
 from oracles import run_library

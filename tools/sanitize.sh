@@ -19,4 +19,4 @@ runtimes="$("$CXX" -print-file-name=libasan.so) $("$CXX" -print-file-name=libstd
 # --capture=sys leaves file descriptor 2 alone: a sanitizer writes its report there and ends the process.
 exec env LD_PRELOAD="$runtimes" PYTHONMALLOC=malloc \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-  python -m pytest --capture=sys --timeout=1800 --deselect tests/test_large.py --ignore tests/test_bench_tables.py "$@"
+  python -m pytest --capture=sys --timeout=1800 --deselect tests/cells/test_large.py --ignore tests/project/test_bench_tables.py "$@"

@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-#include "cpu/parallel.h"
+#include "cpu/runtime/parallel.h"
 
 namespace fusedrnn {
 

@@ -7,13 +7,13 @@
 #include <optional>
 #include <string>
 
-#include "bindings/arrays.h"
 #include "bindings/interrupt.h"
+#include "bindings/numpy/arrays.h"
 #include "bindings/register.h"
-#include "core/pool.h"
-#include "cpu/contention.h"
 #include "cpu/isa.h"
-#include "cpu/processor.h"
+#include "cpu/platform/processor.h"
+#include "cpu/runtime/contention.h"
+#include "cpu/runtime/pool.h"
 
 namespace fusedrnn {
 namespace {

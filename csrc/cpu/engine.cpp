@@ -2,14 +2,14 @@
 // csrc/ops sits in an anonymous namespace, so that no code of one ISA can be linked into another; the only symbol it
 // exports is its table of kernels.
 #include "cells/registry.h"
-#include "cpu/backward.h"
-#include "cpu/direct_step.h"
-#include "cpu/forward.h"
 #include "cpu/kernels.h"
-#include "cpu/step.h"
-#include "ops/linear.h"
-#include "ops/linear_cross_entropy.h"
-#include "ops/softmax.h"
+#include "cpu/recurrence/backward.h"
+#include "cpu/recurrence/direct_step.h"
+#include "cpu/recurrence/forward.h"
+#include "cpu/recurrence/step.h"
+#include "ops/linear/kernel.h"
+#include "ops/linear_cross_entropy/kernel.h"
+#include "ops/softmax/kernel.h"
 
 #define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
 #define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)

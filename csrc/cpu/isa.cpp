@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "cpu/processor.h"
+#include "cpu/platform/processor.h"
 
 namespace fusedrnn {
 

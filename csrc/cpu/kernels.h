@@ -1,9 +1,9 @@
 // What one build of the engine, for one ISA and one floating-point type, offers to the rest.
 #pragma once
-#include "core/arguments.h"
-#include "core/cross_entropy.h"
-#include "core/softmax.h"
-#include "cpu/worker.h"
+#include "common/arguments.h"
+#include "cpu/runtime/worker.h"
+#include "ops/linear_cross_entropy/arguments.h"
+#include "ops/softmax/arguments.h"
 
 namespace fusedrnn {
 

@@ -9,12 +9,12 @@
 
 #include "cuda/engine.h"
 #ifdef FUSEDRNN_CUDA_HOST
-#include "cuda/host_backend.h"
+#include "cuda/runtime/host_backend.h"
 #define FUSEDRNN_MODULE _cuda_host
 #else
 #include <cuda_runtime.h>
 
-#include "cuda/blas.h"
+#include "cuda/runtime/blas.h"
 #define FUSEDRNN_MODULE _cuda
 #endif
 

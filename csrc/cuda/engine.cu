@@ -1,9 +1,9 @@
 // The engine's functions: which instance a type of numbers has, and what is of no type.
 #include "cells/registry.h"
-#include "cuda/backend.h"
-#include "cuda/clip.h"
 #include "cuda/engine.h"
 #include "cuda/instance.h"
+#include "cuda/runtime/backend.h"
+#include "cuda/stepwise/clip.h"
 
 namespace fusedrnn {
 namespace {

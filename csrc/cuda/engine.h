@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/arguments.h"
+#include "common/arguments.h"
 
 namespace fusedrnn {
 

@@ -1,9 +1,9 @@
 // Compiled once for each FUSEDRNN_NUMBER: by nvcc for the module _cuda, as plain C++ for the host build of the tests.
-#include "cuda/backward.h"
-#include "cuda/clip.h"
-#include "cuda/forward.h"
 #include "cuda/instance.h"
-#include "ops/linear_cross_entropy.cuh"
+#include "cuda/stepwise/backward.h"
+#include "cuda/stepwise/clip.h"
+#include "cuda/stepwise/forward.h"
+#include "ops/linear_cross_entropy/kernel.cuh"
 
 namespace fusedrnn {
 

@@ -1,7 +1,7 @@
 // The drivers of one type of numbers: compiled once for each, see instance.cu.
 #pragma once
 #include "cuda/engine.h"
-#include "cuda/number.h"
+#include "cuda/runtime/number.h"
 
 namespace fusedrnn {
 

@@ -4,7 +4,7 @@
 // "In step order" is an array of the launch's steps, the first at index 0; "in time order" one of all times. Step s of
 // a row of length n is time s going forward and n - 1 - s in reverse; steps past n are the time of the same number.
 #pragma once
-#include "core/arguments.h"
+#include "common/arguments.h"
 
 namespace fusedrnn {
 namespace persistent {
@@ -14,7 +14,7 @@ struct alignas(16) Words {
   std::uint32_t word[4];
 };
 
-// As that of core/arguments.h, which can also be packed; a thread has no registers to spare for that.
+// As that of common/arguments.h, which can also be packed; a thread has no registers to spare for that.
 template <class T>
 struct Sequence {
   T* data = nullptr;

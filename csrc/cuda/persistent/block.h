@@ -4,7 +4,7 @@
 #include "cells/registry.h"
 #include "cuda/persistent/arguments.h"
 #include "cuda/persistent/product.h"
-#include "cuda/scalar.h"
+#include "cuda/runtime/scalar.h"
 
 namespace fusedrnn {
 namespace persistent {

@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "cuda/host_backend.h"
+#include "cuda/runtime/host_backend.h"
 
 namespace fusedrnn {
 namespace persistent {

@@ -1,0 +1,175 @@
+#include "bindings/numpy/arrays.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "cpu/runtime/pool.h"
+
+namespace fusedrnn {
+namespace {
+
+// Below this NumPy's own allocator is as good as the pool.
+constexpr std::size_t kPooledBytes = 32 << 10;
+
+std::string shape_text(const py::array& array) {
+  std::string text = "(";
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    text += (axis ? ", " : "") + std::to_string(array.shape(axis));
+  return text + (array.ndim() == 1 ? ",)" : ")");
+}
+
+std::string dtype_text(const py::dtype& dtype) { return py::str(dtype).cast<std::string>(); }
+
+bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) == flag; }
+
+// What to do about floating-point numbers of another width: nothing is converted silently.
+std::string remedy(const std::string& name, const py::dtype& wanted, const py::dtype& came, Use use) {
+  if (use == Use::other || wanted.kind() != 'f' || came.kind() != 'f') return "";
+  const std::string convert = "; pass " + name + ".astype(np." + dtype_text(wanted) + ")";
+  const bool known = came.byteorder() == '=' && (came.itemsize() == 4 || came.itemsize() == 8);
+  if (use != Use::input_of_layer || !known) return convert;
+  return convert + ", or make the layer with dtype=\"" + dtype_text(came) + "\"";
+}
+
+}  // namespace
+
+void only_from_forward(const py::args&, const py::kwargs&) { throw py::type_error("tapes are made by forward only"); }
+
+std::string describe(const Shape& shape) {
+  std::string text = "(";
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+    text += axis ? ", " : "";
+    text += shape[axis].size < 0 ? std::string(shape[axis].letter) : std::to_string(shape[axis].size);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+std::string type_name(py::handle object) {
+  return py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
+}
+
+std::string ascii(py::handle string) {
+  return py::reinterpret_steal<py::str>(PyObject_ASCII(string.ptr())).cast<std::string>();
+}
+
+void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array) {
+  throw py::value_error(name + " must have shape " + wanted + ", not " + shape_text(array));
+}
+
+py::int_ require_integer(py::handle object, const std::string& wanted) {
+  if (PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr())) {
+    if (PyObject* const index = PyNumber_Index(object.ptr())) return py::reinterpret_steal<py::int_>(index);
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    PyErr_Clear();  // an array of more than one integer, say
+  }
+  throw py::type_error(wanted + ", not " + type_name(object));
+}
+
+bool is_base_array(py::handle object) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) ==
+         reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
+}
+
+void require_unmasked(const py::array& array, const std::string& name) {
+  if (is_base_array(array)) return;
+  if (py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray")))
+    throw py::type_error(name + " must be an array without a mask, not " + type_name(array));
+}
+
+py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype, Use use) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(name + " must be a numpy.ndarray of " + dtype_text(dtype) + ", not " + type_name(object));
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  require_unmasked(array, name);
+  if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr()))
+    throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()) +
+                         remedy(name, dtype, array.dtype(), use));
+  if (!has_flag(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    throw py::value_error(name + " must be aligned to its element size; pass a copy");
+  return array;
+}
+
+void require_shape(const py::array& array, const std::string& name, const Shape& shape) {
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (std::size_t axis = 0; fits && axis < shape.size(); ++axis)
+    fits = shape[axis].size < 0 || shape[axis].size == array.shape(axis);
+  if (!fits) wrong_shape(name, describe(shape), array);
+}
+
+Index stride_of(const py::array& array, int axis) {
+  return array.shape(axis) <= 1 ? 0 : array.strides(axis) / array.itemsize();
+}
+
+void require_unit_stride(const py::array& array, const std::string& name) {
+  const int last = static_cast<int>(array.ndim()) - 1;
+  if (last >= 0 && array.size() > 0 && array.shape(last) > 1 && array.strides(last) != array.itemsize())
+    throw py::value_error(name + " must have elements next to each other along its last axis (a stride of " +
+                          std::to_string(array.itemsize()) + " bytes), not a stride of " +
+                          std::to_string(array.strides(last)) + "; pass numpy.ascontiguousarray(" + name + ")");
+  for (int axis = 0; axis < last; ++axis)
+    if (array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
+      throw py::value_error(name + " must have strides of whole elements; pass numpy.ascontiguousarray(" + name + ")");
+}
+
+void require_contiguous(const py::array& array, const std::string& name) {
+  if (!has_flag(array, py::array::c_style))
+    throw py::value_error(name + " must be C-contiguous; pass numpy.ascontiguousarray(" + name + ")");
+}
+
+void require_writable(const py::array& array, const std::string& name) {
+  if (!array.writeable()) throw py::value_error(name + " must be writable");
+  std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // (distance between neighbours, size)
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
+  std::sort(axes.begin(), axes.end());
+  py::ssize_t extent = array.itemsize();
+  for (const auto& [distance, size] : axes) {
+    if (array.size() > 0 && distance < extent)
+      throw py::value_error(name + " must not have elements that share memory");
+    extent += distance * (size - 1);
+  }
+}
+
+void require_disjoint(const py::array& a, const std::string& a_name, const py::array& b, const std::string& b_name) {
+  const py::module_ numpy = py::module_::import("numpy");
+  if (!numpy.attr("may_share_memory")(a, b).cast<bool>()) return;
+  bool shared = true;  // where finding out is too hard, refuse
+  try {
+    shared = numpy.attr("shares_memory")(a, b, py::arg("max_work") = 100000).cast<bool>();
+  } catch (py::error_already_set&) {
+  }
+  if (shared) throw py::value_error(a_name + " must not share memory with " + b_name);
+}
+
+py::array new_small_array(const py::dtype& dtype, const Index* shape, int axes) {
+  // py::array's constructors would compute strides and allocate for them: as long as a small step takes.
+  const py::detail::npy_api& api = py::detail::npy_api::get();
+  PyObject* const array =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, py::dtype(dtype).release().ptr(), axes,
+                                reinterpret_cast<const Py_intptr_t*>(shape), nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
+py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape) {
+  std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
+  bool overflow = false;
+  for (Index size : shape) overflow |= __builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes);
+  // NumPy's own error where the size cannot be represented.
+  if (overflow || bytes < kPooledBytes || bytes > static_cast<std::size_t>(PTRDIFF_MAX))
+    return new_small_array(dtype, shape.data(), static_cast<int>(shape.size()));
+  auto buffer = std::make_unique<Buffer>(bytes);
+  void* const data = buffer->data();
+  const py::capsule owner(buffer.get(), [](void* kept) { delete static_cast<Buffer*>(kept); });
+  buffer.release();
+  return py::array(dtype, shape, data, owner);
+}
+
+py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, bool written) {
+  py::array array = new_array(dtype, shape);
+  if (!written) std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
+  return array;
+}
+
+}  // namespace fusedrnn

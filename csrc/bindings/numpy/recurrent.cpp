@@ -1,0 +1,622 @@
+// Layers and cells: array -> view -> check -> allocate -> release the GIL -> call.
+#include "cpu/layers/recurrent.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "bindings/interrupt.h"
+#include "bindings/numpy/arrays.h"
+#include "bindings/numpy/stepper.h"
+#include "bindings/register.h"
+#include "cpu/isa.h"
+#include "cpu/layers/packed.h"
+#include "cpu/layers/single_step.h"
+#include "cpu/layers/step_team.h"
+
+namespace fusedrnn {
+namespace {
+
+// One forward call's arrays and extents. Unbatched arrays have no batch axis; a single step has no time axis.
+struct Layout {
+  bool batch_first = false, single_step = false, batched = true;
+  Index steps = 1, rows = 1;
+
+  int time_axis() const { return single_step ? -1 : batched && batch_first ? 1 : 0; }
+  int row_axis() const { return !batched ? -1 : single_step || batch_first ? 0 : 1; }
+  // Axes before the last one, in the order of this layout.
+  template <class Axis>
+  std::vector<Axis> outer(Axis time, Axis row) const {
+    if (single_step) return batched ? std::vector<Axis>{row} : std::vector<Axis>{};
+    if (!batched) return {time};
+    return batch_first ? std::vector<Axis>{row, time} : std::vector<Axis>{time, row};
+  }
+  template <class Axis>
+  std::vector<Axis> sequence(Axis time, Axis row, Axis last) const {
+    std::vector<Axis> axes = outer(time, row);
+    axes.push_back(last);
+    return axes;
+  }
+  std::vector<Index> sequence_shape(Index width) const { return sequence<Index>(steps, rows, width); }
+  std::vector<Index> state_shape(Index layers, Index hidden) const {
+    std::vector<Index> shape;
+    if (!single_step) shape.push_back(layers);
+    if (batched) shape.push_back(rows);
+    shape.push_back(hidden);
+    return shape;
+  }
+};
+
+Shape as_wanted(const std::vector<Index>& shape) { return Shape(shape.begin(), shape.end()); }
+
+class Recurrent;
+
+// The Python-visible tape: what the core keeps, and the arrays it refers to.
+struct PyTape {
+  std::shared_ptr<const Recurrent> owner;
+  Layout layout;
+  std::variant<std::monostate, Tape<float>, Tape<double>> tape;
+  std::vector<py::object> kept;
+
+  std::size_t bytes() const {
+    if (const auto* single = std::get_if<Tape<float>>(&tape)) return single->bytes();
+    if (const auto* twice = std::get_if<Tape<double>>(&tape)) return twice->bytes();
+    return 0;
+  }
+};
+
+// The Python-visible packed parameters of a layer, for its calls.
+struct PyPacked {
+  std::shared_ptr<const Recurrent> owner;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+
+  std::size_t bytes() const {
+    if (const auto* single = std::get_if<PackedNet<float>>(&net)) return single->bytes();
+    if (const auto* twice = std::get_if<PackedNet<double>>(&net)) return twice->bytes();
+    return 0;
+  }
+};
+
+struct Parameter {
+  std::string name;
+  std::vector<Index> shape;
+  py::str key = py::str(name);
+};
+
+class Recurrent : public std::enable_shared_from_this<Recurrent> {
+ public:
+  Recurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bias, bool bidirectional,
+            double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step,
+            bool reverse, double clip)
+      : dtype_(dtype), single_(dtype == "float32"), bias_(bias), batch_first_(batch_first), single_step_(single_step) {
+    config_.input_size = input_size;
+    config_.hidden_size = hidden_size;
+    config_.layers = layers;
+    config_.directions = bidirectional ? 2 : 1;
+    config_.reverse = reverse;
+    config_.clip = clip;
+    config_.dropout = dropout;
+    config_.seed = seed;
+    config_.cell = find_cell(cell);
+    if (config_.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
+    traits_ = kernels<float>().cells[config_.cell].traits;
+    list_parameters();
+  }
+
+  py::list parameter_shapes() const {
+    py::list shapes;
+    for (const Parameter& parameter : parameters_)
+      shapes.append(py::make_tuple(parameter.key, py::tuple(py::cast(parameter.shape))));
+    return shapes;
+  }
+  std::uint64_t calls() const { return calls_.load(); }
+  void set_calls(std::uint64_t calls) { calls_.store(calls); }
+
+  // parameters: the dict of them, or what `freeze` made of one.
+  py::tuple infer(py::handle parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                  py::handle mask, py::handle out) {
+    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
+                   : run<double>(parameters, x, state, lengths, reset, mask, out, false);
+  }
+  // recompute: steps of a segment, or 0 to keep every step's gates.
+  py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                    py::handle mask, Index recompute, py::handle out) {
+    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
+                   : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
+  }
+  py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
+    if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
+    return single_ ? differentiate<float>(tape, dy, dstate, gradients)
+                   : differentiate<double>(tape, dy, dstate, gradients);
+  }
+  // state: what the stepper begins with, or None for zeros.
+  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
+    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    auto stepper = single_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
+                           : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+    if (!state.is_none()) stepper->begin_with(state);
+    return stepper;
+  }
+  std::unique_ptr<PyPacked> freeze(const py::dict& mapping) const {
+    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    auto packed = std::make_unique<PyPacked>();
+    packed->owner = shared_from_this();
+    single_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
+    return packed;
+  }
+  // Parameters that freeze to the same.
+  py::dict unfreeze(const PyPacked& packed) const {
+    require_own(packed);
+    py::dict result;
+    std::vector<py::array> arrays;
+    for (const Parameter& parameter : parameters_) {
+      arrays.push_back(new_array(dtype_, parameter.shape));
+      result[parameter.key] = arrays.back();
+    }
+    single_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
+    return result;
+  }
+  void check_parameters(const py::dict& parameters) const {
+    std::vector<py::array> arrays = parameter_arrays(parameters, "parameters");
+    for (std::size_t i = 0; i < arrays.size(); ++i) require_writable(arrays[i], entry("parameters", parameters_[i]));
+  }
+
+ private:
+  RecurrentConfig config_;
+  CellTraits traits_;
+  py::dtype dtype_;
+  bool single_, bias_, batch_first_, single_step_;
+  std::vector<Parameter> parameters_;
+  std::atomic<std::uint64_t> calls_{0};
+
+  void list_parameters() {
+    const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;
+    for (int layer = 0; layer < config_.layers; ++layer)
+      for (int direction = 0; direction < config_.directions; ++direction) {
+        const std::string suffix = single_step_ ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+        parameters_.push_back({"weight_ih" + suffix, {gates, config_.input_of(layer)}});
+        parameters_.push_back({"weight_hh" + suffix, {gates, hidden}});
+        if (bias_) {
+          parameters_.push_back({"bias_ih" + suffix, {gates}});
+          parameters_.push_back({"bias_hh" + suffix, {gates}});
+        }
+        if (traits_.peepholes) parameters_.push_back({"peephole" + suffix, {traits_.peepholes, hidden}});
+      }
+  }
+
+  static std::string entry(const std::string& mapping, const Parameter& parameter) {
+    return mapping + "['" + parameter.name + "']";
+  }
+
+  // Whether an array is aligned, contiguous, and of this dtype and shape: what the checks after it would find, without
+  // a text for them. What is not may still be all right.
+  bool is_plain(py::handle object, const std::vector<Index>& shape) const {
+    if (!is_base_array(object)) return false;
+    const auto& array = *py::detail::array_proxy(object.ptr());
+    constexpr int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::c_style;
+    return array.descr == dtype_.ptr() && (array.flags & wanted) == wanted &&
+           array.nd == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.dimensions);
+  }
+
+  // The mapping's arrays in the order of parameters_, checked.
+  std::vector<py::array> parameter_arrays(const py::dict& mapping, const std::string& name) const {
+    std::vector<py::array> arrays;
+    arrays.reserve(parameters_.size());
+    for (const Parameter& parameter : parameters_) {
+      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), parameter.key.ptr());
+      if (found && is_plain(found, parameter.shape)) {
+        arrays.push_back(py::reinterpret_borrow<py::array>(found));
+        continue;
+      }
+      const std::string shown = entry(name, parameter);
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
+      if (!found) throw py::value_error(shown + " is missing");
+      py::array array = require_array(found, shown, dtype_);
+      require_shape(array, shown, as_wanted(parameter.shape));
+      require_contiguous(array, shown);
+      arrays.push_back(std::move(array));
+    }
+    if (mapping.size() != parameters_.size()) throw_unexpected(mapping, name);
+    return arrays;
+  }
+  [[noreturn]] void throw_unexpected(const py::dict& mapping, const std::string& name) const {
+    for (const auto& item : mapping) {
+      if (!py::isinstance<py::str>(item.first))
+        throw py::type_error(name + " must have strings as keys, not " + type_name(item.first));
+      const std::string key = ascii(item.first);
+      const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
+      if (std::none_of(parameters_.begin(), parameters_.end(), known))
+        throw py::value_error(name + "[" + key + "] is not a parameter of this object");
+    }
+    throw py::value_error(name + " has entries that are not parameters of this object");
+  }
+
+  // Hands each direction's arrays, in the order weight_ih, weight_hh, bias_ih, bias_hh, peephole, to make(...).
+  template <class Item, class Make>
+  auto by_direction(const std::vector<Item*>& data, const Make& make) const {
+    std::vector<decltype(make(nullptr, nullptr, nullptr, nullptr, nullptr))> result;
+    result.reserve(static_cast<std::size_t>(config_.layers * config_.directions));
+    std::size_t next = 0;
+    for (int i = 0; i < config_.layers * config_.directions; ++i) {
+      Item* weight_ih = data[next++];
+      Item* weight_hh = data[next++];
+      Item* bias_ih = bias_ ? data[next++] : nullptr;
+      Item* bias_hh = bias_ ? data[next++] : nullptr;
+      Item* peephole = traits_.peepholes ? data[next++] : nullptr;
+      result.push_back(make(weight_ih, weight_hh, bias_ih, bias_hh, peephole));
+    }
+    return result;
+  }
+
+  template <class Real>
+  std::vector<Weights<Real>> weights_of(const std::vector<py::array>& arrays) const {
+    std::vector<const Real*> data;
+    data.reserve(arrays.size());
+    for (const py::array& array : arrays) data.push_back(data_of<Real>(array));
+    return by_direction(data, [](const Real* ih, const Real* hh, const Real* bias_ih, const Real* bias_hh,
+                                 const Real* peephole) { return Weights<Real>{ih, hh, bias_ih, bias_hh, peephole}; });
+  }
+  template <class Real>
+  void pack(const std::vector<py::array>& arrays, PyPacked& packed) const {
+    const std::vector<Weights<Real>> weights = weights_of<Real>(arrays);
+    const int threads = num_threads();
+    const py::gil_scoped_release released;
+    packed.net.template emplace<PackedNet<Real>>(config_, weights, threads);
+  }
+  template <class Real>
+  void unpack(const PyPacked& packed, std::vector<py::array>& arrays) const {
+    std::get<PackedNet<Real>>(packed.net).unpack(config_, gradients_of<Real>(arrays));
+  }
+  void require_own(const PyPacked& packed) const {
+    if (packed.owner.get() != this) throw py::value_error("parameters must have been frozen by this object");
+  }
+
+  // What a call reads its weights from: the caller's arrays, or packed ones.
+  template <class Real>
+  void set_weights(py::handle parameters, std::vector<py::array>& arrays, ForwardCall<Real>& call) const {
+    if (PyDict_Check(parameters.ptr())) {
+      arrays = parameter_arrays(py::reinterpret_borrow<py::dict>(parameters), "parameters");
+      call.weights = weights_of<Real>(arrays);
+      return;
+    }
+    if (!py::isinstance<PyPacked>(parameters))
+      throw py::type_error("parameters must be a dict, not " + type_name(parameters));
+    const auto& packed = py::cast<const PyPacked&>(parameters);
+    require_own(packed);
+    std::get<PackedNet<Real>>(packed.net).use_in(call);
+  }
+
+  template <class Real>
+  std::vector<WeightGradients<Real>> gradients_of(std::vector<py::array>& arrays) const {
+    std::vector<Real*> data;
+    for (py::array& array : arrays) data.push_back(mutable_data_of<Real>(array));
+    return by_direction(data, [](Real* ih, Real* hh, Real* bias_ih, Real* bias_hh, Real* peephole) {
+      return WeightGradients<Real>{ih, hh, bias_ih, bias_hh, peephole};
+    });
+  }
+
+  Layout layout_of(const py::array& x) const {
+    Layout layout;
+    layout.batch_first = batch_first_;
+    layout.single_step = single_step_;
+    const int sequence_axes = single_step_ ? 1 : 2;
+    layout.batched = x.ndim() != sequence_axes;
+    if (layout.batched && x.ndim() != sequence_axes + 1) wrong_shape("x", wanted_x(), x);
+    require_last_axis(x, config_.input_size);
+    if (layout.time_axis() >= 0) layout.steps = x.shape(layout.time_axis());
+    if (layout.row_axis() >= 0) layout.rows = x.shape(layout.row_axis());
+    return layout;
+  }
+  std::string wanted_x() const {
+    const Extent last = config_.input_size;
+    if (single_step_) return describe({"B", last}) + " or " + describe({last});
+    return (batch_first_ ? describe({"B", "T", last}) : describe({"T", "B", last})) + " or " + describe({"T", last});
+  }
+  void require_last_axis(const py::array& x, Index size) const {
+    if (x.shape(static_cast<int>(x.ndim()) - 1) != size) wrong_shape("x", wanted_x(), x);
+  }
+
+  template <class Real>
+  Sequence<const Real> sequence_of(const py::array& array, const Layout& layout) const {
+    return {data_of<Real>(array), layout.time_axis() < 0 ? 0 : stride_of(array, layout.time_axis()),
+            layout.row_axis() < 0 ? 0 : stride_of(array, layout.row_axis())};
+  }
+  template <class Real>
+  Sequence<Real> mutable_sequence_of(py::array& array, const Layout& layout) const {
+    const Sequence<const Real> view = sequence_of<Real>(array, layout);
+    return {mutable_data_of<Real>(array), view.time, view.row};
+  }
+  template <class Real>
+  StateArray<const Real> state_of(const std::optional<py::array>& array, const Layout& layout) const {
+    if (!array) return {};
+    const int row_axis = single_step_ ? 0 : 1;
+    return {data_of<Real>(*array), single_step_ ? 0 : stride_of(*array, 0),
+            layout.batched ? stride_of(*array, row_axis) : 0};
+  }
+  template <class Real>
+  StateArray<Real> mutable_state_of(py::array& array, const Layout& layout) const {
+    return {mutable_data_of<Real>(array), layout.rows * config_.hidden_size, config_.hidden_size};
+  }
+
+  Index state_layers() const { return config_.layers * config_.directions; }
+
+  // The halves (h, c) of a state or its gradient; c is empty for cells with one state. None halves are allowed in
+  // gradients, where they mean zeros.
+  std::vector<std::optional<py::array>> state_arrays(py::handle state, const std::string& name, const Layout& layout,
+                                                     bool halves_may_be_none) const {
+    std::vector<std::optional<py::array>> arrays(2);
+    if (state.is_none()) return arrays;
+    if (traits_.states == 1) {
+      arrays[0] = state_array(state, name, layout);
+      return arrays;
+    }
+    if (!(py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)))
+      throw py::type_error(name + " must be a pair (h, c) of arrays, not " + type_name(state));
+    const auto pair = py::reinterpret_borrow<py::sequence>(state);
+    if (pair.size() != 2)
+      throw py::value_error(name + " must be a pair (h, c), not of length " + std::to_string(pair.size()));
+    for (int half = 0; half < 2; ++half) {
+      const py::object item = pair[half];
+      if (halves_may_be_none && item.is_none()) continue;
+      arrays[half] = state_array(item, name + "[" + std::to_string(half) + "]", layout);
+    }
+    return arrays;
+  }
+  py::array state_array(py::handle state, const std::string& name, const Layout& layout) const {
+    const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
+    if (is_plain(state, shape)) return py::reinterpret_borrow<py::array>(state);
+    py::array array = require_array(state, name, dtype_, Use::input_of_layer);
+    require_shape(array, name, as_wanted(shape));
+    require_unit_stride(array, name);
+    return array;
+  }
+
+  std::vector<std::int64_t> lengths_of(py::handle object, const Layout& layout) const {
+    if (object.is_none()) return {};
+    if (!layout.batched) throw py::value_error("lengths must be None for an unbatched x");
+    if (py::isinstance<py::array>(object)) {
+      const auto array = py::reinterpret_borrow<py::array>(object);
+      require_unmasked(array, "lengths");
+      if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
+        throw py::type_error("lengths must be an array of integers, not of " +
+                             py::str(array.dtype()).cast<std::string>());
+      require_shape(array, "lengths", {layout.rows});
+    } else if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
+      throw py::type_error("lengths must be an array of integers, not " + type_name(object));
+    }
+    std::vector<std::int64_t> lengths;
+    for (const py::object item : py::reinterpret_borrow<py::sequence>(object))
+      lengths.push_back(length_of(item, layout.steps));
+    if (static_cast<Index>(lengths.size()) != layout.rows)
+      throw py::value_error("lengths must have shape " + describe({layout.rows}) + ", not " +
+                            describe({static_cast<Index>(lengths.size())}));
+    return lengths;
+  }
+  static std::int64_t length_of(py::handle item, Index steps) {
+    const py::int_ length = require_integer(item, "lengths must hold integers");
+    if (length < py::int_(0) || length > py::int_(steps))
+      throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], not " +
+                            py::str(length).cast<std::string>());
+    return length.cast<std::int64_t>();
+  }
+
+  // A bool for every step of every row: reset or mask.
+  std::optional<py::array> flags_array(py::handle object, const std::string& name, const Layout& layout) const {
+    if (object.is_none()) return std::nullopt;
+    py::array array = require_array(object, name, py::dtype::of<bool>());
+    require_shape(array, name, as_wanted(layout.outer<Index>(layout.steps, layout.rows)));
+    return array;
+  }
+  static Flags flags_of(const std::optional<py::array>& array, const Layout& layout) {
+    if (!array) return {};
+    return {static_cast<const unsigned char*>(array->data()), stride_of(*array, layout.time_axis()),
+            layout.row_axis() >= 0 ? stride_of(*array, layout.row_axis()) : 0};
+  }
+
+  py::array output_of(py::handle out, const Layout& layout) const {
+    const std::vector<Index> shape = layout.sequence_shape(config_.width());
+    if (out.is_none()) return new_array(dtype_, shape);
+    py::array array = require_array(out, "out", dtype_);
+    require_shape(array, "out", as_wanted(shape));
+    require_unit_stride(array, "out");
+    require_writable(array, "out");
+    return array;
+  }
+
+  void require_free_output(const py::array& out, const py::array& x, const std::vector<std::optional<py::array>>& state,
+                           const std::vector<py::array>& weights) const {
+    require_disjoint(out, "out", x, "x");
+    for (const auto& half : state)
+      if (half) require_disjoint(out, "out", *half, "state");
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      require_disjoint(out, "out", weights[i], entry("parameters", parameters_[i]));
+  }
+
+  std::shared_ptr<const RowLists> row_lists(const Layout& layout, py::handle lengths, py::handle reset,
+                                            py::handle mask) const {
+    const std::vector<std::int64_t> counted = lengths_of(lengths, layout);
+    const std::optional<py::array> cuts = flags_array(reset, "reset", layout);
+    const std::optional<py::array> kept = flags_array(mask, "mask", layout);
+    return std::make_shared<const RowLists>(layout.steps, layout.rows, lengths.is_none() ? nullptr : counted.data(),
+                                            flags_of(cuts, layout), flags_of(kept, layout));
+  }
+
+  py::object state_result(const std::vector<py::array>& arrays) const {
+    if (traits_.states == 1) return arrays[0];
+    return py::make_tuple(arrays[0], arrays[1]);
+  }
+  std::vector<py::array> new_state(const Layout& layout) const {
+    std::vector<py::array> arrays;
+    for (int half = 0; half < traits_.states; ++half)
+      arrays.push_back(new_array(dtype_, layout.state_shape(state_layers(), config_.hidden_size)));
+    return arrays;
+  }
+
+  template <class Real>
+  py::tuple run(py::handle parameters, py::handle x_object, py::handle state_object, py::handle lengths,
+                py::handle reset, py::handle mask, py::handle out, bool training, Index recompute = 0) {
+    ForwardCall<Real> call;
+    std::vector<py::array> weights;
+    set_weights(parameters, weights, call);
+    const py::array x = require_array(x_object, "x", dtype_, Use::input_of_layer);
+    const Layout layout = layout_of(x);
+    require_unit_stride(x, "x");
+    const auto state = state_arrays(state_object, "state", layout, false);
+    const bool whole = lengths.is_none() && reset.is_none() && mask.is_none();
+    const bool single_step = !training && whole && layout.steps == 1 &&
+                             (call.packed ? packed_step_pays(layout.rows) : single_step_pays(layout.rows));
+    if (!single_step) call.lists = row_lists(layout, lengths, reset, mask);
+    std::vector<py::array> final_state = new_state(layout);
+    // A cell's output is its new h.
+    py::array y = single_step_ ? final_state[0] : output_of(out, layout);
+    if (!out.is_none()) require_free_output(y, x, state, weights);
+    call.steps = layout.steps;
+    call.rows = layout.rows;
+    call.x = sequence_of<Real>(x, layout);
+    call.y = mutable_sequence_of<Real>(y, layout);
+    call.h0 = state_of<Real>(state[0], layout);
+    call.c0 = state_of<Real>(state[1], layout);
+    call.hn = mutable_state_of<Real>(final_state[0], layout);
+    if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
+    call.threads = num_threads();
+    if (single_step) {
+      std::optional<py::gil_scoped_release> released;
+      if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
+      run_single_step(config_, call);
+      released.reset();
+      return py::make_tuple(y, state_result(final_state));
+    }
+    call.recompute = recompute;
+    if (training) call.call = calls_.fetch_add(1);
+    std::unique_ptr<PyTape> kept;
+    Tape<Real>* tape = nullptr;
+    if (training) {
+      kept = std::make_unique<PyTape>();
+      kept->owner = shared_from_this();
+      kept->layout = layout;
+      kept->kept = {x, y};
+      kept->kept.insert(kept->kept.end(), weights.begin(), weights.end());
+      tape = &kept->tape.template emplace<Tape<Real>>();
+      tape->config = config_;
+    }
+    run_without_gil([&](const Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return run_forward(config_, call, tape);
+    });
+    if (!training) return py::make_tuple(y, state_result(final_state));
+    call.interrupt = {};
+    call.h0 = call.c0 = {};  // the tape has copies of its own
+    call.hn = call.cn = {};
+    tape->call = std::move(call);
+    return py::make_tuple(y, state_result(final_state), std::move(kept));
+  }
+
+  std::vector<py::array> gradient_arrays(py::handle given, bool written, py::dict& result) const {
+    if (given.is_none()) {
+      std::vector<py::array> arrays;
+      for (const Parameter& parameter : parameters_) {
+        arrays.push_back(new_gradient(dtype_, parameter.shape, written));
+        result[py::str(parameter.name)] = arrays.back();
+      }
+      return arrays;
+    }
+    if (!py::isinstance<py::dict>(given))
+      throw py::type_error("grads.parameters must be a dict, not " + type_name(given));
+    result = py::reinterpret_borrow<py::dict>(given);
+    std::vector<py::array> arrays = parameter_arrays(result, "grads.parameters");
+    for (std::size_t i = 0; i < arrays.size(); ++i)
+      require_writable(arrays[i], entry("grads.parameters", parameters_[i]));
+    return arrays;
+  }
+
+  // Gradients are accumulated into: they must be nobody else's memory.
+  void require_free_gradients(const std::vector<py::array>& gradients, const PyTape& tape,
+                              const std::optional<py::array>& dy,
+                              const std::vector<std::optional<py::array>>& dstate) const {
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      const std::string name = entry("grads.parameters", parameters_[i]);
+      for (const py::object& kept : tape.kept)
+        require_disjoint(gradients[i], name, py::reinterpret_borrow<py::array>(kept), "what the tape refers to");
+      if (dy) require_disjoint(gradients[i], name, *dy, "dy");
+      for (const auto& half : dstate)
+        if (half) require_disjoint(gradients[i], name, *half, "dstate");
+      for (std::size_t j = 0; j < i; ++j)
+        require_disjoint(gradients[i], name, gradients[j], entry("grads.parameters", parameters_[j]));
+    }
+  }
+
+  template <class Real>
+  py::tuple differentiate(const PyTape& kept, py::handle dy_object, py::handle dstate_object, py::handle given) {
+    const Layout& layout = kept.layout;
+    std::optional<py::array> dy;
+    if (!dy_object.is_none()) {
+      dy = require_array(dy_object, "dy", dtype_, Use::input_of_layer);
+      require_shape(*dy, "dy", as_wanted(layout.sequence_shape(config_.width())));
+      require_unit_stride(*dy, "dy");
+    }
+    const auto dstate = state_arrays(dstate_object, "dstate", layout, true);
+    const Tape<Real>& tape = std::get<Tape<Real>>(kept.tape);
+    py::dict result;
+    std::vector<py::array> gradients = gradient_arrays(given, tape.call.lists->packed_rows() > 0, result);
+    if (!given.is_none()) require_free_gradients(gradients, kept, dy, dstate);
+    py::array dx = new_array(dtype_, layout.sequence_shape(config_.input_size));
+    std::vector<py::array> initial = new_state(layout);
+    BackwardCall<Real> call;
+    if (dy) call.dy = sequence_of<Real>(*dy, layout);
+    call.dhn = state_of<Real>(dstate[0], layout);
+    call.dcn = state_of<Real>(dstate[1], layout);
+    call.dx = mutable_sequence_of<Real>(dx, layout);
+    call.dh0 = mutable_state_of<Real>(initial[0], layout);
+    if (traits_.states == 2) call.dc0 = mutable_state_of<Real>(initial[1], layout);
+    call.gradients = gradients_of<Real>(gradients);
+    call.accumulate = !given.is_none();
+    call.threads = num_threads();
+    run_without_gil([&](const Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return run_backward(tape, call);
+    });
+    return py::make_tuple(dx, state_result(initial), result);
+  }
+};
+
+// __new__ of packed parameters: pybind11 would make an object around uninitialised memory.
+[[noreturn]] void only_from_freeze(const py::args&, const py::kwargs&) {
+  throw py::type_error("packed parameters are made by freeze only");
+}
+
+}  // namespace
+
+void register_recurrent(py::module_& module) {
+  py::class_<PyTape>(module, "Tape",
+                     "What backpropagation needs of one forward call; it refers to x, y and the parameters.")
+      .def_property_readonly("nbytes", &PyTape::bytes, "Bytes it holds beyond the arrays it refers to.")
+      .def_static("__new__", &only_from_forward);
+  py::class_<PyPacked>(module, "Packed", "A layer's parameters as `freeze` packed them.")
+      .def_property_readonly("nbytes", &PyPacked::bytes, "Bytes of the packed parameters.")
+      .def_static("__new__", &only_from_freeze);
+  py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
+      .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,
+                    bool, bool, double>(),
+           py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
+           py::arg("bias"), py::arg("bidirectional"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),
+           py::arg("batch_first"), py::arg("single_step"), py::arg("reverse") = false, py::arg("clip") = 0.0)
+      .def_property_readonly("parameter_shapes", &Recurrent::parameter_shapes)
+      .def_property("calls", &Recurrent::calls, &Recurrent::set_calls)
+      .def("infer", &Recurrent::infer)
+      .def("forward", &Recurrent::forward)
+      .def("backward", &Recurrent::backward)
+      .def("stream", &Recurrent::stream)
+      .def("freeze", &Recurrent::freeze)
+      .def("unfreeze", &Recurrent::unfreeze)
+      .def("check_parameters", &Recurrent::check_parameters);
+  py::list cells;
+  const Kernels<float>& table = kernels<float>();
+  for (int cell = 0; cell < table.cell_count; ++cell) cells.append(table.cells[cell].traits.name);
+  module.attr("cells") = py::tuple(cells);
+}
+
+}  // namespace fusedrnn

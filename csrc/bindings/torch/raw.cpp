@@ -1,0 +1,403 @@
+// Layers on torch's tensors, for its adapter: a call must cost microseconds there, so reading and checking the tensors
+// is done here and not in Python. What the engine does not take is no error but an answer, upon which Python finds out
+// why.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <variant>
+#include <vector>
+
+#include "bindings/interrupt.h"
+#include "bindings/register.h"
+#include "bindings/torch/tensors.h"
+#include "cpu/isa.h"
+#include "cpu/layers/packed.h"
+#include "cpu/layers/recurrent.h"
+#include "cpu/layers/single_step.h"
+#include "cpu/layers/step_team.h"
+
+namespace fusedrnn {
+namespace {
+
+namespace py = pybind11;
+
+using Address = std::uintptr_t;                          // 0: none
+using Lists = std::optional<std::shared_ptr<RowLists>>;  // none: every row has all steps
+
+// A mask's address and its strides of time and rows.
+using FlagsAddress = std::tuple<Address, Index, Index>;
+Flags flags_of(const FlagsAddress& at) {
+  return {reinterpret_cast<const unsigned char*>(std::get<0>(at)), std::get<1>(at), std::get<2>(at)};
+}
+
+std::shared_ptr<RowLists> padded_lists(Index steps, Index rows, Address lengths, const FlagsAddress& reset,
+                                       const FlagsAddress& mask) {
+  const auto* first = reinterpret_cast<const std::int64_t*>(lengths);
+  // Copied first, as another thread may write them after the check.
+  const std::vector<std::int64_t> counted(first, first ? first + rows : first);
+  if (std::any_of(counted.begin(), counted.end(), [steps](std::int64_t n) { return n < 0 || n > steps; }))
+    throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "]");
+  return std::make_shared<RowLists>(steps, rows, first ? counted.data() : nullptr, flags_of(reset), flags_of(mask));
+}
+
+std::shared_ptr<RowLists> packed_lists(Index steps, Address active, Index packed_rows) {
+  const auto* counts = reinterpret_cast<const std::int64_t*>(active);
+  Index sum = 0;
+  for (Index s = 0; s < steps; ++s) {
+    if (counts[s] < 1 || counts[s] > packed_rows - sum || (s > 0 && counts[s] > counts[s - 1]))
+      throw py::value_error("batch_sizes must be positive, never grow, and add up to the rows of data");
+    sum += counts[s];
+  }
+  if (sum != packed_rows) throw py::value_error("batch_sizes must add up to the rows of data");
+  return std::make_shared<RowLists>(steps, counts);
+}
+
+// How the axes of a sequence lie: of time and of rows, -1 where there is none.
+struct Form {
+  int time, row;
+  bool packed;
+
+  static Form of(const std::string& name) {
+    if (name == "time") return {0, 1, false};
+    if (name == "batch") return {1, 0, false};
+    if (name == "packed") return {-1, 0, true};
+    if (name == "step") return {-1, 0, false};
+    throw py::value_error("form must be time, batch, packed or step, not '" + name + "'");
+  }
+};
+
+struct RawLayers {
+  RecurrentConfig config;
+  CellTraits traits;
+  int bits;          // of an element
+  bool bias, cells;  // a cell state too
+  std::shared_ptr<const Tensors> tensors;
+  std::vector<Shape> parameter_shapes;  // in torch's order, without names
+
+  void set_parameter_shapes() {
+    const Index hidden = config.hidden_size, gates = traits.gates * hidden;
+    for (int i = 0; i < config.layers * config.directions; ++i) {
+      parameter_shapes.push_back({gates, config.input_of(i / config.directions)});
+      parameter_shapes.push_back({gates, hidden});
+      if (bias) parameter_shapes.insert(parameter_shapes.end(), 2, {gates});
+      if (traits.peepholes) parameter_shapes.push_back({traits.peepholes, hidden});
+    }
+  }
+};
+
+// Some elements of a parameter. torch does not count every write to a tensor: one through .data or NumPy that changes
+// all of it, as a training step's does, shows here.
+struct Samples {
+  static constexpr Index kCount = 16;
+  const char* data;
+  std::array<char, kCount * 8> bytes = {};
+
+  Samples(const TensorView& view, int bits) : data(view.data) {
+    const Index width = bits / 8, last = view.numel() - 1;
+    for (Index i = 0; i < kCount; ++i)
+      std::memcpy(bytes.data() + i * width, data + last * i / (kCount - 1) * width, static_cast<std::size_t>(width));
+  }
+  bool operator==(const Samples& other) const { return data == other.data && bytes == other.bytes; }
+};
+
+// The packed parameters of a call, for later ones; what they were packed from is told by its addresses and samples.
+struct RawPacked {
+  std::shared_ptr<const RawLayers> layers;
+  std::vector<Samples> from;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+};
+
+// A call whose tensors have been read, and are kept. It is to be run at once: their storages may change afterwards.
+class RawCall {
+ public:
+  RawCall(std::shared_ptr<const RawLayers> layers, const std::string& form, Index steps, Index rows, const Lists& lists)
+      : layers_(std::move(layers)), form_(Form::of(form)), steps_(steps), rows_(rows), lists_(lists) {
+    if (form_.packed && !lists_) throw py::value_error("a packed sequence needs its lists of rows");
+  }
+
+  // Whether the engine can read the tensors where they lie.
+  bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
+    const std::vector<Shape>& shapes = layers_->parameter_shapes;
+    if (weights.size() != shapes.size()) return false;
+    given_ = py::tuple(kWeights + shapes.size());
+    inputs_.resize(given_.size());
+    given_[0] = x, given_[1] = h0, given_[2] = c0;
+    if (!read_sequence(x, layers_->config.input_size, inputs_[0])) return false;
+    if (!read_state(h0, inputs_[1]) || !read_state(c0, inputs_[2])) return false;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      const py::object weight = weights[i];
+      TensorView& view = inputs_[kWeights + i];
+      if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(shapes[i]) || !view.data) return false;
+      given_[kWeights + i] = weight;
+    }
+    return true;
+  }
+
+  std::unique_ptr<RawPacked> pack(int threads) const {
+    auto packed = std::make_unique<RawPacked>();
+    packed->layers = layers_;
+    packed->from = samples();
+    layers_->bits == 32 ? pack_weights<float>(threads, *packed) : pack_weights<double>(threads, *packed);
+    return packed;
+  }
+  // Whether `pack` would make the same again, as far as addresses and samples tell.
+  bool fits(const RawPacked& packed) const { return packed.layers == layers_ && packed.from == samples(); }
+
+  // (y, hn, cn, tape), None where there is none: a single step has no y but its h, and only training has a tape.
+  // Packed parameters, in inference alone, are to fit.
+  py::tuple forward(int threads, bool training, const RawPacked* packed) const {
+    if (packed && (training || packed->layers != layers_)) throw py::value_error("packed must be of the same layers");
+    TensorView y, hn, cn, tape;
+    const py::object x = given_[0], none = py::none();
+    const py::object new_hn = make(x, state_shape(), hn), new_cn = layers_->cells ? make(x, state_shape(), cn) : none;
+    const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
+    const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
+    if (is_step()) y = hn;
+    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data, packed)
+                        : run<double>(threads, y, hn, cn, tape.data, packed);
+    return py::make_tuple(new_y, new_hn, new_cn, new_tape);
+  }
+
+  // Gradients of x, h0, c0 and the weights, None where not wanted. None for all, with nothing done, where y, the tape
+  // or a gradient of an output is not what it has to be; a single step may have no y.
+  std::optional<py::tuple> backward(int threads, py::handle y, py::handle tape, py::handle dy, py::handle dhn,
+                                    py::handle dcn, const py::tuple& wanted) const {
+    Backward b;
+    const Index width = layers_->config.width();
+    if (!(is_step() && y.is_none()) && !read_sequence(y, width, b.y)) return std::nullopt;
+    if (!dy.is_none() && !read_sequence(dy, width, b.dy)) return std::nullopt;
+    if (!read_state(dhn, b.dhn) || !read_state(dcn, b.dcn) || !read_tape(tape, b.tape)) return std::nullopt;
+    if (wanted.size() != given_.size()) throw py::value_error("wanted must have a bool for each input");
+    py::tuple gradients(given_.size());
+    b.gradients.resize(given_.size());
+    for (std::size_t i = 0; i < given_.size(); ++i) {
+      if (!wanted[i].cast<bool>())
+        gradients[i] = py::none();
+      else if (i == 0)  // x need not be contiguous
+        gradients[i] = make(given_[i], sequence_shape(layers_->config.input_size), b.gradients[i]);
+      else
+        gradients[i] = layers_->tensors->make_like(given_[i], inputs_[i], b.gradients[i]);
+    }
+    layers_->bits == 32 ? differentiate<float>(threads, b) : differentiate<double>(threads, b);
+    return gradients;
+  }
+
+ private:
+  static constexpr std::size_t kWeights = 3;  // what comes before them in lists of inputs: x, h0, c0
+
+  struct Backward {
+    TensorView y, tape, dy, dhn, dcn;
+    std::vector<TensorView> gradients;
+  };
+
+  std::shared_ptr<const RawLayers> layers_;
+  Form form_;
+  Index steps_, rows_;
+  Lists lists_;
+  py::tuple given_;
+  std::vector<TensorView> inputs_;
+
+  std::vector<Samples> samples() const {
+    std::vector<Samples> samples;
+    samples.reserve(inputs_.size() - kWeights);
+    for (std::size_t i = kWeights; i < inputs_.size(); ++i) samples.emplace_back(inputs_[i], layers_->bits);
+    return samples;
+  }
+  template <class Real>
+  void pack_weights(int threads, RawPacked& packed) const {
+    const auto weights = by_direction<Weights<Real>, const Real>(inputs_);
+    const py::gil_scoped_release released;
+    packed.net.template emplace<PackedNet<Real>>(layers_->config, weights, threads);
+  }
+
+  bool is_step() const { return form_.time < 0 && !form_.packed; }
+  Index sequence_rows() const { return form_.packed ? (*lists_)->packed_rows() : steps_ * rows_; }
+  Shape sequence_shape(Index width) const {
+    if (form_.time < 0) return {sequence_rows(), width};
+    return form_.time == 0 ? Shape{steps_, rows_, width} : Shape{rows_, steps_, width};
+  }
+  Shape state_shape() const {
+    const Index hidden = layers_->config.hidden_size;
+    return is_step() ? Shape{rows_, hidden} : Shape{layers_->config.layers * layers_->config.directions, rows_, hidden};
+  }
+  Shape tape_shape() const { return {tape_row_elements(layers_->config) * sequence_rows()}; }
+
+  py::object make(py::handle like, const Shape& shape, TensorView& view) const {
+    return layers_->tensors->make(like, layers_->bits, shape, view);
+  }
+  bool read(py::handle tensor, TensorView& view) const { return layers_->tensors->read(tensor, layers_->bits, view); }
+  bool read_sequence(py::handle tensor, Index width, TensorView& view) const {
+    return read(tensor, view) && view.has_unit_stride() && view.has_shape(sequence_shape(width));
+  }
+  bool read_state(py::handle tensor, TensorView& view) const {
+    return tensor.is_none() || (read(tensor, view) && view.is_contiguous() && view.has_shape(state_shape()));
+  }
+  bool read_tape(py::handle tensor, TensorView& view) const {
+    return read(tensor, view) && view.is_contiguous() && view.has_shape(tape_shape()) &&
+           reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0;
+  }
+
+  template <class Real>
+  static Real* data(const TensorView& view) {
+    return reinterpret_cast<Real*>(view.data);
+  }
+  template <class Real>
+  StateArray<Real> state(const TensorView& view) const {
+    return {data<Real>(view), rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
+  }
+  template <class Real>
+  Sequence<Real> sequence(const TensorView& view) const {
+    const Index time = form_.time < 0 ? 0 : view.strides[static_cast<std::size_t>(form_.time)];
+    const RowLists* given = lists_ ? lists_->get() : nullptr;
+    return {data<Real>(view), time, view.strides[static_cast<std::size_t>(form_.row)],
+            given ? given->starts() : nullptr};
+  }
+
+  // Of a list of inputs, or of their gradients, the weights' as one Target of pointers for each direction.
+  template <class Target, class Real>
+  std::vector<Target> by_direction(const std::vector<TensorView>& views) const {
+    std::vector<Target> result(static_cast<std::size_t>(layers_->config.layers * layers_->config.directions));
+    const bool bias = layers_->bias, peephole = layers_->traits.peepholes > 0;
+    std::size_t next = kWeights;
+    const auto take = [&](bool there) { return there ? data<Real>(views[next++]) : nullptr; };
+    for (Target& target : result) target = {take(true), take(true), take(bias), take(bias), take(peephole)};
+    return result;
+  }
+
+  template <class Real>
+  ForwardCall<Real> call_of(int threads, const TensorView& y) const {
+    ForwardCall<Real> call;
+    call.steps = steps_;
+    call.rows = rows_;
+    call.weights = by_direction<Weights<Real>, const Real>(inputs_);
+    call.x = sequence<const Real>(inputs_[0]);
+    call.y = sequence<Real>(y);
+    call.h0 = state<const Real>(inputs_[1]);
+    call.c0 = state<const Real>(inputs_[2]);
+    call.threads = threads;
+    if (lists_) call.lists = *lists_;
+    return call;
+  }
+  std::shared_ptr<const RowLists> whole() const {
+    return std::make_shared<const RowLists>(steps_, rows_, nullptr, Flags(), Flags());
+  }
+
+  template <class Real>
+  void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory,
+           const RawPacked* packed) const {
+    ForwardCall<Real> call = call_of<Real>(threads, y);
+    call.hn = state<Real>(hn);
+    call.cn = state<Real>(cn);
+    if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
+    if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
+      std::optional<py::gil_scoped_release> released;
+      if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
+      return run_single_step(layers_->config, call);
+    }
+    if (!lists_) call.lists = whole();
+    Tape<Real> tape;
+    tape.config = layers_->config;
+    if (memory) borrow_tape(call, reinterpret_cast<Real*>(memory), tape);
+    run_without_gil([&](const Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return run_forward(layers_->config, call, memory ? &tape : nullptr);
+    });
+  }
+
+  template <class Real>
+  void differentiate(int threads, const Backward& b) const {
+    ForwardCall<Real> forward = call_of<Real>(threads, b.y);
+    if (!lists_) forward.lists = whole();
+    Tape<Real> tape;
+    tape.config = layers_->config;
+    borrow_tape(forward, data<Real>(b.tape), tape);
+    BackwardCall<Real> call;
+    call.dy = sequence<const Real>(b.dy);
+    call.dhn = state<const Real>(b.dhn);
+    call.dcn = state<const Real>(b.dcn);
+    call.dx = sequence<Real>(b.gradients[0]);
+    call.dh0 = state<Real>(b.gradients[1]);
+    call.dc0 = state<Real>(b.gradients[2]);
+    call.gradients = by_direction<WeightGradients<Real>, Real>(b.gradients);
+    call.threads = threads;
+    tape.call = std::move(forward);
+    run_without_gil([&](const Interrupt& interrupt) {
+      if (tape.call.lists->packed_rows() == 0) clear<Real>(b.gradients);  // else the kernels write all of them
+      call.interrupt = interrupt;
+      return run_backward(tape, call);
+    });
+  }
+
+  template <class Real>
+  static void clear(const std::vector<TensorView>& gradients) {
+    for (std::size_t i = kWeights; i < gradients.size(); ++i)
+      if (gradients[i].data) std::fill_n(data<Real>(gradients[i]), gradients[i].numel(), Real(0));
+  }
+};
+
+class RawRecurrent {
+ public:
+  RawRecurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bidirectional, bool bias,
+               const std::string& dtype, std::shared_ptr<const Tensors> tensors) {
+    RawLayers made;
+    RecurrentConfig& config = made.config;
+    config.cell = find_cell(cell);
+    if (config.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
+    config.input_size = input_size;
+    config.hidden_size = hidden_size;
+    config.layers = layers;
+    config.directions = bidirectional ? 2 : 1;
+    made.traits = kernels<float>().cells[config.cell].traits;
+    made.bits = dtype == "float32" ? 32 : 64;
+    made.bias = bias;
+    made.cells = made.traits.states == 2;
+    made.tensors = std::move(tensors);
+    made.set_parameter_shapes();
+    layers_ = std::make_shared<const RawLayers>(std::move(made));
+  }
+
+  Index tape_row() const { return tape_row_elements(layers_->config); }
+  std::vector<Shape> parameter_shapes() const { return layers_->parameter_shapes; }
+
+  // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
+  // device or shape, has other strides, or its storage has become too small for it.
+  std::optional<RawCall> bind(const std::string& form, Index steps, Index rows, const Lists& lists, py::handle x,
+                              py::handle h0, py::handle c0, const py::sequence& weights) const {
+    std::optional<RawCall> call(std::in_place, layers_, form, steps, rows, lists);
+    if (!call->read(x, h0, c0, weights)) call.reset();
+    return call;
+  }
+
+ private:
+  std::shared_ptr<const RawLayers> layers_;
+};
+
+}  // namespace
+
+void register_raw(py::module_& module) {
+  py::class_<RowLists, std::shared_ptr<RowLists>>(module, "RowLists", "Which rows of a batch run at which step.")
+      .def_static("padded", &padded_lists)
+      .def_static("packed", &packed_lists)
+      .def_property_readonly("rows", &RowLists::rows);
+  py::class_<Tensors, std::shared_ptr<Tensors>>(module, "Tensors", "How to read and make torch's tensors.")
+      .def(py::init<py::object, py::object>());
+  py::class_<RawRecurrent>(module, "RawRecurrent", "Layers on torch's tensors.")
+      .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&, std::shared_ptr<Tensors>>())
+      .def_property_readonly("tape_row", &RawRecurrent::tape_row)
+      .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
+      .def("bind", &RawRecurrent::bind);
+  py::class_<RawPacked>(module, "RawPacked", "The parameters of calls, packed.");
+  py::class_<RawCall>(module, "RawCall", "A call whose tensors have been read, to be run at once.")
+      .def("pack", &RawCall::pack)
+      .def("fits", &RawCall::fits)
+      .def("forward", &RawCall::forward, py::arg("threads"), py::arg("training"), py::arg("packed") = nullptr)
+      .def("backward", &RawCall::backward);
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,238 @@
+// The plain structs of pointers, strides and sizes that cross from the layer code to the kernels.
+// No struct owns memory; a pointer's comment says its shape, and who writes it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "common/attributes.h"
+
+namespace fusedrnn {
+
+using Index = std::ptrdiff_t;
+
+// Units are handled in blocks of 16 on every ISA, so that no result depends on the width of a register.
+constexpr Index kBlock = 16;
+FUSEDRNN_INLINE constexpr Index blocks_of(Index units) { return (units + kBlock - 1) / kBlock; }
+FUSEDRNN_INLINE constexpr Index padded(Index units) { return blocks_of(units) * kBlock; }
+FUSEDRNN_INLINE constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
+FUSEDRNN_INLINE constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
+
+constexpr int kMaxSlots = 4;
+constexpr int kMaxPhases = 2;
+
+// A run of consecutive slots, and the gate (torch's order) whose weights feed each of them.
+struct Window {
+  int first;
+  int count;
+  int gate[kMaxSlots];
+};
+
+// What the driver must know of a cell; filled from the traits in csrc/cells.
+struct CellTraits {
+  const char* name;
+  int gates;      // gate blocks in weight_ih and weight_hh
+  int slots;      // values a unit keeps for each step: on the tape after activation
+  int states;     // 1: h, 2: h and c
+  int peepholes;  // rows of the peephole array
+  int phases;     // products with weight_hh in a step
+  Window input;   // slots that x . weight_ih feeds
+  Window recurrent[kMaxPhases];
+};
+
+// Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous. Where the
+// rows of a step follow those of the step before without padding, `starts` says how many came before.
+template <class Real>
+struct Sequence {
+  Real* data = nullptr;
+  Index time = 0;
+  Index row = 0;
+  const Index* starts = nullptr;  // (T,) or null
+  FUSEDRNN_INLINE Real* at(Index t, Index b) const {
+    return data + (starts ? (starts[t] + b) * row : t * time + b * row);
+  }
+};
+
+// Rows of a state array (B, H): address(b) = data + b * row. A null pointer reads as zeros.
+template <class Real>
+struct StateRows {
+  Real* data = nullptr;
+  Index row = 0;
+  FUSEDRNN_INLINE Real* at(Index b) const { return data + b * row; }
+};
+
+// A bool for every time and row, at data[t * time + b * row] of the caller's; null data: absent. Read as bytes: NumPy
+// takes any byte but 0 as true, and a C++ bool of another value than 0 and 1 is undefined.
+struct Flags {
+  const unsigned char* data = nullptr;
+  Index time = 0, row = 0;
+  FUSEDRNN_INLINE bool at(Index t, Index b) const { return data[t * time + b * row] != 0; }
+};
+
+// Which rows run at which step. Rows are sorted by the number of steps they run, most first, and addressed by their
+// position in that order, so the rows running at step s are the positions [0, active[s]). A row of n steps runs them at
+// its times 0 .. n - 1, or, with a mask, at the times that it keeps. Step s is at the s-th of them going forward and at
+// the (n - 1 - s)-th going backward: padded, ragged, masked and reset batches are one code.
+struct Schedule {
+  Index steps = 0;
+  Index rows = 0;
+  const Index* active = nullptr;  // (steps,) rows running at a step, never growing
+  const Index* offset = nullptr;  // (steps + 1,) packed index of a step's first row
+  const Index* row = nullptr;     // (rows,) position -> row of the batch
+  const Index* length = nullptr;  // (rows,) position -> steps it runs
+  const bool* cuts = nullptr;  // null, or (steps + 1, rows): whether a reset cuts off the k-th time from the one before
+  const Index* times = nullptr;    // null without a mask, or (rows, steps) position -> the times it keeps, ascending
+  const Index* extent = nullptr;   // with a mask: (rows,) position -> its length, skipped steps included
+  const Index* repeats = nullptr;  // with a mask: (rows, steps + 1) position -> skipped steps through which a state
+                                   // lasts; number 0 is the initial state, number s + 1 the one after step s
+  bool reverse = false;
+
+  FUSEDRNN_INLINE Index time(Index step, Index position) const {
+    const Index k = reverse ? length[position] - 1 - step : step;
+    return times ? times[position * steps + k] : k;
+  }
+  // Whether the row enters the step from zero instead of from its previous state.
+  FUSEDRNN_INLINE bool cut(Index step, Index position) const {
+    return cuts && cuts[(reverse ? length[position] - step : step) * rows + position];
+  }
+
+  // The rest with a mask only. How long a state lasts, and the i-th of the skipped steps that follow it.
+  FUSEDRNN_INLINE Index repeats_of(Index state, Index position) const {
+    return repeats[position * (steps + 1) + state];
+  }
+  FUSEDRNN_INLINE Index skipped_time(Index state, Index position, Index i) const {
+    const Index first = state > 0 ? time(state - 1, position) + (reverse ? -1 : 1) : reverse ? extent[position] - 1 : 0;
+    return reverse ? first - i : first + i;
+  }
+  // Whether a reset cuts off the state after the row's last step: its final state is zero.
+  FUSEDRNN_INLINE bool cut_at_end(Index position) const {
+    const Index state = length[position], end = skipped_time(state, position, repeats_of(state, position));
+    return end >= 0 && end < extent[position];
+  }
+};
+
+// One direction of one layer's parameters, as the caller holds them; every array C-contiguous.
+template <class Real>
+struct Weights {
+  const Real* weight_ih;  // (gates * H, I)
+  const Real* weight_hh;  // (gates * H, H)
+  const Real* bias_ih;    // (gates * H,) or null
+  const Real* bias_hh;    // (gates * H,) or null
+  const Real* peephole;   // (peepholes, H) or null
+};
+
+// One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
+// on every instruction set the same.
+template <class Real>
+struct PackedWeights {
+  Real* weight_ih = nullptr;  // (blocks, input.count, I, 16)
+  Real* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
+  Real* bias = nullptr;       // (blocks, slots, 16): the sum of what a slot is fed
+  Real* peephole = nullptr;   // (blocks, peepholes, 16)
+  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, peephole}; }
+};
+
+// Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
+template <class Real>
+struct Blocked {
+  Real* data = nullptr;
+  Index rows = 0;   // capacity of a unit block
+  Index width = 0;  // elements a row holds in one unit block
+  FUSEDRNN_INLINE Real* at(Index block, Index row) const { return data + (block * rows + row) * width; }
+  FUSEDRNN_INLINE Index block_stride() const { return rows * width; }
+};
+
+// One direction of one layer going forward.
+template <class Real>
+struct ForwardArguments {
+  Index input_size, hidden_size;
+  Schedule schedule;
+  Weights<Real> weights;
+  Sequence<const Real> x;  // (T, B, I)
+  Sequence<Real> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
+  StateRows<const Real> h0, c0;
+  StateRows<Real> hn, cn;  // written, unless null
+  Real clip;               // bound on every gate's pre-activation, or 0
+  bool training;           // keep activated gates and cell states
+  Blocked<Real> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
+  Blocked<Real> cells;     // training, cells with c: c of the same packed rows
+  Index segment = 0;       // recomputing: steps of a segment; else 0
+  Blocked<Real>
+      entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
+  Sequence<const Real> known_y;  // replaying a segment: y, which holds the h it starts from
+  Index chunk_rows;              // most packed rows of a chunk of time
+  PackedWeights<const Real> packed;
+  // Scratch, shared by the threads of the direction.
+  PackedWeights<Real> fresh;  // `packed`, to be written from `weights` first; null: it was before
+  Real* h;                    // (2, rows, padded H): states before and after a step, by position
+  Blocked<Real> carry;        // c by position
+  Real* operand;              // (rows, padded H): a second phase's left operand
+  const Real** pointers;      // (threads, chunk_rows)
+
+  // Row of `entering` for the segment that begins at a step.
+  FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
+    return (step / segment - 1) * schedule.rows + position;
+  }
+};
+
+// Arrays like one direction's parameters, to be written; in gradients null where nobody wants them.
+template <class Real>
+struct WeightGradients {
+  Real* weight_ih;
+  Real* weight_hh;
+  Real* bias_ih;
+  Real* bias_hh;
+  Real* peephole;
+};
+
+// One direction of one layer going backward.
+template <class Real>
+struct BackwardArguments {
+  Index input_size, hidden_size;
+  Schedule schedule;
+  Weights<Real> weights;
+  Sequence<const Real> x, y;
+  Sequence<const Real> dy;  // data null: zeros
+  Sequence<Real> dx;        // written, unless null; zeros past a row's length are the caller's
+  StateRows<const Real> h0, c0;
+  StateRows<const Real> dhn, dcn;
+  StateRows<Real> dh0, dc0;                        // written, unless null
+  Real clip;                                       // as it was forward
+  WeightGradients<Real> gradients;                 // written where any row runs, unless null
+  bool accumulate;                                 // added to instead
+  Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
+  const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
+  Index chunk_rows;
+  bool direct;  // read the weights where they lie: pays for few rows of one step
+  // Scratch, shared by the threads of the direction.
+  Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
+  Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
+  Real* peephole;               // blocks * peepholes * 16
+  Blocked<Real> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
+  Blocked<Real> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
+  Blocked<Real> h_panel;        // chunk_rows rows of the previous h
+  Blocked<Real> operand_panel;  // cells of two phases: rows of the second phase's left operand
+  Real* dh;                     // (rows, padded H)
+  Real* doperand;               // (rows, padded H), cells of two phases
+  Blocked<Real> carry;          // dc by position
+};
+
+// One step of one direction of one layer; the elements of a row lie next to each other.
+template <class Real>
+struct StepArguments {
+  Index input_size, hidden_size, rows;
+  const Real* packed;                // as the cell's pack_step leaves it: for `step`
+  PackedWeights<const Real> panels;  // for `panel_step`
+  Weights<Real> weights;             // for `direct_step`
+  StateRows<const Real> x;           // (B, I)
+  StateRows<const Real> h, c;        // (B, H): before the step
+  StateRows<Real> h_next, c_next;    // (B, H): written; c_next may be c
+  StateRows<Real> y;                 // (B, H): h_next once more, or null
+  Blocked<Real> gates, cells;        // training, `direct_step` alone: the tape; else null
+  Real clip;                         // bound on every gate's pre-activation, or 0
+  bool reversed;                     // take the units from the last to the first
+  // Scratch of cells of two phases, shared by the threads.
+  Real* operand;  // (B, padded H): the second phase's left operand
+  Real* kept;     // (B, slots, padded H): what the first phase leaves of its slots
+};
+
+}  // namespace fusedrnn

@@ -1,0 +1,573 @@
+#include "cpu/layers/recurrent.h"
+
+#include <algorithm>
+#include <atomic>
+#include <type_traits>
+
+#include "cpu/isa.h"
+#include "cpu/layers/dropout.h"
+#include "cpu/layers/packed.h"
+#include "cpu/layers/single_step.h"
+#include "cpu/layers/step_team.h"
+#include "cpu/runtime/contention.h"
+#include "cpu/runtime/split.h"
+
+namespace fusedrnn {
+namespace {
+
+// Bytes of gates that a chunk of time may take, and the fewest and most rows a chunk is worth. Forward, so that they
+// are still in the second-level cache when the recurrence reads them. Backward, as many as the third-level cache holds:
+// each chunk reads and writes the weights' gradients once.
+constexpr Index kForwardChunkBytes = 768 << 10;
+constexpr Index kBackwardChunkBytes = 8 << 20;
+constexpr Index kLeastChunkRows = 96;
+constexpr Index kMostChunkRows = 512;
+
+// Products of a layer going forward and backward over those of its recurrence going forward.
+constexpr double kForwardProducts = 2, kBackwardProducts = 4;
+
+// How a team divides over the directions of a layer.
+struct Plan {
+  int groups;   // 2: the directions run side by side
+  Split split;  // of a group
+};
+
+// What a step of a layer's direction costs.
+StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists,
+                         Index real_bytes, Index lanes) {
+  const Index steps = std::max<Index>(lists.steps(), 1);
+  const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
+  StepCost cost = step_cost(traits, config, rows, real_bytes, lanes);
+  cost.steps = steps;
+  cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
+  if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
+  return cost;
+}
+
+Plan plan_for(const RecurrentConfig& config, const StepCost& cost, int threads) {
+  Plan plan;
+  plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
+  plan.split = split_step(cost, threads / plan.groups);
+  return plan;
+}
+
+// Cycles of a layer on one thread, all its products taken together `products` times as long as a step's own.
+double layer_cycles(const RecurrentConfig& config, const StepCost& cost, double products) {
+  return products * step_cycles(cost) * static_cast<double>(cost.steps) * config.directions;
+}
+
+// Barriers and flags of one layer's team.
+struct Team {
+  std::unique_ptr<Group[]> groups;
+  std::unique_ptr<Barrier[]> row_barriers;  // (groups, threads)
+  Barrier everyone;
+  std::atomic<bool> stop{false};
+  int capacity;
+  explicit Team(int threads)
+      : groups(new Group[2]), row_barriers(new Barrier[static_cast<std::size_t>(2) * threads]), capacity(threads) {}
+};
+
+// Runs work(direction, worker) for every direction of a layer, then rest(thread, threads) once all are done, on the
+// whole team. Returns false when interrupted.
+template <class Work, class Rest>
+bool run_layer(const RecurrentConfig& config, const StepCost& cost, double products, int threads_allowed,
+               const Interrupt& interrupt, const Work& work, const Rest& rest) {
+  struct Context {
+    const RecurrentConfig& config;
+    const StepCost& cost;
+    Interrupt interrupt;
+    const Work& work;
+    const Rest& rest;
+    Team team;
+  };
+  const Plan wanted = plan_for(config, cost, threads_allowed);
+  const int threads = team_size(wanted.groups * wanted.split.threads(), layer_cycles(config, cost, products));
+  Context context = {config, cost, interrupt, work, rest, Team(threads)};
+  const auto body = [](void* pointer, int thread, int given) {
+    Context& c = *static_cast<Context*>(pointer);
+    const Plan plan = plan_for(c.config, c.cost, given);
+    const int in_group = plan.split.threads(), busy = plan.groups * in_group;
+    if (thread >= busy) return;
+    const int group = thread / in_group;
+    Worker worker;
+    worker.thread = thread % in_group;
+    worker.split = plan.split;
+    worker.group = &c.team.groups[group];
+    worker.row_barrier = &c.team.row_barriers[group * c.team.capacity + worker.row_part()];
+    worker.interrupt = thread == 0 && c.interrupt.asked ? &c.interrupt : nullptr;
+    worker.stop = &c.team.stop;
+    for (int direction = group; direction < c.config.directions; direction += plan.groups) {
+      c.work(direction, worker);
+      worker.meet();
+    }
+    c.team.everyone.wait(busy);
+    if (!c.team.stop.load(std::memory_order_relaxed)) c.rest(thread, busy);
+  };
+  parallel(threads, body, &context);
+  return !context.team.stop.load();
+}
+
+Index chunk_rows_for(Index packed_rows, Index rows, Index row_bytes, Index bytes) {
+  const Index wanted = std::clamp(bytes / std::max<Index>(row_bytes, 1), kLeastChunkRows, kMostChunkRows);
+  return std::max<Index>({rows, std::min(wanted, packed_rows), 1});
+}
+
+template <class Real>
+Buffer buffer_of(Index count) {
+  return Buffer(static_cast<std::size_t>(count) * sizeof(Real));
+}
+
+template <class Real>
+Blocked<Real> blocked(const Buffer& buffer, Index rows, Index width) {
+  return {buffer.as<Real>(), rows, width};
+}
+
+template <class Real>
+void clear_row(Real* row, Index width) {
+  std::fill_n(row, width, Real(0));
+}
+
+// Zeros where rows do not run, for this thread's part of the rows.
+template <class Real>
+void clear_idle(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread, int threads) {
+  if (!sequence.data || sequence.starts) return;
+  const Range mine = part_of(schedule.rows, thread, threads);
+  for (Index p = mine.first; p < mine.last; ++p) {
+    const Index length = schedule.length[p];
+    for (Index t = schedule.times ? 0 : length, k = 0; t < steps; ++t) {
+      if (schedule.times && k < length && schedule.times[p * schedule.steps + k] == t)
+        ++k;
+      else
+        clear_row(sequence.at(t, schedule.row[p]), width);
+    }
+  }
+}
+
+// Of one direction: each state's h at the skipped steps through which it lasts, and zeros for a final state that a
+// reset has cut off.
+template <class Real>
+void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
+  const Schedule& schedule = a.schedule;
+  if (!schedule.repeats) return;
+  const Range mine = part_of(schedule.rows, thread, threads);
+  for (Index p = mine.first; p < mine.last; ++p) {
+    const Index b = schedule.row[p];
+    for (Index state = 0; state <= schedule.length[p]; ++state) {
+      const Real* h = state > 0 ? a.y.at(schedule.time(state - 1, p), b) : a.h0.data ? a.h0.at(b) : nullptr;
+      for (Index i = 0; h && i < schedule.repeats_of(state, p); ++i)
+        std::copy_n(h, a.hidden_size, a.y.at(schedule.skipped_time(state, p, i), b));
+    }
+    if (!schedule.cut_at_end(p)) continue;
+    if (a.hn.data) clear_row(a.hn.at(b), a.hidden_size);
+    if (a.cn.data) clear_row(a.cn.at(b), a.hidden_size);
+  }
+}
+
+// Scratch of one direction going forward.
+template <class Real>
+struct ForwardScratch {
+  Buffer packed, h, carry, operand, pointers, gates;
+
+  void allocate(const CellTraits& traits, int threads, ForwardArguments<Real>& a) {
+    const Index hidden = padded(a.hidden_size), rows = a.schedule.rows;
+    if (!a.packed.weight_ih) {
+      packed = buffer_of<Real>(packed_elements(traits, a.input_size, a.hidden_size));
+      a.fresh = lay_out_packed(traits, a.input_size, a.hidden_size, packed.template as<Real>());
+      a.packed = a.fresh.read_only();
+    }
+    h = buffer_of<Real>(2 * rows * hidden);
+    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    operand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
+    pointers = buffer_of<const Real*>(threads * a.chunk_rows);
+    a.h = h.template as<Real>();
+    a.carry = blocked<Real>(carry, rows, kBlock);
+    a.operand = operand.template as<Real>();
+    a.pointers = pointers.template as<const Real*>();
+    if (a.training) return;
+    gates = buffer_of<Real>(a.chunk_rows * traits.slots * hidden);
+    a.gates = blocked<Real>(gates, a.chunk_rows, traits.slots * kBlock);
+  }
+};
+
+// The caller's state, copied so that the tape does not depend on it.
+template <class Real>
+void keep_state(const StateRows<const Real>& from, Index rows, Index hidden, Buffer& kept) {
+  if (!from.data || kept.data()) return;
+  kept = buffer_of<Real>(rows * hidden);
+  for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<Real>() + b * hidden);
+}
+
+// Segments whose entering c is kept: all but the first.
+Index kept_segments(const Schedule& schedule, Index segment) {
+  return std::max<Index>(schedule.steps - 1, 0) / segment;
+}
+
+template <class Real>
+void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<Real>& a) {
+  a.segment = segment;
+  a.entering = blocked<Real>(entering, kept_segments(a.schedule, segment) * a.schedule.rows, kBlock);
+}
+
+template <class Real>
+void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<Real>& a,
+               typename Tape<Real>::Direction& tape, Index packed_rows) {
+  const Index hidden = padded(a.hidden_size);
+  keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.h0);
+  keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.c0);
+  if (recompute > 0) {
+    if (traits.states == 2)
+      tape.cells = buffer_of<Real>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
+    return lay_out_segments(recompute, tape.cells, a);
+  }
+  if (!tape.gates.data()) tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
+  a.gates = blocked<Real>(tape.gates, packed_rows, traits.slots * kBlock);
+  if (traits.states == 2) {
+    if (!tape.cells.data()) tape.cells = buffer_of<Real>(packed_rows * hidden);
+    a.cells = blocked<Real>(tape.cells, packed_rows, kBlock);
+  }
+}
+
+DropoutKey dropout_key(const RecurrentConfig& config, std::uint64_t call, int layer) {
+  return {config.dropout, config.seed, call, layer};
+}
+
+// Rows of a call's sequence arrays: padded or packed.
+template <class Real>
+Index sequence_rows(const ForwardCall<Real>& call) {
+  return call.lists->starts() ? call.lists->packed_rows() : call.steps * call.rows;
+}
+
+template <class Real, class Item>
+Sequence<Item> time_major(const ForwardCall<Real>& call, Item* data, Index width) {
+  return {data, call.rows * width, width, call.lists->starts()};
+}
+
+template <class Real>
+Sequence<const Real> read_only(const Sequence<Real>& sequence) {
+  return {sequence.data, sequence.time, sequence.row, sequence.starts};
+}
+
+template <class Real>
+ForwardArguments<Real> forward_arguments(const CellTraits& traits, const RecurrentConfig& config,
+                                         const ForwardCall<Real>& call, int layer, int direction,
+                                         Sequence<const Real> x, Sequence<Real> y, bool training) {
+  const int index = layer * config.directions + direction;
+  ForwardArguments<Real> a = {};
+  a.input_size = config.input_of(layer);
+  a.hidden_size = config.hidden_size;
+  a.schedule = call.lists->schedule(config.reversed(direction));
+  a.clip = static_cast<Real>(config.clip);
+  if (call.packed)
+    a.packed = call.packed[index];
+  else
+    a.weights = call.weights[index];
+  a.x = x;
+  a.y = y;
+  if (a.y.data) a.y.data += direction * config.hidden_size;
+  a.h0 = call.h0.at(index);
+  a.c0 = call.c0.at(index);
+  a.hn = call.hn.at(index);
+  a.cn = call.cn.at(index);
+  a.training = training;
+  a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
+                                padded(config.hidden_size) * traits.slots * sizeof(Real), kForwardChunkBytes);
+  return a;
+}
+
+template <class Real>
+bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer, Sequence<const Real> x,
+                   Sequence<Real> y, Tape<Real>* tape) {
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  std::vector<ForwardArguments<Real>> arguments;
+  std::vector<ForwardScratch<Real>> scratch(config.directions);
+  const bool keep_all = tape && call.recompute == 0;
+  const bool direct = keep_all && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
+  for (int direction = 0; direction < config.directions; ++direction) {
+    arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, keep_all));
+    if (tape)
+      fill_tape(kernels.traits, call.recompute, arguments.back(),
+                tape->directions[layer * config.directions + direction], call.lists->packed_rows());
+    if (!direct) scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
+  }
+  if (direct) {
+    train_single_step(config, arguments, call.threads);
+    return true;
+  }
+  return run_layer(
+      config, layer_step_cost(kernels.traits, config, *call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
+      kForwardProducts, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      [&](int thread, int threads) {
+        clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
+        for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
+      });
+}
+
+// Scratch of one direction that replays segments of the forward pass.
+template <class Real>
+struct ReplayScratch {
+  ForwardArguments<Real> arguments;
+  ForwardScratch<Real> forward;
+  Buffer gates, cells;
+
+  // Makes the arguments of a direction's backward pass refer to a replay. No outputs are written again.
+  void attach(const CellTraits& traits, const Tape<Real>& tape, int layer, int direction, int threads,
+              BackwardArguments<Real>& backward) {
+    const ForwardCall<Real>& call = tape.call;
+    arguments = forward_arguments(traits, tape.config, call, layer, direction, backward.x, Sequence<Real>{}, true);
+    arguments.known_y = backward.y;
+    arguments.h0 = backward.h0;
+    arguments.c0 = backward.c0;
+    lay_out_segments(call.recompute, tape.directions[layer * tape.config.directions + direction].cells, arguments);
+    forward.allocate(traits, threads, arguments);
+    // No segment has more rows than the first: rows only ever end.
+    const Schedule& schedule = arguments.schedule;
+    const Index rows = schedule.offset[std::min(call.recompute, schedule.steps)],
+                hidden = padded(arguments.hidden_size);
+    gates = buffer_of<Real>(rows * hidden * traits.slots);
+    arguments.gates = blocked<Real>(gates, rows, traits.slots * kBlock);
+    cells = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    arguments.cells = blocked<Real>(cells, rows, kBlock);
+    backward.gates = {arguments.gates.data, rows, arguments.gates.width};
+    backward.cells = {arguments.cells.data, rows, kBlock};
+    backward.replay = &arguments;
+  }
+};
+
+// Scratch of one direction going backward.
+template <class Real>
+struct BackwardScratch {
+  Buffer packed_ih, packed_hh, peephole, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
+
+  void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
+    const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
+    const Index inputs = padded(a.input_size);
+    packed_ih = buffer_of<Real>(inputs * hidden * traits.input.count);
+    packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, hidden));
+    peephole = buffer_of<Real>(hidden * std::max(traits.peepholes, 1));
+    dgates = buffer_of<Real>(a.chunk_rows * hidden * traits.slots);
+    x_panel = buffer_of<Real>(a.chunk_rows * inputs);
+    h_panel = buffer_of<Real>(a.chunk_rows * hidden);
+    operand_panel = buffer_of<Real>(traits.phases == 2 ? a.chunk_rows * hidden : 0);
+    dh = buffer_of<Real>(rows * hidden);
+    doperand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
+    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    a.packed_ih = packed_ih.template as<Real>();
+    a.packed_hh = packed_hh.template as<Real>();
+    a.peephole = peephole.template as<Real>();
+    a.dgates = blocked<Real>(dgates, a.chunk_rows, kBlock);
+    a.x_panel = blocked<Real>(x_panel, a.chunk_rows, kBlock);
+    a.h_panel = blocked<Real>(h_panel, a.chunk_rows, kBlock);
+    a.operand_panel = blocked<Real>(operand_panel, a.chunk_rows, kBlock);
+    a.dh = dh.template as<Real>();
+    a.doperand = doperand.template as<Real>();
+    a.carry = blocked<Real>(carry, rows, kBlock);
+  }
+};
+
+template <class Real>
+BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<Real>& tape,
+                                           const BackwardCall<Real>& call, int layer, int direction,
+                                           Sequence<const Real> x, Sequence<const Real> y, Sequence<const Real> dy) {
+  const RecurrentConfig& config = tape.config;
+  const int index = layer * config.directions + direction;
+  const typename Tape<Real>::Direction& kept = tape.directions[index];
+  const Index offset = direction * config.hidden_size, packed_rows = tape.call.lists->packed_rows();
+  BackwardArguments<Real> a = {};
+  a.input_size = config.input_of(layer);
+  a.hidden_size = config.hidden_size;
+  a.schedule = tape.call.lists->schedule(config.reversed(direction));
+  a.clip = static_cast<Real>(config.clip);
+  a.weights = tape.call.weights[index];
+  a.x = x;
+  a.y = y;
+  a.y.data += offset;
+  a.dy = dy;
+  if (a.dy.data) a.dy.data += offset;
+  a.h0 = {kept.h0.template as<const Real>(), config.hidden_size};
+  a.c0 = {kept.c0.template as<const Real>(), config.hidden_size};
+  a.dhn = call.dhn.at(index);
+  a.dcn = call.dcn.at(index);
+  a.dh0 = call.dh0.at(index);
+  a.dc0 = call.dc0.at(index);
+  a.gradients = call.gradients[index];
+  a.accumulate = call.accumulate;
+  a.gates = {kept.gates.template as<const Real>(), packed_rows, traits.slots * kBlock};
+  a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
+  a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),
+                                kBackwardChunkBytes);
+  a.direct = a.schedule.steps == 1 && single_step_gradient_pays(a.schedule.rows);
+  return a;
+}
+
+// dx += the reverse direction's, for this thread's part of the steps.
+template <class Real>
+void add_sequence(const ForwardCall<Real>& call, Sequence<const Real> from, Sequence<Real> to, Range steps,
+                  Index width) {
+  if (call.rows == 0) return;  // rather than count the steps of nothing
+  const Index* starts = call.lists->starts();
+  for (Index t = steps.first; t < steps.last; ++t)
+    for (Index b = 0; b < (starts ? starts[t + 1] - starts[t] : call.rows); ++b) {
+      const Real* source = from.at(t, b);
+      Real* target = to.at(t, b);
+      for (Index i = 0; i < width; ++i) target[i] += source[i];
+    }
+}
+
+template <class Real>
+bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int layer, Sequence<const Real> x,
+                    Sequence<const Real> y, Sequence<const Real> dy, Sequence<Real> dx) {
+  const RecurrentConfig& config = tape.config;
+  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  const Index steps = tape.call.steps, width = config.input_of(layer);
+  std::vector<BackwardArguments<Real>> arguments;
+  std::vector<BackwardScratch<Real>> scratch(config.directions);
+  std::vector<ReplayScratch<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
+  for (int direction = 0; direction < config.directions; ++direction) {
+    arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
+    scratch[direction].allocate(kernels.traits, arguments.back());
+    if (!replays.empty())
+      replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
+    arguments.back().dx = dx;
+    if (direction == 1 && dx.data) {  // the directions run side by side: each writes a dx of its own
+      scratch[1].dx = buffer_of<Real>(sequence_rows(tape.call) * width);
+      arguments.back().dx = time_major(tape.call, scratch[1].dx.template as<Real>(), width);
+    }
+  }
+  return run_layer(
+      config, layer_step_cost(kernels.traits, config, *tape.call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
+      kBackwardProducts, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) {
+        clear_idle(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
+                   worker.threads());
+        kernels.backward(arguments[direction], worker);
+      },
+      [&](int thread, int threads) {
+        if (config.directions == 2 && dx.data)
+          add_sequence(tape.call, read_only(arguments[1].dx), dx, part_of(steps, thread, threads), width);
+      });
+}
+
+template <class Real>
+Sequence<const Real> dropped(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer,
+                             Sequence<const Real> y, Buffer& buffer) {
+  if (config.dropout == 0) return y;
+  buffer = buffer_of<Real>(sequence_rows(call) * config.width());
+  const Sequence<Real> to = time_major(call, buffer.as<Real>(), config.width());
+  apply_dropout(dropout_key(config, call.call, layer), y, to, 0, call.steps, call.rows, config.width());
+  return read_only(to);
+}
+
+}  // namespace
+
+template <class Real>
+std::size_t Tape<Real>::bytes() const {
+  std::size_t bytes = call.lists->bytes();
+  for (const Direction& d : directions) bytes += d.gates.bytes() + d.cells.bytes() + d.h0.bytes() + d.c0.bytes();
+  for (const Buffer& output : outputs) bytes += output.bytes();
+  return bytes;
+}
+
+int find_cell(const std::string& name) {
+  const Kernels<float>& table = kernels<float>();
+  for (int cell = 0; cell < table.cell_count; ++cell)
+    if (name == table.cells[cell].traits.name) return cell;
+  return -1;
+}
+
+Index tape_row_elements(const RecurrentConfig& config) {
+  const CellTraits& traits = kernels<float>().cells[config.cell].traits;
+  const Index kept = padded(config.hidden_size) * (traits.slots + traits.states - 1);
+  return config.layers * config.directions * kept + (config.layers - 1) * config.width();
+}
+
+template <class Real>
+void borrow_tape(const ForwardCall<Real>& call, Real* memory, Tape<Real>& tape) {
+  const RecurrentConfig& config = tape.config;
+  const CellTraits& traits = kernels<Real>().cells[config.cell].traits;
+  const Index rows = sequence_rows(call), hidden = padded(config.hidden_size);
+  const Index state = call.rows * config.hidden_size;
+  const auto next = [&memory](Index elements) {
+    Buffer part = Buffer::view(memory, static_cast<std::size_t>(elements) * sizeof(Real));
+    memory += elements;
+    return part;
+  };
+  const auto lent = [state](const StateRows<const Real>& rows) {
+    return Buffer::view(const_cast<Real*>(rows.data), static_cast<std::size_t>(state) * sizeof(Real));
+  };
+  tape.directions.resize(config.layers * config.directions);
+  tape.outputs.resize(config.layers - 1);
+  for (std::size_t i = 0; i < tape.directions.size(); ++i) {
+    tape.directions[i].gates = next(rows * hidden * traits.slots);
+    if (traits.states == 2) tape.directions[i].cells = next(rows * hidden);
+    tape.directions[i].h0 = lent(call.h0.at(static_cast<int>(i)));
+    if (traits.states == 2) tape.directions[i].c0 = lent(call.c0.at(static_cast<int>(i)));
+  }
+  for (Buffer& output : tape.outputs) output = next(rows * config.width());
+}
+
+template <class Real>
+bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, Tape<Real>* tape) {
+  if (tape) {
+    tape->directions.resize(config.layers * config.directions);
+    tape->outputs.resize(config.layers - 1);
+  }
+  Sequence<const Real> x = call.x;
+  Buffer previous, masked;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    Sequence<Real> y = call.y;
+    Buffer output;
+    if (layer + 1 < config.layers) {
+      if (tape) output = std::move(tape->outputs[layer]);
+      if (!output.data()) output = buffer_of<Real>(sequence_rows(call) * config.width());
+      y = time_major(call, output.as<Real>(), config.width());
+    }
+    if (!forward_layer(config, call, layer, x, y, tape)) return false;
+    if (layer + 1 == config.layers) break;
+    x = tape ? dropped(config, call, layer, read_only(y), masked) : read_only(y);
+    if (tape)
+      tape->outputs[layer] = std::move(output);
+    else
+      previous = std::move(output);
+  }
+  return true;
+}
+
+template <class Real>
+bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
+  const RecurrentConfig& config = tape.config;
+  const auto output_of = [&](int layer) {
+    if (layer + 1 == config.layers) return read_only(tape.call.y);
+    return time_major(tape.call, tape.outputs[layer].template as<const Real>(), config.width());
+  };
+  Sequence<const Real> dy = call.dy;
+  Buffer gradient, masked;
+  for (int layer = config.layers; layer-- > 0;) {
+    const Sequence<const Real> x =
+        layer == 0 ? tape.call.x : dropped(config, tape.call, layer - 1, output_of(layer - 1), masked);
+    Sequence<Real> dx = call.dx;
+    Buffer below;
+    if (layer > 0) {
+      below = buffer_of<Real>(sequence_rows(tape.call) * config.width());
+      dx = time_major(tape.call, below.template as<Real>(), config.width());
+    }
+    if (!backward_layer(tape, call, layer, x, output_of(layer), dy, dx)) return false;
+    if (layer > 0 && config.dropout > 0)
+      apply_dropout(dropout_key(config, tape.call.call, layer - 1), read_only(dx), dx, 0, tape.call.steps,
+                    tape.call.rows, config.width());
+    gradient = std::move(below);
+    dy = read_only(dx);
+  }
+  return true;
+}
+
+template struct Tape<float>;
+template struct Tape<double>;
+template void borrow_tape(const ForwardCall<float>&, float*, Tape<float>&);
+template void borrow_tape(const ForwardCall<double>&, double*, Tape<double>&);
+template bool run_forward(const RecurrentConfig&, const ForwardCall<float>&, Tape<float>*);
+template bool run_forward(const RecurrentConfig&, const ForwardCall<double>&, Tape<double>*);
+template bool run_backward(const Tape<float>&, const BackwardCall<float>&);
+template bool run_backward(const Tape<double>&, const BackwardCall<double>&);
+
+}  // namespace fusedrnn

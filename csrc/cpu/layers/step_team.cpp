@@ -1,0 +1,50 @@
+#include "cpu/layers/step_team.h"
+
+#include <algorithm>
+
+#include "cpu/runtime/contention.h"
+
+namespace fusedrnn {
+
+StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, Index lanes) {
+  const Index inputs = std::max(config.input_size, config.layers > 1 ? config.width() : 0);
+  return {rows, blocks_of(config.hidden_size), traits.gates, inputs + config.hidden_size, real_bytes, lanes, 1};
+}
+
+double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
+  double inner = 0;
+  for (int layer = 0; layer < config.layers; ++layer)
+    inner += static_cast<double>(config.input_of(layer) + config.hidden_size);
+  return inner * static_cast<double>(rows) * static_cast<double>(traits.gates * config.width());
+}
+
+template <class Real>
+void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::size_t count, int threads) {
+  if (threads != allowed_) {
+    const Split split = split_step(cost_, threads);
+    if (split.threads() > 1) row_barriers_.reset(new Barrier[static_cast<std::size_t>(split.threads())]);
+    split_ = split;
+    cycles_ = step_cycles(cost_);
+    allowed_ = threads;
+  }
+  struct Context {
+    StepTeam& team;
+    Kernel kernel;
+    const StepArguments<Real>* layers;
+    std::size_t count;
+  } context = {*this, kernel, layers, count};
+  const auto body = [](void* pointer, int thread, int given) {
+    const Context& c = *static_cast<Context*>(pointer);
+    const Split split = given == c.team.split_.threads() ? c.team.split_ : split_step(c.team.cost_, given);
+    if (thread >= split.threads()) return;
+    Worker worker = {thread, split, nullptr, nullptr, nullptr, nullptr};
+    worker.row_barrier = split.threads() == 1 ? &c.team.alone_ : &c.team.row_barriers_[worker.row_part()];
+    for (std::size_t layer = 0; layer < c.count; ++layer) c.kernel(c.layers[layer], worker);
+  };
+  parallel(team_size(split_.threads(), cycles_ * static_cast<double>(count)), body, &context);
+}
+
+template class StepTeam<float>;
+template class StepTeam<double>;
+
+}  // namespace fusedrnn

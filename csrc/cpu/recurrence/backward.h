@@ -1,0 +1,494 @@
+// The backward driver: backpropagation through time (Werbos 1990) for one direction of one layer, for every cell.
+// Steps run last to first in chunks. Within a chunk the recurrence leaves the gradients of all gates' arguments; then
+// dx and the weight gradients are large products over the chunk, while those are warm.
+#pragma once
+#include "cpu/gemm/gradients.h"
+#include "cpu/recurrence/direct_gradient.h"
+#include "cpu/recurrence/forward.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class Cell, class Real>
+class Backward {
+  using V = Vec<Real>;
+  static constexpr CellTraits traits = Cell::traits;
+  static constexpr bool has_c = traits.states == 2;
+  static constexpr int slots = traits.slots;
+  static constexpr Index kCellWork = 64;  // a cell's equations for 16 units, in multiply-adds of 16
+
+ public:
+  Backward(const BackwardArguments<Real>& arguments, Worker& worker)
+      : a(arguments),
+        w(worker),
+        schedule(a.schedule),
+        hidden(a.hidden_size),
+        blocks(blocks_of(hidden)),
+        own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
+        own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
+        clipped(V(a.clip)),
+        adding(a.accumulate) {}
+
+  void run() {
+    pack();
+    stage_gradient();
+    if (a.replay) {
+      Forward<Cell, Real> forward(*a.replay, w);
+      forward.pack();
+      run_segments(a.replay->segment, [&](Index first, Index last, Index& chunk) {
+        segment_first = first;
+        segment_row = schedule.offset[first];
+        return forward.replay(first, last, chunk);
+      });
+    } else {
+      run_segments(schedule.steps, [](Index, Index, Index&) { return true; });
+    }
+  }
+
+ private:
+  const BackwardArguments<Real>& a;
+  Worker& w;
+  const Schedule& schedule;
+  const Index hidden, blocks;
+  const Range own_rows, own_blocks;
+  const Clipped<V> clipped;
+  bool adding;  // to the parameters' gradients; else the first chunk writes them
+  Index chunk_row = 0, chunk_rows = 0;
+  Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
+
+  // Segments of `steps` steps, last to first, each made ready by prepare(first, last, chunk).
+  template <class Prepare>
+  void run_segments(Index steps, const Prepare& prepare) {
+    w.meet();
+    Index chunk = 0;
+    for (Index last = schedule.steps, first; last > 0; last = first) {
+      first = (last - 1) / steps * steps;
+      if (!prepare(first, last, chunk) || !run_segment(last, chunk)) return;
+    }
+    write_state_gradient();
+  }
+
+  // The segment's steps, in chunks; false if the call was interrupted.
+  bool run_segment(Index last, Index& chunk) {
+    for (Index first; last > segment_first; last = first) {
+      first = chunk_begin(last);
+      if (!w.go_on(chunk++)) return false;
+      if (schedule.active[first] == 0) continue;  // an empty batch
+      chunk_row = schedule.offset[first];
+      chunk_rows = schedule.offset[last] - chunk_row;
+      stage_panels(first, last);
+      w.meet();
+      for (Index s = last; s-- > first;) step(s);
+      w.meet();
+      input_gradient();
+      weight_gradients(first, last);
+      w.meet();
+    }
+    return true;
+  }
+
+  Index chunk_begin(Index last) const {
+    Index first = last - 1;
+    while (first > segment_first && schedule.offset[last] - schedule.offset[first - 1] <= a.chunk_rows) --first;
+    return first;
+  }
+  Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
+  int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
+  Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
+
+  void pack() {
+    if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
+    for (int phase = 0; phase < traits.phases; ++phase)
+      if (phase > 0 || passes_on(schedule.steps - 1))
+        pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
+    const Range mine = part_of(blocks, w.thread, w.threads());
+    for (Index j = mine.first; j < mine.last; ++j)
+      for (int row = 0; row < traits.peepholes; ++row)
+        copy_padded(a.weights.peephole + row * hidden + j * kBlock, units_in(j),
+                    a.peephole + (j * traits.peepholes + row) * kBlock);
+  }
+  void pack_weight(const Real* weight, Index columns, const Window& window, Real* packed) {
+    const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
+    if (a.direct) return DirectWeight<Real>{weight, columns, hidden, window, packed}.pack(mine);
+    const Index stride = inner_of(window) * kBlock;
+    for (Index i = mine.first; i < mine.last; i += kColumns)
+      pack_backward(weight, columns, i, smaller(kColumns, mine.last - i), hidden, window, packed + i * stride, stride);
+  }
+  // Inner dimension of a product with the gate gradients of a window.
+  Index inner_of(const Window& window) const { return blocks * window.count * kBlock; }
+  Real* packed_hh(int phase) const { return a.packed_hh + phase_start(traits, phase, blocks, padded(hidden)); }
+
+  // The final state's gradient, by position; a row that never runs hands it to its initial state.
+  void stage_gradient() {
+    for (Index p = own_rows.first; p < own_rows.last; ++p) {
+      const bool cut = schedule.repeats && schedule.cut_at_end(p);
+      for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+        stage_block(a.dhn, schedule.row[p], j, cut, dh_at(p, j));
+        if constexpr (has_c) stage_block(a.dcn, schedule.row[p], j, cut, a.carry.at(j, p));
+      }
+    }
+  }
+  void stage_block(const StateRows<const Real>& from, Index b, Index block, bool cut, Real* to) {
+    if (from.data && !cut)
+      copy_padded(from.at(b) + block * kBlock, units_in(block), to);
+    else
+      clear(to, kBlock);
+  }
+  void write_state_gradient() {
+    if (schedule.repeats && a.dy.data) add_repeated(0, own_rows.last);
+    for (Index p = own_rows.first; p < own_rows.last; ++p)
+      for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+        if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
+        if constexpr (has_c)
+          if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
+      }
+  }
+
+  // With a mask: to the gradient of a state of every row up to `end`, those of the outputs at the skipped steps through
+  // which it lasts; the farthest first, as a call on each of those steps would.
+  FUSEDRNN_NOINLINE void add_repeated(Index state, Index end) {
+    for (Index p = own_rows.first; p < end; ++p)
+      for (Index i = schedule.repeats_of(state, p); i-- > 0;) {
+        const Real* dy = a.dy.at(schedule.skipped_time(state, p, i), schedule.row[p]);
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j)
+          for (Index u = 0; u < units_in(j); ++u) dh_at(p, j)[u] += dy[j * kBlock + u];
+      }
+  }
+
+  // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
+  // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
+  void stage_panels(Index first, Index last) {
+    const Range inputs =
+        part_of(a.gradients.weight_ih ? blocks_of(a.input_size) : 0, w.unit_part(), w.split.unit_parts);
+    for (Index s = first; s < last; ++s) {
+      if (w.skip(running(s) * (blocks + blocks_of(a.input_size)))) return;
+      for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
+        const Index b = schedule.row[p], t = schedule.time(s, p), r = schedule.offset[s] + p - chunk_row;
+        const Real* x = a.x.at(t, b);
+        for (Index i = inputs.first; i < inputs.last; ++i)
+          copy_padded(x + i * kBlock, a.input_size - i * kBlock, a.x_panel.at(i, r));
+        const Real* h = previous_row(s, p, a.h0, a.y);
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+          if (h)
+            copy_padded(h + j * kBlock, hidden - j * kBlock, a.h_panel.at(j, r));
+          else
+            clear(a.h_panel.at(j, r), kBlock);
+        }
+      }
+    }
+  }
+  // The row's h before a step, or null where it is zero.
+  const Real* previous_row(Index s, Index p, const StateRows<const Real>& initial, const Sequence<const Real>& y) {
+    const Index b = schedule.row[p];
+    if (schedule.cut(s, p)) return nullptr;
+    if (s == 0) return initial.data ? initial.at(b) : nullptr;
+    return y.at(schedule.time(s - 1, p), b);
+  }
+
+  void step(Index s) {
+    const Index end = own_rows.first + running(s);
+    if (schedule.repeats && a.dy.data) add_repeated(s + 1, end);
+    for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+      if (w.skip(running(s) * kCellWork)) break;
+      if (a.clip > Real(0))
+        differentiate_clipped(s, end, j);
+      else
+        for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
+    }
+    w.meet_row();
+    if constexpr (traits.phases == 2) {
+      for_each_group(s, [&](Index j, Index count) {
+        multiply<1>(s, end, j, count, a.doperand);
+        for (Index p = own_rows.first; p < end; ++p)
+          for (Index i = j; i < j + count; ++i) differentiate_operand(s, p, i);
+      });
+      w.meet_row();
+    }
+    if (!passes_on(s)) return;
+    for_each_group(s, [&](Index j, Index count) {
+      multiply<0>(s, end, j, count, a.dh);
+      for (Index p = own_rows.first; p < end; ++p)
+        if (schedule.cut(s, p)) clear(dh_at(p, j), count * kBlock);
+    });
+  }
+
+  // Whether anything reads the gradient of the h that a step began with.
+  bool passes_on(Index s) const { return s > 0 || a.dh0.data; }
+
+  // To and fro: what a step reads last is what the next one finds in the cache.
+  template <class Work>
+  void for_each_group(Index s, const Work& work) {
+    const Index groups = (own_blocks.last - own_blocks.first + kColumns - 1) / kColumns;
+    for (Index i = 0; i < groups; ++i) {
+      const Index j = own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * kColumns;
+      work(j, smaller(kColumns, own_blocks.last - j));
+    }
+  }
+
+  // Gate gradients of a phase times weight_hh: onto the direct part in dh, or from zero into doperand.
+  template <int kPhase>
+  void multiply(Index s, Index end, Index block, Index count, Real* to) {
+    if (a.direct) return multiply_directly<kPhase>(s, end, block, count, to);
+    const Index inner = inner_of(traits.recurrent[kPhase]);
+    for (Index k = 0; k < inner; k += kInnerPart)
+      for (Index p = own_rows.first; p < end;) {
+        const int rows = tile_rows(end - p);
+        if (w.skip(rows * count * smaller(kInnerPart, inner))) return;
+        multiply_part<kPhase>(s, p, rows, block, count, k, to);
+        p += rows;
+      }
+  }
+
+  template <int kPhase>
+  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, Real* to) {
+    constexpr Window window = traits.recurrent[kPhase];
+    const bool from_zero = kPhase == 1 && k == 0;
+    const Index inner = inner_of(window);
+    const Real* initial[kColumns];
+    Real* out[kColumns];
+    for (Index i = 0; i < count; ++i) {
+      out[i] = to + (p * blocks + block + i) * kBlock;
+      initial[i] = from_zero ? zeros(Real(0)) : out[i];
+    }
+    Product<Real> product;
+    product.length = smaller(kInnerPart, inner - k);
+    product.right = packed_hh(kPhase) + (block * inner + k) * kBlock;
+    product.right_block = inner * kBlock;
+    product.initial = initial;
+    product.initial_row = from_zero ? 0 : blocks * kBlock;
+    product.out = out;
+    product.out_row = blocks * kBlock;
+    const Real* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
+    gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
+  }
+
+  template <int kPhase>
+  FUSEDRNN_NOINLINE void multiply_directly(Index s, Index end, Index block, Index count, Real* to) {
+    constexpr Window window = traits.recurrent[kPhase];
+    const DirectWeight<Real> weight = {a.weights.weight_hh, hidden, hidden, window, packed_hh(kPhase)};
+    for (Index p = own_rows.first; p < end;) {
+      const int rows = tile_rows(end - p);
+      if (w.skip(rows * count * inner_of(window))) return;
+      Real* out = to + (p * blocks + block) * kBlock;
+      for (int m = 0; kPhase == 1 && m < rows; ++m) clear(out + m * blocks * kBlock, count * kBlock);
+      weight.add_product(a.dgates, schedule.offset[s] + p - chunk_row, rows, block, count, out, blocks * kBlock);
+      p += rows;
+    }
+  }
+
+  FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
+    for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, block, clipped);
+  }
+
+  // The cell's backward equations for one row of one unit block.
+  template <class Clip>
+  void differentiate(Index s, Index p, Index block, const Clip& clip) {
+    const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
+    const bool cut = schedule.cut(s, p);
+    const Real* slot = a.gates.at(block, packed_row - segment_row);
+    const Real* previous_h = a.h_panel.at(block, packed_row - chunk_row);
+    const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
+    const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
+    Real* dslot = a.dgates.at(block, packed_row - chunk_row);
+    const Index slot_stride = blocks * a.dgates.block_stride();
+    Real* dh = dh_at(p, block);
+    for (Index u = 0; u < kBlock; u += V::lanes) {
+      const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
+      V value[slots], weight[traits.peepholes + 1], dvalue[slots], c(Real(0));
+      for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+      for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
+      State<V> previous = {V::load(previous_h + u), V(Real(0))}, grad = {V::load(dh + u), V(Real(0))}, dprevious;
+      if (dy) grad.h += V::load_partial(dy + u, units);
+      if constexpr (has_c) {
+        c = V::load(a.cells.at(block, packed_row - segment_row) + u);
+        previous.c = previous_c(s, p, block, u, cut);
+        grad.c = V::load(a.carry.at(block, p) + u);
+      }
+      Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
+      for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
+      dprevious.h.store(dh + u);
+      if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
+    }
+  }
+
+  V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
+    if (cut) return V(Real(0));
+    if (s > segment_first) return V::load(a.cells.at(block, schedule.offset[s - 1] + p - segment_row) + u);
+    if (s > 0) return V::load(a.replay->entering.at(block, a.replay->entering_row(s, p)) + u);
+    if (!a.c0.data) return V(Real(0));
+    const Index unit = block * kBlock + u;
+    return V::load_partial(a.c0.at(schedule.row[p]) + unit,
+                           static_cast<int>(larger(0, smaller(V::lanes, hidden - unit))));
+  }
+
+  void differentiate_operand(Index s, Index p, Index block) {
+    if (a.clip > Real(0))
+      differentiate_operand(s, p, block, clipped);
+    else
+      differentiate_operand(s, p, block, Unclipped());
+  }
+  template <class Clip>
+  void differentiate_operand(Index s, Index p, Index block, const Clip& clip) {
+    if constexpr (traits.phases == 2) {
+      const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
+      const Real* slot = a.gates.at(block, packed_row - segment_row);
+      const Real* doperand = a.doperand + (p * blocks + block) * kBlock;
+      Real* dslot = a.dgates.at(block, r);
+      const Index slot_stride = blocks * a.dgates.block_stride();
+      for (Index u = 0; u < kBlock; u += V::lanes) {
+        V value[slots], dvalue[slots];
+        for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+        for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride + u);
+        const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
+        State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
+        Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
+        for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
+        dprevious.h.store(dh_at(p, block) + u);
+        Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);
+      }
+    }
+  }
+
+  // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
+  void input_gradient() {
+    if (!a.dx.data) return;
+    if (a.direct) return direct_input_gradient();
+    const Range rows = part_of(chunk_rows, w.thread, w.threads());
+    multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
+                      rows, [&](Index block) {
+                        Cursor cursor(schedule, chunk_row + rows.first);
+                        return [this, block, cursor]() mutable {
+                          Real* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
+                          cursor.next();
+                          return row;
+                        };
+                      });
+  }
+
+  // Its columns are shared instead: of few rows, some threads would get none.
+  FUSEDRNN_NOINLINE void direct_input_gradient() {
+    alignas(64) Real sums[kTileRows * kColumns * kBlock];
+    const DirectWeight<Real> weight = {a.weights.weight_ih, a.input_size, hidden, traits.input, a.packed_ih};
+    const Range mine = part_of(blocks_of(a.input_size), w.thread, w.threads());
+    for (Index j = mine.first; j < mine.last; j += kColumns) {
+      const Index count = smaller(kColumns, mine.last - j);
+      Cursor cursor(schedule, chunk_row);
+      for (Index r = 0; r < chunk_rows;) {
+        const int rows = tile_rows(chunk_rows - r);
+        if (w.skip(rows * count * inner_of(traits.input))) return;
+        clear(sums, rows * kColumns * kBlock);
+        weight.add_product(a.dgates, r, rows, j, count, sums, kColumns * kBlock);
+        for (int m = 0; m < rows; ++m, cursor.next())
+          copy_unpadded(sums + m * kColumns * kBlock, smaller(count * kBlock, a.input_size - j * kBlock),
+                        a.dx.at(cursor.time(), cursor.row()) + j * kBlock);
+        r += rows;
+      }
+    }
+  }
+
+  // Walks packed rows in order.
+  struct Cursor {
+    const Schedule& schedule;
+    Index step, position;
+    Cursor(const Schedule& s, Index packed_row) : schedule(s) {
+      Index low = 0, high = schedule.steps;
+      while (high - low > 1) {
+        const Index middle = (low + high) / 2;
+        (schedule.offset[middle] <= packed_row ? low : high) = middle;
+      }
+      step = low;
+      position = packed_row - schedule.offset[low];
+    }
+    Index time() const { return schedule.time(step, position); }
+    Index row() const { return schedule.row[position]; }
+    void next() {
+      if (++position < schedule.active[step]) return;
+      position = 0;
+      ++step;
+    }
+  };
+
+  // Gradients of this thread's share of the weights' rows. Every sum runs over steps strictly descending, and within a
+  // step over positions descending, so that it depends on no chunk, window or thread.
+  void weight_gradients(Index first, Index last) {
+    const Range mine = part_of(blocks * slots, w.thread, w.threads());
+    accumulate(a.x_panel, a.input_size, traits.input, mine, a.gradients.weight_ih);
+    accumulate(a.h_panel, hidden, traits.recurrent[0], mine, a.gradients.weight_hh);
+    if constexpr (traits.phases == 2)
+      accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
+    for (Index item = mine.first; item < mine.last; ++item) accumulate_bias(item);
+    if constexpr (traits.peepholes > 0) {
+      const Range peephole_blocks = part_of(a.gradients.peephole ? blocks : 0, w.thread, w.threads());
+      for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
+    }
+    adding = true;
+  }
+
+  // weight gradient (rows of the window's gates) += gate gradients transposed . panel
+  void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
+    if (!gradient) return;
+    if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
+    for (Index i = 0; i < blocks_of(columns); i += kColumns)
+      for (Index item = items.first; item < items.last; ++item) {
+        if (w.skip(kBlock * kColumns * chunk_rows)) return;
+        const Index block = item / slots, row = gate_row(item, window);
+        if (row >= 0)
+          accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
+                           adding, gradient + row * columns);
+      }
+  }
+  void accumulate_few_rows(const Blocked<Real>& panel, Index columns, const Window& window, Range items,
+                           Real* gradient) {
+    for (Index item = items.first; item < items.last; ++item) {
+      if (w.skip(blocks_of(columns) * kBlock * chunk_rows)) return;
+      const Index block = item / slots, row = gate_row(item, window);
+      if (row >= 0)
+        accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns, adding,
+                       gradient + row * columns);
+    }
+  }
+  // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
+  Index gate_row(Index item, const Window& window) const {
+    const Index slot = item % slots - window.first;
+    return slot < 0 || slot >= window.count ? -1 : window.gate[slot] * hidden + item / slots * kBlock;
+  }
+
+  void accumulate_bias(Index item) {
+    Real* bias_ih = bias_of(item, traits.input, a.gradients.bias_ih);
+    Real* bias_hh = nullptr;
+    for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
+      bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
+    if (!bias_ih && !bias_hh) return;
+    const Index block = item / slots;
+    accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih, bias_hh);
+  }
+  Real* bias_of(Index item, const Window& window, Real* gradient) const {
+    const Index row = gate_row(item, window);
+    return gradient && row >= 0 ? gradient + row : nullptr;
+  }
+
+  void accumulate_peephole(Index first, Index last, Index block) {
+    if constexpr (traits.peepholes > 0) {
+      for (Index u = 0; u < units_in(block); u += V::lanes) {
+        const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
+        V sum[traits.peepholes], dvalue[slots];
+        Real* gradient = a.gradients.peephole + block * kBlock + u;
+        const Index slot_stride = blocks * a.dgates.block_stride();
+        for (int k = 0; k < traits.peepholes; ++k)
+          sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(Real(0));
+        for (Index s = last; s-- > first;)
+          for (Index p = schedule.active[s]; p-- > 0;) {
+            const Index packed_row = schedule.offset[s] + p;
+            const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
+            for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride);
+            Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
+                                    V::load(a.cells.at(block, packed_row - segment_row) + u), sum);
+          }
+        for (int k = 0; k < traits.peepholes; ++k) sum[k].store_partial(gradient + k * hidden, units);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,192 @@
+// linear_cross_entropy: array -> view -> check -> allocate -> release the GIL -> call.
+#include "ops/linear/binding.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "bindings/interrupt.h"
+#include "bindings/numpy/arrays.h"
+#include "bindings/register.h"
+#include "ops/linear_cross_entropy/arguments.h"
+
+namespace fusedrnn {
+namespace {
+
+enum class Reduction { mean, sum, none };
+
+struct CrossEntropyTape {
+  py::array x, weight;
+  std::optional<py::array> bias;
+  py::array_t<std::int64_t> targets;  // negative where ignored
+  py::array normalizers;  // (2, rows): the largest logit, and the log of the sum of exponentials relative to it
+  Reduction reduction;
+  Index counted;             // targets that are not ignored
+  std::vector<Index> outer;  // shape of the targets
+};
+
+Reduction reduction_of(const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  if (name == "none") return Reduction::none;
+  throw py::value_error("reduction must be 'mean', 'sum' or 'none', not '" + name + "'");
+}
+
+// A copy of the targets in which every ignored one is -1.
+py::array_t<std::int64_t> targets_of(py::handle object, const CrossEntropyTape& tape, std::int64_t ignore_index) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error("targets must be an array of integers, not " + type_name(object));
+  const py::array given = py::reinterpret_borrow<py::array>(object);
+  require_unmasked(given, "targets");
+  if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u')
+    throw py::type_error("targets must be an array of integers, not of " + py::str(given.dtype()).cast<std::string>());
+  require_shape(given, "targets", Shape(tape.outer.begin(), tape.outer.end()));
+  const Index classes = tape.weight.shape(0);
+  const py::array_t<std::int64_t> wide(given.attr("astype")("int64"));
+  py::array_t<std::int64_t> targets(given.size());
+  const py::array_t<std::int64_t> flat(wide.attr("reshape")(-1));
+  const bool unsigned_wide = given.dtype().kind() == 'u' && given.itemsize() == 8;
+  for (Index n = 0; n < flat.size(); ++n) {
+    const std::int64_t target = flat.data()[n];
+    const bool ignored = target == ignore_index && !(unsigned_wide && target < 0);
+    if (!ignored && (target < 0 || target >= classes))
+      throw py::value_error("targets must lie in [0, " + std::to_string(classes) + ") or equal ignore_index " +
+                            std::to_string(ignore_index) + ", not " + std::to_string(target));
+    targets.mutable_data()[n] = ignored ? -1 : target;
+  }
+  return targets;
+}
+
+CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::handle targets,
+                       const std::string& reduction, std::int64_t ignore_index) {
+  CrossEntropyTape tape;
+  tape.reduction = reduction_of(reduction);
+  LinearInputs inputs = check_linear(x, weight, bias, "V", "H");
+  tape.x = std::move(inputs.x);
+  tape.weight = std::move(inputs.weight);
+  tape.bias = std::move(inputs.bias);
+  for (int axis = 0; axis + 1 < tape.x.ndim(); ++axis) tape.outer.push_back(tape.x.shape(axis));
+  tape.targets = targets_of(targets, tape, ignore_index);
+  tape.counted = 0;
+  for (Index n = 0; n < tape.targets.size(); ++n) tape.counted += tape.targets.data()[n] >= 0;
+  tape.normalizers = new_array(tape.x.dtype(), {2, static_cast<Index>(tape.targets.size())});
+  return tape;
+}
+
+template <class Real>
+CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
+  CrossEntropyArguments<Real> a = {};
+  a.rows = tape.targets.size();
+  a.in_features = tape.weight.shape(1);
+  a.out_features = tape.weight.shape(0);
+  a.x = data_of<Real>(tape.x);
+  a.weight = data_of<Real>(tape.weight);
+  a.bias = tape.bias ? data_of<Real>(*tape.bias) : nullptr;
+  a.targets = tape.targets.data();
+  a.maximum = const_cast<Real*>(data_of<Real>(tape.normalizers));
+  a.log_sum = a.maximum + a.rows;
+  return a;
+}
+
+// A number as a NumPy scalar of the arrays' dtype.
+py::object scalar(const py::array& like, double value) { return like.dtype().attr("type")(value); }
+
+template <class Real>
+py::object forward_as(const CrossEntropyTape& tape) {
+  py::array losses = new_array(tape.x.dtype(), tape.outer);
+  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  a.losses = mutable_data_of<Real>(losses);
+  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_forward(a, num_threads(), interrupt); });
+  if (tape.reduction == Reduction::none) return std::move(losses);
+  double sum = 0;
+  for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
+  return scalar(tape.x, tape.reduction == Reduction::sum ? sum
+                        : tape.counted                   ? sum / static_cast<double>(tape.counted)
+                                                         : std::numeric_limits<double>::quiet_NaN());
+}
+
+py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle targets, const std::string& reduction,
+                  std::int64_t ignore_index) {
+  auto tape = std::make_unique<CrossEntropyTape>(check(x, weight, bias, targets, reduction, ignore_index));
+  py::object loss = tape->x.itemsize() == 4 ? forward_as<float>(*tape) : forward_as<double>(*tape);
+  return py::make_tuple(std::move(loss), std::move(tape));
+}
+
+// A real number: a Python one, or a 0-d array or scalar of NumPy's.
+double number_of(py::handle object, const std::string& name, const std::string& wanted) {
+  py::object value = py::reinterpret_borrow<py::object>(object);
+  if (py::isinstance<py::array>(object)) require_unmasked(py::reinterpret_borrow<py::array>(object), name);
+  if (py::hasattr(object, "dtype") && py::hasattr(object, "ndim")) {
+    const std::string kind = object.attr("dtype").attr("kind").cast<std::string>();
+    if ((kind != "f" && kind != "i" && kind != "u") || object.attr("ndim").cast<int>() != 0)
+      throw py::type_error(name + " must be " + wanted + ", not " + type_name(object) + " of " +
+                           py::str(object.attr("dtype")).cast<std::string>());
+    value = object.attr("item")();
+  } else if (PyBool_Check(object.ptr()) || !(PyFloat_Check(object.ptr()) || PyIndex_Check(object.ptr()))) {
+    throw py::type_error(name + " must be " + wanted + ", not " + type_name(object));
+  }
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (!PyErr_Occurred()) return number;
+  PyErr_Clear();
+  throw py::value_error(name + " must be within the range of a float");
+}
+
+// Gradient of every row's loss.
+template <class Real>
+py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
+  const Index rows = tape.targets.size();
+  py::array scales = new_array(tape.x.dtype(), {rows});
+  Real* scale = mutable_data_of<Real>(scales);
+  const bool each = tape.reduction == Reduction::none;
+  if (each && py::isinstance<py::array>(dloss) && py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
+    const py::array values = require_array(dloss, "dloss", tape.x.dtype(), Use::input);
+    require_shape(values, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
+    require_contiguous(values, "dloss");
+    std::copy_n(data_of<Real>(values), rows, scale);
+    return scales;
+  }
+  const double value = number_of(dloss, "dloss", each ? "a number or an array of the targets' shape" : "a number");
+  const double divisor = tape.reduction == Reduction::mean ? static_cast<double>(std::max<Index>(tape.counted, 1)) : 1;
+  std::fill_n(scale, rows, static_cast<Real>(value / divisor));
+  return scales;
+}
+
+template <class Real>
+py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
+  const py::array scales = scales_of<Real>(tape, dloss);
+  std::vector<Index> shape = tape.outer;
+  shape.push_back(tape.weight.shape(1));
+  const Index classes = tape.weight.shape(0);
+  const bool any = tape.targets.size() > 0;
+  py::array dx = new_array(tape.x.dtype(), shape);
+  py::array dweight = new_gradient(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))}, any);
+  py::array dbias = new_gradient(tape.x.dtype(), {classes}, any);
+  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  a.scale = data_of<Real>(scales);
+  a.dx = mutable_data_of<Real>(dx);
+  a.dweight = mutable_data_of<Real>(dweight);
+  a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
+  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_backward(a, num_threads(), interrupt); });
+  return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
+}
+
+py::tuple backward(const CrossEntropyTape& tape, py::handle dloss) {
+  return tape.x.itemsize() == 4 ? backward_as<float>(tape, dloss) : backward_as<double>(tape, dloss);
+}
+
+}  // namespace
+
+void register_cross_entropy(py::module_& module) {
+  py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
+                               "What the backward pass needs; it refers to x, weight and bias.")
+      .def_property_readonly(
+          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); })
+      .def_static("__new__", &only_from_forward);
+  module.def("linear_cross_entropy_forward", &forward);
+  module.def("linear_cross_entropy_backward", &backward);
+}
+
+}  // namespace fusedrnn
