@@ -36,7 +36,7 @@ def small(cell: str, **options: Any) -> Case:
 CASES = [small(cell, num_layers=2, directions=2) for cell in CELLS]
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["one_kernel", "kernel_a_phase"])
+@pytest.fixture(autouse=True, params=[True, False], ids=["one_kernel", "kernel_a_stage"])
 def loop_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Every test with all steps in one kernel, and with a kernel for each."""
     monkeypatch.setattr(net, "_LOOP_INSIDE", request.param)

@@ -1,7 +1,7 @@
 // The backward block program. A block owns kUnits units of one direction and one slice of rows: it forms the gradient
-// of their h, so it holds the columns of weight_hh that those units feed. Phase p is step s = S - 1 - p of the launch's
-// S steps: it multiplies the gate gradients that phase p - 1 left in the exchange buffer, which gives dh of its own
-// step, and leaves its units' gate gradients for the next. Phase S is the product alone, and gives the gradient of the
+// of their h, so it holds the columns of weight_hh that those units feed. Stage p is step s = S - 1 - p of the launch's
+// S steps: it multiplies the gate gradients that stage p - 1 left in the exchange buffer, which gives dh of its own
+// step, and leaves its units' gate gradients for the next. Stage S is the product alone, and gives the gradient of the
 // state before the first step.
 #pragma once
 #include "cuda/persistent/block.h"
@@ -39,8 +39,8 @@ struct Backward {
   };
 
   template <class Policy>
-  FUSEDRNN_DEVICE static void run(Policy& policy, const Arguments& arguments, int first_phase, int end_phase) {
-    Block<Policy>(policy, arguments).run(first_phase, end_phase);
+  FUSEDRNN_DEVICE static void run(Policy& policy, const Arguments& arguments, int first_stage, int end_stage) {
+    Block<Policy>(policy, arguments).run(first_stage, end_stage);
   }
 
   template <class Policy>
@@ -52,18 +52,18 @@ struct Backward {
    public:
     FUSEDRNN_DEVICE Block(Policy& policy, const Arguments& arguments) : Base(policy, arguments) {}
 
-    FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
+    FUSEDRNN_DEVICE void run(int first_stage, int end_stage) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
-      load_weights(first_phase == 0);
-      load_state(first_phase == 0);
+      load_weights(first_stage == 0);
+      load_state(first_stage == 0);
       FUSEDRNN_KEEP_ROLLED
-      for (int phase = first_phase; phase < end_phase; ++phase) {
-        const int s = steps - 1 - phase;
+      for (int stage = first_stage; stage < end_stage; ++stage) {
+        const int s = steps - 1 - stage;
         // 1. The tape and dy are on their way while gate gradients come from the other blocks.
         if (s >= 0) load_tape(s);
-        if (phase > 0) {
+        if (stage > 0) {
           // 2. dgates . weight_hh: each warp its part of the gates, as soon as those are there; then together.
-          Product::run(policy, exchange.of_phase(phase - 1), columns);
+          Product::run(policy, exchange.of_stage(stage - 1), columns);
           policy.barrier();
           add_recurrent(columns);
         }
@@ -71,16 +71,16 @@ struct Backward {
           // 3. The gates of the block's own units.
           go_back(s);
           // 4. Their gradients go to the other blocks as early as can be.
-          send(phase);
+          send(stage);
         }
-        // 5. The partial sums have been read: the next phase may write them.
+        // 5. The partial sums have been read: the next stage may write them.
         policy.barrier();
         // 6. What nobody waits for.
         if (s >= 0) store_outputs(s);
-        if (phase >= 2) take_back(phase - 2);
-        if (phase % kFencePeriod == 0) policy.fence();
+        if (stage >= 2) take_back(stage - 2);
+        if (stage % kFencePeriod == 0) policy.fence();
       }
-      end_phase == steps + 1 ? store_gradients() : store_carried();
+      end_stage == steps + 1 ? store_gradients() : store_carried();
     }
 
    private:
@@ -190,7 +190,7 @@ struct Backward {
       mine.dc[i] = mine.cut ? 0 : dprevious.c.value;
     }
 
-    FUSEDRNN_DEVICE void send(int phase) {
+    FUSEDRNN_DEVICE void send(int stage) {
       each_thread([&](Thread& mine, int thread) {
         constexpr int first = Cell::traits.recurrent[0].first;
         FUSEDRNN_UNROLL
@@ -199,15 +199,15 @@ struct Backward {
           FUSEDRNN_UNROLL
           for (int i = 0; i < kCells; ++i)
             value[i] = narrow<T>(at.unit(thread) + i < hidden() ? mine.slot[i][first + gate] : 0);
-          exchange.send(policy, phase, gate * kCapacity + at.unit(thread), at.row_of(thread), value);
+          exchange.send(policy, stage, gate * kCapacity + at.unit(thread), at.row_of(thread), value);
         }
       });
     }
-    FUSEDRNN_DEVICE void take_back(int phase) {
+    FUSEDRNN_DEVICE void take_back(int stage) {
       each_thread([&](Thread&, int thread) {
         FUSEDRNN_UNROLL
         for (int gate = 0; gate < kGates; ++gate)
-          exchange.take_back(policy, phase, gate * kCapacity + at.unit(thread), at.row_of(thread));
+          exchange.take_back(policy, stage, gate * kCapacity + at.unit(thread), at.row_of(thread));
       });
     }
 

@@ -64,8 +64,8 @@ struct Place {
   }
 };
 
-// How the blocks of a group hand each other the kLength numbers of each row that a phase's product multiplies. A word
-// is missing until it is sent; whoever needs it looks again and again, without a flag. Phase p fills buffer p % 16.
+// How the blocks of a group hand each other the kLength numbers of each row that a stage's product multiplies. A word
+// is missing until it is sent; whoever needs it looks again and again, without a flag. Stage p fills buffer p % 16.
 template <class T, int kLength, int kCapacity>
 struct Exchange {
   using O = Operand<T>;
@@ -76,23 +76,23 @@ struct Exchange {
   FUSEDRNN_DEVICE Exchange(const Grid& grid, int group)
       : buffers(grid.exchange + Index(group) * kExchangeBuffers * grid.exchange_stride), stride(grid.exchange_stride) {}
 
-  FUSEDRNN_DEVICE std::uint32_t* of_phase(int phase) const { return buffers + phase % kExchangeBuffers * stride; }
+  FUSEDRNN_DEVICE std::uint32_t* of_stage(int stage) const { return buffers + stage % kExchangeBuffers * stride; }
 
   // The numbers k, k + 1, ... of a word, of row n. One bit pattern of nan, which says that a word is missing, becomes
   // another.
   template <class Policy>
-  FUSEDRNN_DEVICE void send(Policy& policy, int phase, int k, int n, const T (&value)[O::kPerWord]) const {
+  FUSEDRNN_DEVICE void send(Policy& policy, int stage, int k, int n, const T (&value)[O::kPerWord]) const {
     const std::uint32_t word = O::word([&](int next) { return O::factor(value[next]); });
-    policy.store_exchange(of_phase(phase) + at(k, n), word == kMissing ? word & 0x7fff7fff : word);
+    policy.store_exchange(of_stage(stage) + at(k, n), word == kMissing ? word & 0x7fff7fff : word);
   }
-  // A word that a thread sent in a phase is missing again. The next phase's words are all there: so every block has
-  // read this phase's, without which it could not have sent them.
+  // A word that a thread sent in a stage is missing again. The next stage's words are all there: so every block has
+  // read this stage's, without which it could not have sent them.
   template <class Policy>
-  FUSEDRNN_DEVICE void take_back(Policy& policy, int phase, int k, int n) const {
-    policy.store_exchange(of_phase(phase) + at(k, n), kMissing);
+  FUSEDRNN_DEVICE void take_back(Policy& policy, int stage, int k, int n) const {
+    policy.store_exchange(of_stage(stage) + at(k, n), kMissing);
   }
 
-  // Before the first phase, for the i-th word of all groups' buffers: what will be sent is missing, and what pads rows
+  // Before the first stage, for the i-th word of all groups' buffers: what will be sent is missing, and what pads rows
   // and units is zero for good, as a zero weight would make nan of a nan left there.
   FUSEDRNN_DEVICE static void prepare(const Batch& batch, const Grid& grid, Index i) {
     constexpr int words = kLength / O::kPerWord;  // of a row

@@ -85,7 +85,7 @@ class BlockProgram {
                           persistent::Plan& plan) {
     const char* reason = out_of_scope(config);
     if (reason) return reason;
-    for (const persistent::Form form : {persistent::Form::one_kernel, persistent::Form::kernel_a_phase}) {
+    for (const persistent::Form form : {persistent::Form::one_kernel, persistent::Form::kernel_a_stage}) {
       if (form == persistent::Form::one_kernel && !config.loop_inside) continue;
       for (int directions = config.directions; directions > 0; --directions) {
         reason = persistent::make_plan({cell, kPrecision, pass, form, config.hidden_size, rows, directions},

@@ -1,7 +1,7 @@
 // The forward block program. A block owns kUnits units of one direction and one slice of rows, and holds all rows of
-// weight_hh that feed them. Phase 0 publishes h0; phase p > 0 is step s = p - 1 of the launch: it multiplies the h that
-// phase p - 1 left in the exchange buffer, finishes its units' gates and leaves their h for the next.
-// docs/persistent.md follows one phase.
+// weight_hh that feed them. Stage 0 publishes h0; stage p > 0 is step s = p - 1 of the launch: it multiplies the h that
+// stage p - 1 left in the exchange buffer, finishes its units' gates and leaves their h for the next.
+// docs/persistent.md follows one stage.
 #pragma once
 #include "cuda/persistent/block.h"
 
@@ -36,8 +36,8 @@ struct Forward {
   };
 
   template <class Policy>
-  FUSEDRNN_DEVICE static void run(Policy& policy, const Arguments& arguments, int first_phase, int end_phase) {
-    Block<Policy>(policy, arguments).run(first_phase, end_phase);
+  FUSEDRNN_DEVICE static void run(Policy& policy, const Arguments& arguments, int first_stage, int end_stage) {
+    Block<Policy>(policy, arguments).run(first_stage, end_stage);
   }
 
   template <class Policy>
@@ -49,32 +49,32 @@ struct Forward {
    public:
     FUSEDRNN_DEVICE Block(Policy& policy, const Arguments& arguments) : Base(policy, arguments) {}
 
-    FUSEDRNN_DEVICE void run(int first_phase, int end_phase) {
+    FUSEDRNN_DEVICE void run(int first_stage, int end_stage) {
       const int steps = a.batch.steps(), columns = a.grid.slice_rows;
-      load_weights(first_phase == 0);
-      load_state(first_phase == 0);
+      load_weights(first_stage == 0);
+      load_state(first_stage == 0);
       FUSEDRNN_KEEP_ROLLED
-      for (int phase = first_phase; phase < end_phase; ++phase) {
-        const int s = phase - 1;
+      for (int stage = first_stage; stage < end_stage; ++stage) {
+        const int s = stage - 1;
         if (s >= 0) {
           // 1. What the step needs of x is on its way while h comes from the other blocks.
           load_inputs(s);
           // 2. h . weight_hh: each warp its part of k, as soon as that h is there; then together.
-          Product::run(policy, exchange.of_phase(s), columns);
+          Product::run(policy, exchange.of_stage(s), columns);
           policy.barrier();
           // 3. The gates of the block's own units; h, c in registers.
           advance(s, columns);
         }
         // 4. The new h goes to the other blocks as early as can be.
-        if (phase < steps) send(phase);
-        // 5. The partial sums have been read: the next phase may write them.
+        if (stage < steps) send(stage);
+        // 5. The partial sums have been read: the next stage may write them.
         policy.barrier();
         // 6. What nobody waits for.
         if (s >= 0) store_outputs(s);
-        if (phase >= 2) take_back(phase - 2);
-        if (phase % kFencePeriod == 0) policy.fence();
+        if (stage >= 2) take_back(stage - 2);
+        if (stage % kFencePeriod == 0) policy.fence();
       }
-      end_phase == steps + 1 ? store_state() : store_carried();
+      end_stage == steps + 1 ? store_state() : store_carried();
     }
 
    private:
@@ -168,16 +168,16 @@ struct Forward {
       if (kHasC) mine.c[i] = next.c.value;
     }
 
-    FUSEDRNN_DEVICE void send(int phase) {
+    FUSEDRNN_DEVICE void send(int stage) {
       each_thread([&](Thread& mine, int thread) {
         T value[kCells];
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) value[i] = narrow<T>(at.unit(thread) + i < hidden() ? mine.h[i] : 0);
-        exchange.send(policy, phase, at.unit(thread), at.row_of(thread), value);
+        exchange.send(policy, stage, at.unit(thread), at.row_of(thread), value);
       });
     }
-    FUSEDRNN_DEVICE void take_back(int phase) {
-      each_thread([&](Thread&, int thread) { exchange.take_back(policy, phase, at.unit(thread), at.row_of(thread)); });
+    FUSEDRNN_DEVICE void take_back(int stage) {
+      each_thread([&](Thread&, int thread) { exchange.take_back(policy, stage, at.unit(thread), at.row_of(thread)); });
     }
 
     FUSEDRNN_DEVICE void store_outputs(int s) {

@@ -276,19 +276,19 @@ class HostPolicy {
   Scheduler& scheduler_;
 };
 
-// As launch_phases of launch.cuh.
+// As launch_stages of launch.cuh.
 template <class Program>
-void run_phases(const Plan& plan, const typename Program::Arguments& arguments, Scheduler& scheduler) {
+void run_stages(const Plan& plan, const typename Program::Arguments& arguments, Scheduler& scheduler) {
   const auto kernel = [&](int first, int end) {
     scheduler.run(plan.grid(), [&, first, end](int block) {
       const auto policy = std::make_unique<HostPolicy<typename Program::Thread>>(block, plan.shared_bytes, scheduler);
       Program::run(*policy, arguments, first, end);
     });
   };
-  const int phases = arguments.batch.steps() + 1;
+  const int stages = arguments.batch.steps() + 1;
   for (Index i = 0; i < plan.exchange_words(); ++i) Program::Exchange::prepare(arguments.batch, arguments.grid, i);
-  if (plan.problem.form == Form::one_kernel) return kernel(0, phases);
-  for (int phase = 0; phase < phases; ++phase) kernel(phase, phase + 1);
+  if (plan.problem.form == Form::one_kernel) return kernel(0, stages);
+  for (int stage = 0; stage < stages; ++stage) kernel(stage, stage + 1);
 }
 
 // As launch_program of launch.cuh, for those programs whose Compiled::program is true: all would take half a minute to
@@ -301,7 +301,7 @@ void run_program(const Plan& plan, Arguments& arguments, void* workspace, Schedu
     return with_capacity(plan.capacity, false, [&](auto capacity) {
       constexpr int kCapacity = decltype(capacity)::value;
       if constexpr (Compiled::template program<T, Cell, kCapacity>)
-        run_phases<Program<T, Cell, kCapacity>>(plan, arguments, scheduler);
+        run_stages<Program<T, Cell, kCapacity>>(plan, arguments, scheduler);
       return Compiled::template program<T, Cell, kCapacity>;
     });
   });

@@ -13,9 +13,9 @@ namespace {
 
 template <class Program>
 __global__ void __launch_bounds__(kThreads, 1)
-    run_phases(const __grid_constant__ typename Program::Arguments arguments, int first_phase, int end_phase) {
+    run_stages(const __grid_constant__ typename Program::Arguments arguments, int first_stage, int end_stage) {
   DevicePolicy<typename Program::Thread> policy;
-  Program::run(policy, arguments, first_phase, end_phase);
+  Program::run(policy, arguments, first_stage, end_stage);
 }
 
 template <class Program>
@@ -25,9 +25,9 @@ __global__ void prepare_exchange(const __grid_constant__ typename Program::Argum
 }
 
 template <class Program, class Arguments>
-cudaError_t launch_phases(const Plan& plan, Arguments& arguments, cudaStream_t stream) {
-  const auto kernel = run_phases<Program>;
-  const int phases = arguments.batch.steps() + 1;
+cudaError_t launch_stages(const Plan& plan, Arguments& arguments, cudaStream_t stream) {
+  const auto kernel = run_stages<Program>;
+  const int stages = arguments.batch.steps() + 1;
   // More than 48 KiB of shared memory must be asked for.
   cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -38,13 +38,13 @@ cudaError_t launch_phases(const Plan& plan, Arguments& arguments, cudaStream_t s
   prepare_exchange<Program><<<blocks, kThreads, 0, stream>>>(arguments, words);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   if (plan.problem.form == Form::one_kernel) {
-    int first = 0, end = phases;
+    int first = 0, end = stages;
     void* parameters[] = {&arguments, &first, &end};
     return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(plan.grid()), dim3(kThreads),
                                        parameters, plan.shared_bytes, stream);
   }
-  for (int phase = 0; phase < phases; ++phase)
-    kernel<<<plan.grid(), kThreads, plan.shared_bytes, stream>>>(arguments, phase, phase + 1);
+  for (int stage = 0; stage < stages; ++stage)
+    kernel<<<plan.grid(), kThreads, plan.shared_bytes, stream>>>(arguments, stage, stage + 1);
   return cudaGetLastError();
 }
 
@@ -54,7 +54,7 @@ cudaError_t launch_program(const Plan& plan, Arguments& arguments, void* workspa
   return with_cell(plan.problem.cell, cudaErrorInvalidValue, [&](auto cell) {
     using Cell = typename std::decay_t<decltype(cell)>::type;
     return with_capacity(plan.capacity, cudaErrorInvalidValue, [&](auto capacity) {
-      return launch_phases<Program<T, Cell, decltype(capacity)::value>>(plan, arguments, stream);
+      return launch_stages<Program<T, Cell, decltype(capacity)::value>>(plan, arguments, stream);
     });
   });
 }

@@ -33,7 +33,7 @@ const char* make_plan(const Problem& problem, int multiprocessors, Plan& plan) {
   plan.units = wide ? Operand<float>::kUnits : Operand<Bfloat16>::kUnits;
   plan.blocks = static_cast<int>(divided_up(problem.hidden_size, plan.units));
 
-  // The smallest slices whose blocks all find a multiprocessor: a phase takes as long as its largest slice.
+  // The smallest slices whose blocks all find a multiprocessor: a stage takes as long as its largest slice.
   Index grid = 0;
   for (plan.slice_rows = 8;; plan.slice_rows *= 2) {
     const Index slices = divided_up(problem.rows, plan.slice_rows);

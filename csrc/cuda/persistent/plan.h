@@ -14,21 +14,21 @@ namespace persistent {
 // bfloat16 and float16: arrays of 16 bits. tf32: arrays of float32, which products round to 10 bits of mantissa.
 enum class Precision { bfloat16, float16, tf32 };
 enum class Pass { forward, backward };
-// One kernel a phase, or all phases in one cooperative kernel.
-enum class Form { kernel_a_phase, one_kernel };
+// One kernel a stage, or all stages in one cooperative kernel.
+enum class Form { kernel_a_stage, one_kernel };
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxSliceRows = 32;
 constexpr int kMaxHidden = 1024;
 constexpr int kCarriedValues = 3;  // of a cell from kernel to kernel: forward h, c; backward dh, dc and whether linked
-// Of a group, used in turn. With a fence every so many phases that is as many as the argument in docs/persistent.md
+// Of a group, used in turn. With a fence every so many stages that is as many as the argument in docs/persistent.md
 // needs.
 constexpr int kExchangeBuffers = 16, kFencePeriod = 4;
 constexpr int kCapacities[] = {256, 512, 768, 1024};  // hidden sizes that kernels are compiled for
 
 // Rows of a block's weight matrix: a gate's units after another, or going backward one row for each unit.
 constexpr int weight_rows(Pass pass, int gates, int units) { return pass == Pass::forward ? gates * units : units; }
-// Length of the sums that a phase forms: h, or going backward the gradients of all gates.
+// Length of the sums that a stage forms: h, or going backward the gradients of all gates.
 constexpr int product_depth(Pass pass, int gates, int capacity) {
   return pass == Pass::forward ? capacity : gates * capacity;
 }

@@ -1,5 +1,5 @@
 // A block's product: for each of its weight rows r and each row n of its slice of the batch, the sum over k of
-// weight(r, k) * right(k, n). The block's warps split k. The weights stay in registers for all phases; the right
+// weight(r, k) * right(k, n). The block's warps split k. The weights stay in registers for all stages; the right
 // operand comes from the exchange buffer; the partial sums of the warps meet in shared memory.
 //
 // Everything here and in the block programs is written over a policy, which is the GPU or, in the tests, a host that
@@ -12,7 +12,7 @@
 //                                    those of different places in any order
 //   await(ready, again)              for all threads: again(thread, its registers) until ready(its registers)
 //   fence()                          what a thread stored before it, others see before what it stores afterwards
-//   prefetch(address)                a thread will load from there in the next phase
+//   prefetch(address)                a thread will load from there in the next stage
 #pragma once
 #include "cuda/persistent/operand.h"
 #include "cuda/persistent/plan.h"

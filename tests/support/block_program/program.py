@@ -17,7 +17,7 @@ from oracles import Result
 
 ROOT = pathlib.Path(__file__).parents[3]
 PRECISIONS = ("bfloat16", "float16", "tf32")
-FORMS = ("a kernel a phase", "one kernel")
+FORMS = ("a kernel a stage", "one kernel")
 ENOUGH = 1 << 20  # multiprocessors
 
 # Of each cell: torch's gate blocks in the order of the slots that x feeds, the first of those slots, the first slot
