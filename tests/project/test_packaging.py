@@ -47,3 +47,19 @@ def test_the_toolchain_of_pypi_is_the_same() -> None:
 def test_the_releases_actions_are_pinned() -> None:
     used = re.findall(r"uses: (\S+)", (ROOT / ".github/workflows/release.yml").read_text())
     assert used and all(re.fullmatch(r"[\w-]+/[\w.-]+@[0-9a-f]{40}", each) for each in used)
+
+
+@in_a_checkout
+@pytest.mark.skipif(sys.platform != "linux", reason="the script is for Linux")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--python", "no-such-python"], "argument --python: there is no program 'no-such-python'"),
+        (["--python", "true"], "argument --python: 'true' is no Python that has pip"),
+        (["--output", str(PROJECT)], "argument --output: .* is no folder and cannot be made one: File exists"),
+    ],
+)
+def test_wheels_are_not_compiled_for_arguments_that_cannot_do(arguments: list[str], expected: str) -> None:
+    program = [sys.executable, str(ROOT / "tools/build_wheels.py")]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and re.search(expected, done.stderr), done.stderr
