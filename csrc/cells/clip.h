@@ -5,6 +5,7 @@
 #include "cells/state.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 struct Unclipped {
@@ -51,4 +52,5 @@ struct Clipped {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

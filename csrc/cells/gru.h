@@ -6,6 +6,7 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool ResetAfter>
@@ -90,4 +91,5 @@ struct Gru<false> {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -8,6 +8,7 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool Peephole, bool Coupled>
@@ -85,4 +86,5 @@ struct Lstm {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -3,6 +3,7 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool Relu>
@@ -32,4 +33,5 @@ struct Rnn {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -3,6 +3,7 @@
 #include "common/arguments.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // A cell's state, or its gradient; cells with one state leave c alone.
@@ -22,4 +23,5 @@ FUSEDRNN_HOST_DEVICE inline V tanh_slope(V t) {
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

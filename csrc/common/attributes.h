@@ -11,3 +11,9 @@
 
 #define FUSEDRNN_INLINE FUSEDRNN_HOST_DEVICE inline __attribute__((always_inline))
 #define FUSEDRNN_NOINLINE __attribute__((noinline))
+
+// The namespace of what the engine's builds compile for each instruction set: in profiles its name tells them apart.
+// Elsewhere, as in the CUDA engine, the same sources are compiled once.
+#ifndef FUSEDRNN_ISA_NAME
+#define FUSEDRNN_ISA_NAME once
+#endif

@@ -1,6 +1,7 @@
-// The engine, compiled once for each ISA and floating-point type. Everything it includes from csrc/cells, csrc/cpu and
-// csrc/ops sits in an anonymous namespace, so that no code of one ISA can be linked into another; the only symbol it
-// exports is its table of kernels.
+// The engine, compiled once for each instruction set and floating-point type. Everything it includes from csrc/cells,
+// csrc/cpu and csrc/ops sits in an unnamed namespace, so that no code of one instruction set can be linked into another,
+// within one named after the instruction set, so that a profile says which one ran. The only symbol it exports is its
+// table of kernels.
 #include "cells/registry.h"
 #include "cpu/kernels.h"
 #include "cpu/recurrence/backward.h"
@@ -15,6 +16,7 @@
 #define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 using Real = FUSEDRNN_REAL;
@@ -141,6 +143,7 @@ const Kernels<Real> kernels = {cells,
                                read};
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 
 const Kernels<Real>& FUSEDRNN_JOIN(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
 

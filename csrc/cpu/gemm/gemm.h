@@ -3,6 +3,7 @@
 #include "cpu/gemm/tile.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Column blocks that one call covers.
@@ -70,4 +71,5 @@ inline void gemm(int rows, const Left& left, const Product<Real>& p, Index block
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -5,6 +5,7 @@
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Rows of a product that pass one part of the inner dimension: their sums (24 KiB of floats) stay in the first-level
@@ -202,4 +203,5 @@ void accumulate_rows(const Blocked<Real>& gradient, Index run, int units, Index 
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

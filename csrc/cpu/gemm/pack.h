@@ -4,6 +4,7 @@
 #include "cpu/simd/vec.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Elements of the packed weight_hh before a phase.
@@ -88,4 +89,5 @@ inline void pack_backward(const Real* weight, Index columns, Index first_block, 
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -4,14 +4,11 @@
 #include "cpu/simd/vec.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // 6 x 4 accumulators, 4 right-hand vectors and a broadcast fill 32 registers; 6 x 2, 2 and 1 fill 16.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileVectors = 4;
-#else
-constexpr int kTileVectors = 2;
-#endif
+constexpr int kTileVectors = kRegisters == 32 ? 4 : 2;
 constexpr int kTileRows = 6;
 // Steps of the inner dimension by which the right operand is fetched ahead from the second-level cache.
 constexpr Index kPrefetchSteps = 16;
@@ -139,4 +136,5 @@ inline void tile_blocks(const Left& left, const Product<Real>& p, Index blocks) 
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

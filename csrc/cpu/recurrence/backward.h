@@ -7,6 +7,7 @@
 #include "cpu/recurrence/forward.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <class Cell, class Real>
@@ -491,4 +492,5 @@ class Backward {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

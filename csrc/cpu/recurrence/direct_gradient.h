@@ -6,6 +6,7 @@
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Rows of a blocked buffer, as RunRows, for a right operand whose steps are the rows of a matrix.
@@ -80,4 +81,5 @@ struct DirectWeight {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

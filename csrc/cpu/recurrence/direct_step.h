@@ -4,23 +4,16 @@
 #include "cpu/recurrence/step.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Rows that a square of weights, once turned, is used for: their sums in one slot fill what registers the square
 // leaves.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kDirectRows = 8;
-#else
-constexpr int kDirectRows = 4;
-#endif
+constexpr int kDirectRows = kRegisters == 32 ? 8 : 4;
 
 // Vectors of units that so many rows sum at once. A sum waits for the one before it, so a row or two alone keep the
 // multipliers busy with several vectors only. Where vectors are of 16, turning a square takes longer than that wait.
-#if defined(__AVX512F__)
-constexpr int direct_vectors(int) { return 1; }
-#else
-constexpr int direct_vectors(int rows) { return rows <= 2 ? 2 : 1; }
-#endif
+constexpr int direct_vectors(int rows) { return kVectorBytes < 64 && rows <= 2 ? 2 : 1; }
 
 // A square is turned anew for every kDirectRows rows. Packing turns it once, but writes it and reads it again;
 // measured, the two break even at three turns, in wide layers later.
@@ -183,4 +176,5 @@ class DirectStep : StepTile<Cell, Real> {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -5,6 +5,7 @@
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Unit blocks whose slots of a window one call of the tile loop covers: as many as fill its columns.
@@ -363,4 +364,5 @@ class Forward {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

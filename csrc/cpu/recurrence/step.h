@@ -6,14 +6,11 @@
 #include "cpu/simd/vec.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Rows that a tile of a step sums at once.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kStepRows = 4;
-#else
-constexpr int kStepRows = 2;
-#endif
+constexpr int kStepRows = kRegisters == 32 ? 4 : 2;
 
 // A run of consecutive slots.
 struct Slots {
@@ -358,4 +355,5 @@ class PackedStep : StepTile<Cell, Real> {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

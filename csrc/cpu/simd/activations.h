@@ -8,6 +8,7 @@
 #include "cpu/simd/vec.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // e^u = 2^n (1 + q), with n = round(u / ln 2), r = u - n ln 2 and q = expm1(r), |r| <= ln(2) / 2.
@@ -117,4 +118,5 @@ FUSEDRNN_INLINE Vec<Real> tanh(Vec<Real> a) {
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -1,6 +1,8 @@
-// The SIMD vocabulary of the CPU engine: Vec<float> and Vec<double>, one register of the ISA this file is compiled for.
-// Everything sits in an anonymous namespace and is always inlined: the engine is compiled once per ISA, and a symbol
-// shared between those objects could put an AVX-512 body under the feet of an older processor.
+// The SIMD vocabulary of the CPU engine: Vec<float> and Vec<double>, one register of the instruction set this file is
+// compiled for, whose own header says what its instructions are.
+// All of it sits in an unnamed namespace and is always inlined: the engine is compiled once per instruction set, and a
+// symbol shared between those objects could put an AVX-512 body under the feet of an older processor. The namespace
+// around it has the instruction set's name, so that a profile says which one ran.
 #pragma once
 
 #include <cstdint>
@@ -9,55 +11,28 @@
 #include "common/attributes.h"
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define FUSEDRNN_AVX512 1
-#define FUSEDRNN_VECTOR_BYTES 64
-#define FUSEDRNN_X86(operation) _mm512_##operation
-#define FUSEDRNN_EXTREME(operation, a, b) _mm512_maskz_##operation(-1, a, b)  // unmasked: a false warning in GCC 12
+#include "cpu/simd/v4.h"
 #elif defined(__AVX2__) && defined(__FMA__)
-#define FUSEDRNN_AVX2 1
-#define FUSEDRNN_VECTOR_BYTES 32
-#define FUSEDRNN_X86(operation) _mm256_##operation
-#define FUSEDRNN_EXTREME(operation, a, b) _mm256_##operation(a, b)
-#else
-#define FUSEDRNN_VECTOR_BYTES 16
-#if defined(__SSE2__)
-#define FUSEDRNN_X86(operation) _mm_##operation
-#define FUSEDRNN_EXTREME(operation, a, b) _mm_##operation(a, b)
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-#define FUSEDRNN_NEON 1
-#endif
-#endif
-
-#if defined(FUSEDRNN_NEON)
-#include <arm_neon.h>
+#include "cpu/simd/v3.h"
 #elif defined(__SSE2__)
-#include <immintrin.h>
+#include "cpu/simd/v2.h"
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#include "cpu/simd/neon.h"
+#else
+#include "cpu/simd/generic.h"
 #endif
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
-
-// The compiler's own vector types: Native holds the numbers, Bits the same register as signed integers.
-template <class Real>
-struct Register;
-template <>
-struct Register<float> {
-  typedef float Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
-  typedef int32_t Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
-};
-template <>
-struct Register<double> {
-  typedef double Native __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
-  typedef int64_t Bits __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
-};
 
 template <class Real>
 struct Vec {
   using real = Real;
-  using Native = typename Register<Real>::Native;
-  using Bits = typename Register<Real>::Bits;
+  using Native = typename Register<Real, kVectorBytes>::Native;
+  using Bits = typename Register<Real, kVectorBytes>::Bits;
   using Mask = Bits;  // all ones where true; & | ~ work on it as they are
-  static constexpr int lanes = FUSEDRNN_VECTOR_BYTES / sizeof(Real);
+  static constexpr int lanes = kVectorBytes / sizeof(Real);
 
   Native native;
 
@@ -75,8 +50,8 @@ struct Vec {
   FUSEDRNN_INLINE void store(Real* to) const { __builtin_memcpy(to, &native, sizeof(Native)); }
 
   // The first `count` lanes, 0 <= count <= lanes: no byte past them is touched; the other loaded lanes are zero.
-  static Vec load_partial(const Real* from, int count);
-  void store_partial(Real* to, int count) const;
+  FUSEDRNN_INLINE static Vec load_partial(const Real* from, int count) { return Vec(native::load_first(from, count)); }
+  FUSEDRNN_INLINE void store_partial(Real* to, int count) const { native::store_first(to, count, native); }
 
   FUSEDRNN_INLINE Vec operator+(Vec other) const { return Vec(native + other.native); }
   FUSEDRNN_INLINE Vec operator-(Vec other) const { return Vec(native - other.native); }
@@ -93,12 +68,6 @@ struct Vec {
   FUSEDRNN_INLINE Mask operator==(Vec other) const { return (Mask)(native == other.native); }
 };
 
-#if defined(FUSEDRNN_AVX512) || defined(FUSEDRNN_AVX2) || defined(FUSEDRNN_NEON)
-constexpr bool fma_is_fused = true;
-#else
-constexpr bool fma_is_fused = false;
-#endif
-
 template <class Real>
 FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask mask, Vec<Real> a, Vec<Real> b) {
   return Vec<Real>(mask ? a.native : b.native);
@@ -106,146 +75,24 @@ FUSEDRNN_INLINE Vec<Real> select(typename Vec<Real>::Mask mask, Vec<Real> a, Vec
 
 // Used several times, a value that was loaded stays in its register instead of being loaded again by each use.
 template <class Real>
-FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] Vec<Real>& a) {
-#if defined(FUSEDRNN_AVX512)
-  asm("" : "+v"(a.native));
-#elif defined(FUSEDRNN_X86)
-  asm("" : "+x"(a.native));
-#elif defined(FUSEDRNN_NEON)
-  asm("" : "+w"(a.native));
-#endif
+FUSEDRNN_INLINE void keep_in_register(Vec<Real>& a) {
+  native::keep_in_register(a.native);
 }
 
-// fma(a, b, c) = a * b + c, rounded once where the ISA fuses the two. at_least and at_most bound a from one side; a nan
-// in `a` stays (x86 gives the second operand of a maximum or minimum when either is nan).
-#if defined(FUSEDRNN_X86)
-
-FUSEDRNN_INLINE Vec<float> at_least(Vec<float> a, Vec<float> bound) {
-  return Vec<float>(FUSEDRNN_EXTREME(max_ps, bound.native, a.native));
-}
-FUSEDRNN_INLINE Vec<double> at_least(Vec<double> a, Vec<double> bound) {
-  return Vec<double>(FUSEDRNN_EXTREME(max_pd, bound.native, a.native));
-}
-FUSEDRNN_INLINE Vec<float> at_most(Vec<float> a, Vec<float> bound) {
-  return Vec<float>(FUSEDRNN_EXTREME(min_ps, bound.native, a.native));
-}
-FUSEDRNN_INLINE Vec<double> at_most(Vec<double> a, Vec<double> bound) {
-  return Vec<double>(FUSEDRNN_EXTREME(min_pd, bound.native, a.native));
-}
-#if defined(FUSEDRNN_AVX512) || defined(FUSEDRNN_AVX2)
-FUSEDRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(FUSEDRNN_X86(fmadd_ps)(a.native, b.native, c.native));
-}
-FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(FUSEDRNN_X86(fmadd_pd)(a.native, b.native, c.native));
-}
-#else
+// fma(a, b, c) = a * b + c, rounded once where the instruction set fuses the two. at_least and at_most bound a from one
+// side; a nan in `a` stays.
 template <class Real>
 FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) {
-  return a * b + c;
+  return Vec<Real>(native::fma(a.native, b.native, c.native));
 }
-#endif
-
-#elif defined(FUSEDRNN_NEON)
-
-FUSEDRNN_INLINE Vec<float> at_least(Vec<float> a, Vec<float> bound) {
-  return Vec<float>(vmaxq_f32(a.native, bound.native));
-}
-FUSEDRNN_INLINE Vec<double> at_least(Vec<double> a, Vec<double> bound) {
-  return Vec<double>(vmaxq_f64(a.native, bound.native));
-}
-FUSEDRNN_INLINE Vec<float> at_most(Vec<float> a, Vec<float> bound) {
-  return Vec<float>(vminq_f32(a.native, bound.native));
-}
-FUSEDRNN_INLINE Vec<double> at_most(Vec<double> a, Vec<double> bound) {
-  return Vec<double>(vminq_f64(a.native, bound.native));
-}
-FUSEDRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(vfmaq_f32(c.native, a.native, b.native));
-}
-FUSEDRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(vfmaq_f64(c.native, a.native, b.native));
-}
-
-#else
-
 template <class Real>
 FUSEDRNN_INLINE Vec<Real> at_least(Vec<Real> a, Vec<Real> bound) {
-  return select(bound > a, bound, a);
+  return Vec<Real>(native::at_least(a.native, bound.native));
 }
 template <class Real>
 FUSEDRNN_INLINE Vec<Real> at_most(Vec<Real> a, Vec<Real> bound) {
-  return select(bound < a, bound, a);
+  return Vec<Real>(native::at_most(a.native, bound.native));
 }
-template <class Real>
-FUSEDRNN_INLINE Vec<Real> fma(Vec<Real> a, Vec<Real> b, Vec<Real> c) {
-  return a * b + c;
-}
-
-#endif
-
-#if defined(FUSEDRNN_AVX512)
-
-template <>
-FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
-  return Vec(_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from));
-}
-template <>
-FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
-  return Vec(_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), from));
-}
-template <>
-FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
-  _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), native);
-}
-template <>
-FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
-  _mm512_mask_storeu_pd(to, (__mmask8)((1u << count) - 1), native);
-}
-
-#elif defined(FUSEDRNN_AVX2)
-
-FUSEDRNN_INLINE __m256i first_floats(int count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-FUSEDRNN_INLINE __m256i first_doubles(int count) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
-}
-template <>
-FUSEDRNN_INLINE Vec<float> Vec<float>::load_partial(const float* from, int count) {
-  return Vec(_mm256_maskload_ps(from, first_floats(count)));
-}
-template <>
-FUSEDRNN_INLINE Vec<double> Vec<double>::load_partial(const double* from, int count) {
-  return Vec(_mm256_maskload_pd(from, first_doubles(count)));
-}
-template <>
-FUSEDRNN_INLINE void Vec<float>::store_partial(float* to, int count) const {
-  _mm256_maskstore_ps(to, first_floats(count), native);
-}
-template <>
-FUSEDRNN_INLINE void Vec<double>::store_partial(double* to, int count) const {
-  _mm256_maskstore_pd(to, first_doubles(count), native);
-}
-
-#else
-
-template <class Real>
-FUSEDRNN_INLINE Vec<Real> Vec<Real>::load_partial(const Real* from, int count) {
-  Vec loaded(Native{});
-  for (int lane = 0; lane < lanes; lane++) {
-    if (lane < count) loaded.native[lane] = from[lane];
-  }
-  return loaded;
-}
-template <class Real>
-FUSEDRNN_INLINE void Vec<Real>::store_partial(Real* to, int count) const {
-  for (int lane = 0; lane < lanes; lane++) {
-    if (lane < count) to[lane] = native[lane];
-  }
-}
-
-#endif
 
 template <class Real>
 FUSEDRNN_INLINE typename Vec<Real>::Bits sign_bit() {
@@ -259,14 +106,7 @@ FUSEDRNN_INLINE Vec<Real> abs(Vec<Real> a) {
 
 template <class Real>
 FUSEDRNN_INLINE Vec<Real> copysign(Vec<Real> magnitude, Vec<Real> sign) {
-  const auto mask = sign_bit<Real>();
-#if defined(FUSEDRNN_AVX512)
-  constexpr int first_selects = 0xca;  // the truth table of first ? second : third
-  return Vec<Real>::from_bits((typename Vec<Real>::Bits)_mm512_ternarylogic_epi64(
-      (__m512i)mask, (__m512i)sign.native, (__m512i)magnitude.native, first_selects));
-#else
-  return Vec<Real>::from_bits((magnitude.bits() & ~mask) | (sign.bits() & mask));
-#endif
+  return Vec<Real>::from_bits(native::choose_bits(sign_bit<Real>(), sign.bits(), magnitude.bits()));
 }
 
 // Transposition goes by doubling widths: a step takes the rows i and i + width to the low and high halves of their
@@ -323,6 +163,7 @@ FUSEDRNN_INLINE void transpose(Vec<Real> (&rows)[Vec<Real>::lanes]) {
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn
 
 #include "cpu/simd/activations.h"

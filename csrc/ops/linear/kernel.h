@@ -8,6 +8,7 @@
 #include "ops/linear/arguments.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // How many multiply-adds take as long as one element packed, which comes from memory.
@@ -169,4 +170,5 @@ class Linear : LinearProducts<Real> {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

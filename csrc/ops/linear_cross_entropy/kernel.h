@@ -6,6 +6,7 @@
 #include "ops/linear_cross_entropy/arguments.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 inline float natural_log(float x) { return __builtin_logf(x); }
@@ -119,4 +120,5 @@ class CrossEntropy : LinearProducts<Real> {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

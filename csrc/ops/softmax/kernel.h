@@ -8,6 +8,7 @@
 #include "ops/softmax/arguments.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <class Real>
@@ -107,4 +108,5 @@ class Softmax {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn
