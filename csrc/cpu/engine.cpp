@@ -1,7 +1,7 @@
 // The engine, compiled once for each instruction set and floating-point type. Everything it includes from csrc/cells,
-// csrc/cpu and csrc/ops sits in an unnamed namespace, so that no code of one instruction set can be linked into another,
-// within one named after the instruction set, so that a profile says which one ran. The only symbol it exports is its
-// table of kernels.
+// csrc/cpu and csrc/ops sits in an unnamed namespace, so that no code of one instruction set can be linked into
+// another, within one named after the instruction set, so that a profile says which one ran. The only symbol it exports
+// is its table of kernels.
 #include "cells/registry.h"
 #include "cpu/kernels.h"
 #include "cpu/recurrence/backward.h"
