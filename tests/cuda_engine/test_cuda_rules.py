@@ -66,6 +66,18 @@ def test_without_the_module(fresh: pytest.MonkeyPatch) -> None:
     assert_unavailable("no CUDA module", "FUSEDRNN_CUDA=ON")
 
 
+def test_the_module_of_another_package(fresh: pytest.MonkeyPatch) -> None:
+    """fusedrnn-cuda13 brings it for a build that has none, and has to be of this version."""
+    hide(fresh, "fusedrnn._cuda")
+    module, package = types.ModuleType("_cuda"), types.ModuleType("fusedrnn_cuda13")
+    fresh.setitem(sys.modules, "fusedrnn_cuda13", package)
+    fresh.setitem(sys.modules, "fusedrnn_cuda13._cuda", module)
+    package.__version__ = fr.__version__  # type: ignore[attr-defined]
+    assert devices.load_native() is module
+    package.__version__ = "0.0"  # type: ignore[attr-defined]
+    assert_unavailable(f"fusedrnn-cuda13 is of version 0.0, fusedrnn of {fr.__version__}: they must be equal")
+
+
 def test_without_cupy(fresh: pytest.MonkeyPatch, cuda_host_module: Any) -> None:
     fresh.setitem(sys.modules, "fusedrnn._cuda", cuda_host_module)
     fresh.setitem(sys.modules, "cupy", None)

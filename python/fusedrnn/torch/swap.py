@@ -52,7 +52,8 @@ def why_not(module: nn.Module) -> str | None:
     -----
     Some calls of such a module run torch's own forward all the same: under torch.func transforms, forward-mode
     differentiation, tracing, dispatch modes and float16 autocast, and with tensor subclasses. The first call of each
-    kind gives a warning. With options that torch lacks they run step by step in torch's operations.
+    kind gives a warning. With options that torch lacks they run step by step in torch's operations. An RNNCell runs
+    torch's own on the CPU wherever a graph may be recorded, which is as fast there, and gives no warning.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
@@ -158,7 +159,8 @@ def restore(model: nn.Module) -> Swap:
         if not isinstance(module, _Fused):
             continue
         if module._options():
-            swap.left[name] = f"torch has no module with {', '.join(module._options())}"
+            options = ", ".join(option.removeprefix("has_") for option in module._options())
+            swap.left[name] = f"torch has no module with {options}"
         elif _fused_class(module) is None:
             swap.left[name] = f"{type(module).__name__} is a class derived from this library's"
         else:
