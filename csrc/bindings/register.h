@@ -4,6 +4,7 @@
 
 namespace fusedrnn {
 
+void register_cells(pybind11::module_& module);
 void register_recurrent(pybind11::module_& module);
 void register_stepper(pybind11::module_& module);
 void register_linear(pybind11::module_& module);

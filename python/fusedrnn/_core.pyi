@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -11,7 +11,17 @@ class _PoolUse(TypedDict):
     fresh: int
 
 version: str
-cells: tuple[str, ...]
+cells: Mapping[str, Cell]
+
+class Cell:
+    @property
+    def name(self) -> str: ...
+    @property
+    def gates(self) -> int: ...
+    @property
+    def states(self) -> tuple[str, ...]: ...
+    @property
+    def parameters(self) -> dict[str, tuple[str, ...]]: ...
 
 class Tape:
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fusedrnn import _core
 from fusedrnn.arguments import require_generator, require_number
 from fusedrnn.cuda.arrays import accumulator
 from fusedrnn.cuda.device import owner_of
@@ -88,7 +89,7 @@ def forget_bias_(layer: Object, value: float = 1.0) -> Object:
     layer = _require_recurrent(layer)
     largest = np.finfo(accumulator(layer.dtype)).max
     value = require_number(value, "value", least=-largest, most=largest)
-    if not layer.cell_name.startswith("lstm") or not layer.bias:
+    if "c" not in _core.cells[layer.cell_name].states or not layer.bias:
         raise ValueError(f"layer must be an LSTM with bias, not {layer!r}")
     first = 0 if layer.cell_name.endswith("coupled") else layer.hidden_size
     for name, array in layer.parameters.items():

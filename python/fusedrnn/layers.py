@@ -102,7 +102,7 @@ class _Layer(Recurrent):
     def initial_state(self, value: State | None) -> None:
         if value is not None:
             layers = self.num_layers * (2 if self.bidirectional else 1)
-            pair = self.cell_name.startswith("lstm")
+            pair = len(_core.cells[self.cell_name].states) == 2
             sizes, device = (layers, self.hidden_size), self._device(self.device)
             value = initial_state.checked(value, sizes, self.dtype, pair, device)
         self._initial_state = value

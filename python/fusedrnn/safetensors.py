@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import fusedrnn
+from fusedrnn import _core
 from fusedrnn.arguments import require_flag
 from fusedrnn.cuda.arrays import accumulator
 from fusedrnn.gradients import Array, State
@@ -144,7 +145,7 @@ def _state_for(module: Recurrent, halves: dict[str, Array], convert: bool) -> St
     """An initial state that `module` takes, of the arrays that a file has of it."""
     if not hasattr(module, "initial_state"):
         raise ValueError(f"module must be a layer, as the file has an initial state, not {type(module).__name__}")
-    wanted = _STATE if module.cell_name.startswith("lstm") else _STATE[:1]
+    wanted = tuple(f"initial_{name}" for name in _core.cells[module.cell_name].states)
     for name in _STATE:
         if name in wanted and name not in halves:
             raise ValueError(f"there must be an array {name!r} beside {next(iter(halves))!r}")

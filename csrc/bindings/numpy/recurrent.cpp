@@ -613,10 +613,6 @@ void register_recurrent(py::module_& module) {
       .def("freeze", &Recurrent::freeze)
       .def("unfreeze", &Recurrent::unfreeze)
       .def("check_parameters", &Recurrent::check_parameters);
-  py::list cells;
-  const Kernels<float>& table = kernels<float>();
-  for (int cell = 0; cell < table.cell_count; ++cell) cells.append(table.cells[cell].traits.name);
-  module.attr("cells") = py::tuple(cells);
 }
 
 }  // namespace fusedrnn

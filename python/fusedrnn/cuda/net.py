@@ -123,7 +123,7 @@ class Net:
         self._layers = int(settings["num_layers"])
         self._input, self._hidden = int(settings["input_size"]), int(settings["hidden_size"])
         self._batch_first, self._single_step = bool(settings["batch_first"]), bool(settings["single_step"])
-        self._two_states = str(settings["cell"]).startswith("lstm")
+        self._two_states = len(_core.cells[settings["cell"]].states) == 2
         self._training_dropout = settings["dropout"] > 0 and self._layers > 1
         self._net = device.native.Net(
             cell=settings["cell"],

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusedrnn import _core
 from fusedrnn.gradients import Array, State
 from fusedrnn.onnx.folding import Folder, Unknown
 from fusedrnn.onnx.nodes import Layer, input_names, layer_of
@@ -30,7 +31,7 @@ class Start(NamedTuple):
 
 def _parts_of(layer: Layer) -> list[str]:
     """The operator's names of the halves of a layer's state."""
-    return ["initial_h", "initial_c"] if layer.cell_name.startswith("lstm") else ["initial_h"]
+    return [f"initial_{name}" for name in _core.cells[layer.cell_name].states]
 
 
 def layer_and_start(place: Place, folder: Folder) -> tuple[Layer, Start]:

@@ -130,7 +130,7 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
     wanted = [needs[0], needs[1], needs[2], *asked]
     if ctx.plan[-1] == "step":
         dy = None
-    dcn = dcn if ctx.plan[0].startswith("lstm") else None
+    dcn = dcn if engine.TWO_STATES[ctx.plan[0]] else None
     found = torch.ops.fusedrnn.layers_backward(
         x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted, mask
     )

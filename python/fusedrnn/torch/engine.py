@@ -27,6 +27,9 @@ from fusedrnn.torch.tensors import address, check_memory, contiguous, unit_strid
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 TENSORS = _core.Tensors(torch, _EXCHANGE)
 
+# Plain values, which a compiler that traces this module looks up like any others.
+TWO_STATES = {name: len(cell.states) == 2 for name, cell in _core.cells.items()}
+
 Bound = _core.RawCall | device.BoundCall
 """A call on tensors that an engine can read, to be run at once."""
 
@@ -45,7 +48,7 @@ class Config:
         self.bias = bool(bias)  # which torch does not look at
         self.directions = 2 if bidirectional else 1
         self.width = self.directions * hidden_size
-        self.two_states = cell.startswith("lstm")
+        self.two_states = TWO_STATES[cell]
 
     @functools.cached_property
     def engines(self) -> dict[torch.dtype, _core.RawRecurrent]:
