@@ -855,6 +855,17 @@ def test_tensors_without_all_of_their_memory_are_an_error(kind: Any, size: int) 
     assert_memory_is_looked_after(kind, size)
 
 
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
+def test_inference_mode_records_nothing_where_gradients_are_enabled_in_it(kind: Any) -> None:
+    own = build(kind)
+    module, x = accelerated(own), torch.randn(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=torch.float64)
+    with torch.inference_mode(), torch.enable_grad():
+        found, expected = tensors_in(module(x)), tensors_in(own(x))
+    for a, b in zip(found, expected, strict=True):
+        assert a.is_inference() and not a.requires_grad
+        torch.testing.assert_close(a, b)
+
+
 def test_an_elman_cells_graph_is_torchs_own() -> None:
     """Where none is recorded the engine runs it, whose output has the native cell's bits."""
     own = nn.RNNCell(5, 7)

@@ -206,7 +206,9 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     h0, c0 = (*states, None, None)[:2]
     if call.bound is None:
         call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
-    if torch.is_grad_enabled() and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
+    # Within inference mode gradients may be enabled; nothing is recorded all the same.
+    records = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    if records and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
         found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
             return found[0], found[1:]
