@@ -454,7 +454,7 @@ def test_autocast_returns_torchs_dtypes(kind: Any, low: Any, narrow_input: bool)
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("dtypes", itertools.product((torch.float32, torch.bfloat16), repeat=3), ids=str)
+@pytest.mark.parametrize("dtypes", [*itertools.product((torch.float32, torch.bfloat16), repeat=3)], ids=str)
 def test_autocast_of_states_in_other_dtypes_than_the_input(kind: Any, dtypes: Any) -> None:
     own = build(kind, dtype=torch.float32)
     shape = [1] * (kind in LAYERS) + [B, SIZE["hidden_size"]]
