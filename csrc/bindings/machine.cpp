@@ -32,20 +32,11 @@ py::array activate_as(const std::string& name, const py::array& x, const std::op
                                             : nullptr;
   if (!function) throw py::value_error("name must be 'exp', 'sigmoid' or 'tanh', not '" + name + "'");
   py::array y = new_array(x.dtype(), {x.shape(0)});
-  struct Context {
-    decltype(function) run;
-    const Real* x;
-    Real* y;
-    Index count;
-  } context = {function, data_of<Real>(x), mutable_data_of<Real>(y), x.shape(0)};
+  const Real* const from = data_of<Real>(x);
+  Real* const to = mutable_data_of<Real>(y);
+  const Index count = x.shape(0);
   const py::gil_scoped_release released;
-  parallel(
-      1,
-      [](void* c, int, int) {
-        const auto& all = *static_cast<Context*>(c);
-        all.run(all.x, all.y, all.count);
-      },
-      &context);
+  parallel(1, [&](int, int) { function(from, to, count); });
   return y;
 }
 
@@ -60,26 +51,19 @@ py::array activate(const std::string& name, py::handle object, const std::option
 // Best of `rounds` runs of `work(thread)` on every thread at once, in what it returns, summed, per second.
 template <class Work>
 double best_rate(int threads, int rounds, const Work& work) {
-  struct Context {
-    const Work& work;
-    std::atomic<double> done{0};
-  } context{work};
+  std::atomic<double> done{0};
   using Clock = std::chrono::steady_clock;
   double best = 0;
   for (int round = 0; round < rounds; ++round) {
-    context.done = 0;
+    done = 0;
     const Clock::time_point start = Clock::now();
-    parallel(
-        threads,
-        [](void* c, int thread, int) {
-          auto& all = *static_cast<Context*>(c);
-          const double done = all.work(thread);
-          double sum = all.done.load();
-          while (!all.done.compare_exchange_weak(sum, sum + done)) {
-          }
-        },
-        &context);
-    best = std::max(best, context.done.load() / std::chrono::duration<double>(Clock::now() - start).count());
+    parallel(threads, [&](int thread, int) {
+      const double own = work(thread);
+      double sum = done.load();
+      while (!done.compare_exchange_weak(sum, sum + own)) {
+      }
+    });
+    best = std::max(best, done.load() / std::chrono::duration<double>(Clock::now() - start).count());
   }
   return best;
 }

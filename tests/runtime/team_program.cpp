@@ -48,15 +48,13 @@ void run_teams() {
     int round = 0, size = 0;
   } team;
   for (team.round = 1; team.round <= kRounds; ++team.round) {
-    const auto body = [](void* context, int thread, int threads) {
-      Team& mine = *static_cast<Team*>(context);
-      be_late(mine.round, thread);
-      mine.written[thread] = mine.round;
-      if (thread == 0) mine.size = threads;
-      mine.barrier.wait(threads);
-      for (int other = 0; other < threads; ++other) check(mine.written[other] == mine.round, "a team: not yet written");
-    };
-    parallel(kThreads, body, &team);
+    parallel(kThreads, [&team](int thread, int threads) {
+      be_late(team.round, thread);
+      team.written[thread] = team.round;
+      if (thread == 0) team.size = threads;
+      team.barrier.wait(threads);
+      for (int other = 0; other < threads; ++other) check(team.written[other] == team.round, "a team: not yet written");
+    });
     for (int member = 0; member < team.size; ++member)
       check(team.written[member] == team.round, "a team: lost at the end");
   }

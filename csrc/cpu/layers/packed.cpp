@@ -106,16 +106,14 @@ PackedNet<Real>::PackedNet(const RecurrentConfig& config, const std::vector<Weig
     directions_.push_back(a.fresh.read_only());
     arguments.push_back(a);
   }
-  struct Context {
-    const CellKernels<Real>& kernels;
-    const std::vector<ForwardArguments<Real>>& arguments;
-  } context = {kernels, arguments};
-  const auto body = [](void* pointer, int thread, int given) {
-    const Context& c = *static_cast<Context*>(pointer);
+  if (bytes <= kShortPacking)
+    threads = 1;
+  else
+    threads = team_size(threads, static_cast<double>(bytes) / kBytesOfACycle);
+  parallel(threads, [&](int thread, int given) {
     Worker worker = {thread, {1, given}, nullptr, nullptr, nullptr, nullptr};
-    for (const ForwardArguments<Real>& a : c.arguments) c.kernels.pack(a, worker);
-  };
-  parallel(bytes > kShortPacking ? team_size(threads, static_cast<double>(bytes) / kBytesOfACycle) : 1, body, &context);
+    for (const ForwardArguments<Real>& a : arguments) kernels.pack(a, worker);
+  });
 }
 
 template <class Real>

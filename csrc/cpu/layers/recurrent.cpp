@@ -72,39 +72,29 @@ struct Team {
 template <class Work, class Rest>
 bool run_layer(const RecurrentConfig& config, const StepCost& cost, double products, int threads_allowed,
                const Interrupt& interrupt, const Work& work, const Rest& rest) {
-  struct Context {
-    const RecurrentConfig& config;
-    const StepCost& cost;
-    Interrupt interrupt;
-    const Work& work;
-    const Rest& rest;
-    Team team;
-  };
   const Plan wanted = plan_for(config, cost, threads_allowed);
   const int threads = team_size(wanted.groups * wanted.split.threads(), layer_cycles(config, cost, products));
-  Context context = {config, cost, interrupt, work, rest, Team(threads)};
-  const auto body = [](void* pointer, int thread, int given) {
-    Context& c = *static_cast<Context*>(pointer);
-    const Plan plan = plan_for(c.config, c.cost, given);
+  Team team(threads);
+  parallel(threads, [&](int thread, int given) {
+    const Plan plan = plan_for(config, cost, given);
     const int in_group = plan.split.threads(), busy = plan.groups * in_group;
     if (thread >= busy) return;
     const int group = thread / in_group;
     Worker worker;
     worker.thread = thread % in_group;
     worker.split = plan.split;
-    worker.group = &c.team.groups[group];
-    worker.row_barrier = &c.team.row_barriers[group * c.team.capacity + worker.row_part()];
-    worker.interrupt = thread == 0 && c.interrupt.asked ? &c.interrupt : nullptr;
-    worker.stop = &c.team.stop;
-    for (int direction = group; direction < c.config.directions; direction += plan.groups) {
-      c.work(direction, worker);
+    worker.group = &team.groups[group];
+    worker.row_barrier = &team.row_barriers[group * team.capacity + worker.row_part()];
+    worker.interrupt = thread == 0 && interrupt.asked ? &interrupt : nullptr;
+    worker.stop = &team.stop;
+    for (int direction = group; direction < config.directions; direction += plan.groups) {
+      work(direction, worker);
       worker.meet();
     }
-    c.team.everyone.wait(busy);
-    if (!c.team.stop.load(std::memory_order_relaxed)) c.rest(thread, busy);
-  };
-  parallel(threads, body, &context);
-  return !context.team.stop.load();
+    team.everyone.wait(busy);
+    if (!team.stop.load(std::memory_order_relaxed)) rest(thread, busy);
+  });
+  return !team.stop.load();
 }
 
 Index chunk_rows_for(Index packed_rows, Index rows, Index row_bytes, Index bytes) {

@@ -27,21 +27,13 @@ void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::
     cycles_ = step_cycles(cost_);
     allowed_ = threads;
   }
-  struct Context {
-    StepTeam& team;
-    Kernel kernel;
-    const StepArguments<Real>* layers;
-    std::size_t count;
-  } context = {*this, kernel, layers, count};
-  const auto body = [](void* pointer, int thread, int given) {
-    const Context& c = *static_cast<Context*>(pointer);
-    const Split split = given == c.team.split_.threads() ? c.team.split_ : split_step(c.team.cost_, given);
+  parallel(team_size(split_.threads(), cycles_ * static_cast<double>(count)), [&](int thread, int given) {
+    const Split split = given == split_.threads() ? split_ : split_step(cost_, given);
     if (thread >= split.threads()) return;
     Worker worker = {thread, split, nullptr, nullptr, nullptr, nullptr};
-    worker.row_barrier = split.threads() == 1 ? &c.team.alone_ : &c.team.row_barriers_[worker.row_part()];
-    for (std::size_t layer = 0; layer < c.count; ++layer) c.kernel(c.layers[layer], worker);
-  };
-  parallel(team_size(split_.threads(), cycles_ * static_cast<double>(count)), body, &context);
+    worker.row_barrier = split.threads() == 1 ? &alone_ : &row_barriers_[worker.row_part()];
+    for (std::size_t layer = 0; layer < count; ++layer) kernel(layers[layer], worker);
+  });
 }
 
 template class StepTeam<float>;

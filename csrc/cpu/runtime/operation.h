@@ -8,24 +8,14 @@ namespace fusedrnn {
 template <class Arguments>
 bool run_operation(const Arguments& arguments, int threads, const Interrupt& interrupt,
                    void (*kernel)(const Arguments&, Worker&)) {
-  struct Context {
-    const Arguments& arguments;
-    const Interrupt& interrupt;
-    void (*kernel)(const Arguments&, Worker&);
-    Group group;
-    std::atomic<bool> stop{false};
-  } context{arguments, interrupt, kernel, {}, {}};
-  parallel(
-      threads,
-      [](void* pointer, int thread, int given) {
-        Context& c = *static_cast<Context*>(pointer);
-        Interrupt own = c.interrupt;
-        Worker worker = {thread, Split{given, 1}, &c.group, nullptr, thread == 0 && own.asked ? &own : nullptr,
-                         &c.stop};
-        c.kernel(c.arguments, worker);
-      },
-      &context);
-  return !context.stop.load();
+  Group group;
+  std::atomic<bool> stop{false};
+  parallel(threads, [&](int thread, int given) {
+    const Interrupt* const asked = thread == 0 && interrupt.asked ? &interrupt : nullptr;
+    Worker worker = {thread, Split{given, 1}, &group, nullptr, asked, &stop};
+    kernel(arguments, worker);
+  });
+  return !stop.load();
 }
 
 }  // namespace fusedrnn

@@ -78,7 +78,7 @@ void after_fork() {
 
 }  // namespace
 
-void parallel(int threads, void (*body)(void*, int, int), void* context) {
+void parallel(int threads, void (*body)(const void*, int, int), const void* context) {
   if (threads <= 1 || lone.load(std::memory_order_relaxed)) {
     const FloatState ours;
     body(context, 0, 1);

@@ -21,7 +21,14 @@ struct Group {
 };
 
 // Runs body(context, thread, threads) on `threads` threads of one OpenMP region, or fewer when OpenMP gives fewer.
-void parallel(int threads, void (*body)(void* context, int thread, int threads), void* context);
+void parallel(int threads, void (*body)(const void* context, int thread, int threads), const void* context);
+// The same for anything that is called as body(thread, threads). The call ends before it does: nothing is copied.
+template <class Body>
+void parallel(int threads, const Body& body) {
+  parallel(
+      threads, [](const void* context, int thread, int given) { (*static_cast<const Body*>(context))(thread, given); },
+      &body);
+}
 
 // Most threads a call may use: what was set, within what affinity and the control group allow.
 int num_threads();

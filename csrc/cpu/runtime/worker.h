@@ -16,10 +16,10 @@ struct Worker {
   int thread;   // within the group
   Split split;  // of the group
   Group* group;
-  Barrier* row_barrier;     // threads of the same rows
-  Interrupt* interrupt;     // asked by this thread, or null
-  std::atomic<bool>* stop;  // shared by all groups of the call
-  Index unlooked = 0;       // work since this thread last looked at the interrupt
+  Barrier* row_barrier;        // threads of the same rows
+  const Interrupt* interrupt;  // asked by this thread, or null
+  std::atomic<bool>* stop;     // shared by all groups of the call
+  Index unlooked = 0;          // work since this thread last looked at the interrupt
 
   FUSEDRNN_INLINE int threads() const { return split.threads(); }
   FUSEDRNN_INLINE int row_part() const { return thread / split.unit_parts; }
