@@ -8,9 +8,7 @@
 #include "cpu/recurrence/direct_step.h"
 #include "cpu/recurrence/forward.h"
 #include "cpu/recurrence/step.h"
-#include "ops/linear/kernel.h"
-#include "ops/linear_cross_entropy/kernel.h"
-#include "ops/softmax/kernel.h"
+#include "ops/registry.h"
 
 #define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
 #define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)
@@ -55,23 +53,13 @@ void direct_step(const StepArguments<Real>& arguments, Worker& worker) {
   DirectStep<Cell, Real>(arguments).run(worker);
 }
 
-void linear_forward(const LinearArguments<Real>& arguments, Worker& worker) {
-  Linear<Real>(arguments, worker).forward();
+template <class Operation, class Arguments>
+void operation_forward(const Arguments& arguments, Worker& worker) {
+  Operation(arguments, worker).forward();
 }
-void linear_backward(const LinearArguments<Real>& arguments, Worker& worker) {
-  Linear<Real>(arguments, worker).backward();
-}
-void softmax_forward(const SoftmaxArguments<Real>& arguments, Worker& worker) {
-  Softmax<Real>(arguments, worker).forward();
-}
-void softmax_backward(const SoftmaxArguments<Real>& arguments, Worker& worker) {
-  Softmax<Real>(arguments, worker).backward();
-}
-void cross_entropy_forward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
-  CrossEntropy<Real>(arguments, worker).forward();
-}
-void cross_entropy_backward(const CrossEntropyArguments<Real>& arguments, Worker& worker) {
-  CrossEntropy<Real>(arguments, worker).backward();
+template <class Operation, class Arguments>
+void operation_backward(const Arguments& arguments, Worker& worker) {
+  Operation(arguments, worker).backward();
 }
 
 template <V function(V)>
@@ -126,21 +114,18 @@ double read(const Real* from, Index count, Index rounds) {
    step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
 const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
+#define FUSEDRNN_OPERATION_KERNELS(name, Name) \
+  {operation_forward<Name<Real>, Name##Arguments<Real>>, operation_backward<Name<Real>, Name##Arguments<Real>>},
 const Kernels<Real> kernels = {cells,
                                sizeof cells / sizeof cells[0],
                                Vec<Real>::lanes,
                                kMostDirectRows,
-                               linear_forward,
-                               linear_backward,
-                               softmax_forward,
-                               softmax_backward,
-                               cross_entropy_forward,
-                               cross_entropy_backward,
                                map<exp<Real>>,
                                map<sigmoid<Real>>,
                                map<tanh<Real>>,
                                multiply_adds,
-                               read};
+                               read,
+                               FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION_KERNELS)};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME

@@ -2,8 +2,7 @@
 #pragma once
 #include "common/arguments.h"
 #include "cpu/runtime/worker.h"
-#include "ops/linear_cross_entropy/arguments.h"
-#include "ops/softmax/arguments.h"
+#include "ops/registry.h"
 
 namespace fusedrnn {
 
@@ -24,18 +23,18 @@ struct CellKernels {
   void (*direct_step)(const StepArguments<Real>& arguments, Worker& worker);
 };
 
+template <class Arguments>
+struct OperationKernels {
+  void (*forward)(const Arguments& arguments, Worker& worker);
+  void (*backward)(const Arguments& arguments, Worker& worker);
+};
+
 template <class Real>
 struct Kernels {
   const CellKernels<Real>* cells;
   int cell_count;
   Index lanes;        // values in a register
   Index direct_rows;  // up to which direct_step is done sooner than packing
-  void (*linear_forward)(const LinearArguments<Real>& arguments, Worker& worker);
-  void (*linear_backward)(const LinearArguments<Real>& arguments, Worker& worker);
-  void (*softmax_forward)(const SoftmaxArguments<Real>& arguments, Worker& worker);
-  void (*softmax_backward)(const SoftmaxArguments<Real>& arguments, Worker& worker);
-  void (*cross_entropy_forward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
-  void (*cross_entropy_backward)(const CrossEntropyArguments<Real>& arguments, Worker& worker);
   // y[i] = f(x[i]); for tests of the activations.
   void (*exp)(const Real* x, Real* y, Index count);
   void (*sigmoid)(const Real* x, Real* y, Index count);
@@ -44,6 +43,10 @@ struct Kernels {
   double (*multiply_adds)(Index rounds);
   // Reads `count` values `rounds` times over; returns how many bytes that were.
   double (*read)(const Real* from, Index count, Index rounds);
+  // Each operation's, by its name.
+#define FUSEDRNN_OPERATION(name, Name) OperationKernels<Name##Arguments<Real>> name;
+  FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION)
+#undef FUSEDRNN_OPERATION
 };
 
 }  // namespace fusedrnn

@@ -7,7 +7,7 @@
 #include <string>
 #include <tuple>
 
-#include "cuda/engine.h"
+#include "cuda/kernels.h"
 #ifdef FUSEDRNN_CUDA_HOST
 #include "cuda/runtime/host_backend.h"
 #define FUSEDRNN_MODULE _cuda_host
@@ -104,12 +104,20 @@ NetForward make_forward(Index steps, Index rows, bool training, bool persistent,
   return call;
 }
 
+// A function of the net's type of numbers.
+template <class Result, class... Arguments>
+auto of_type(Result (*DeviceKernels::*function)(const NetConfig&, Arguments...)) {
+  return [function](const NetConfig& config, Arguments... arguments) {
+    return (device_kernels(config.type).*function)(config, arguments...);
+  };
+}
+
 void run_forward(const NetConfig& config, int device, Address stream, NetForward& call, Address kept,
                  Address workspace) {
   call.kept = pointer(kept);
   call.workspace = pointer(workspace);
   const py::gil_scoped_release released;
-  Engine::forward({device, pointer(stream)}, config, call);
+  device_kernels(config.type).forward({device, pointer(stream)}, config, call);
 }
 
 void run_backward(const NetConfig& config, int device, Address stream, const NetForward& call, const View& dy,
@@ -126,74 +134,47 @@ void run_backward(const NetConfig& config, int device, Address stream, const Net
   gradient.accumulate = accumulate;
   gradient.workspace = pointer(workspace);
   const py::gil_scoped_release released;
-  Engine::backward({device, pointer(stream)}, config, call, gradient);
+  device_kernels(config.type).backward({device, pointer(stream)}, config, call, gradient);
 }
 
-LinearCall make_linear(const std::string& dtype, Index rows, Index in_features, Index out_features, Address x,
-                       Address weight, Address bias, Address y, Address dy, Address dx, Address dweight,
-                       Address dbias) {
-  LinearCall call;
-  call.type = type_of(dtype);
-  call.rows = rows;
-  call.in_features = in_features;
-  call.out_features = out_features;
-  call.x = pointer(x);
-  call.weight = pointer(weight);
-  call.bias = pointer(bias);
-  call.y = pointer(y);
-  call.dy = pointer(dy);
-  call.dx = pointer(dx);
-  call.dweight = pointer(dweight);
-  call.dbias = pointer(dbias);
+// Fields of a call, from Python's.
+void read(py::handle from, Type& to) { to = type_of(from.cast<std::string>()); }
+template <class Element>
+void read(py::handle from, Element*& to) {
+  to = static_cast<Element*>(pointer(from.cast<Address>()));
+}
+template <class Number>
+void read(py::handle from, Number& to) {
+  to = from.cast<Number>();
+}
+
+// The call with these fields instead of its own. Only what Python sets is a keyword; what it does not set is zero.
+template <class Call>
+Call with_fields(Call call, py::kwargs fields) {
+  call.each_field([&fields](const char* name, auto& field) {
+    if (fields.contains(name)) read(fields.attr("pop")(name), field);
+  });
+  if (!fields.empty()) throw py::type_error("a call has no field " + py::str(py::list(fields)[0]).cast<std::string>());
   return call;
 }
 
-void linear(LinearCall call, int device, Address stream, Address workspace) {
-  call.workspace = pointer(workspace);
-  const py::gil_scoped_release released;
-  Engine::linear({device, pointer(stream)}, call);
-}
-
-ReadoutCall make_readout(const std::string& dtype, bool tf32, Index rows, Index hidden_size, Index classes, Address x,
-                         Address weight, Address bias, Address targets, std::int64_t ignore_index, int reduction,
-                         Address loss, Address normalizers) {
-  ReadoutCall call;
-  call.type = type_of(dtype);
-  call.tf32 = tf32;
-  call.rows = rows;
-  call.hidden_size = hidden_size;
-  call.classes = classes;
-  call.x = pointer(x);
-  call.weight = pointer(weight);
-  call.bias = pointer(bias);
-  call.targets = static_cast<const std::int64_t*>(pointer(targets));
-  call.ignore_index = ignore_index;
-  call.reduction = reduction;
-  call.loss = pointer(loss);
-  call.normalizers = pointer(normalizers);
-  return call;
-}
-
-void readout_forward(int device, Address stream, ReadoutCall call, Address workspace) {
-  call.workspace = pointer(workspace);
-  const py::gil_scoped_release released;
-  Engine::readout_forward({device, pointer(stream)}, call);
-}
-
-// The call of a backward pass: dloss is one number, or one a row.
-ReadoutCall differentiated(ReadoutCall call, Address dloss, Index dloss_row, Address dx, Address dweight,
-                           Address dbias) {
-  call.dloss = pointer(dloss);
-  call.dloss_row = dloss_row;
-  call.dx = pointer(dx);
-  call.dweight = pointer(dweight);
-  call.dbias = pointer(dbias);
-  return call;
-}
-void readout_backward(int device, Address stream, ReadoutCall call, Address workspace) {
-  call.workspace = pointer(workspace);
-  const py::gil_scoped_release released;
-  Engine::readout_backward({device, pointer(stream)}, call);
+// Adds an operation's calls to the module.
+template <class Call>
+void add_operation(py::module_& module, const char* name, DeviceOperation<Call> DeviceKernels::* operation) {
+  using Run = void (*DeviceOperation<Call>::*)(const Place&, const Call&);
+  const auto method = [operation](Run run) {
+    return [operation, run](Call call, int device, Address stream, Address workspace) {
+      call.workspace = pointer(workspace);
+      const py::gil_scoped_release released;
+      (device_kernels(call.type).*operation.*run)({device, pointer(stream)}, call);
+    };
+  };
+  py::class_<Call>(module, name, py::module_local())
+      .def(py::init([](const py::kwargs& fields) { return with_fields(Call{}, fields); }))
+      .def("with_fields", &with_fields<Call>)
+      .def("bytes", [operation](const Call& call) { return (device_kernels(call.type).*operation).bytes(call); })
+      .def("forward", method(&DeviceOperation<Call>::forward))
+      .def("backward", method(&DeviceOperation<Call>::backward));
 }
 
 void clip(int device, Address stream, const std::vector<std::tuple<Address, Index, std::string>>& arrays, double limit,
@@ -219,31 +200,16 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
            py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"), py::arg("device"))
-      .def("persistent_refusal", &Engine::persistent_refusal)
-      .def("kept_bytes", &Engine::kept_bytes)
-      .def("forward_bytes", &Engine::forward_bytes)
-      .def("backward_bytes", &Engine::backward_bytes)
+      .def("persistent_refusal", of_type(&DeviceKernels::persistent_refusal))
+      .def("kept_bytes", of_type(&DeviceKernels::kept_bytes))
+      .def("forward_bytes", of_type(&DeviceKernels::forward_bytes))
+      .def("backward_bytes", of_type(&DeviceKernels::backward_bytes))
       .def("forward", &run_forward)
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dhn"), py::arg("dcn"), py::arg("dh0"), py::arg("dc0"),
            py::arg("gradients"), py::arg("accumulate"), py::arg("workspace"));
-  py::class_<LinearCall>(module, "LinearCall", py::module_local())
-      .def(py::init(&make_linear), py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("in_features"),
-           py::arg("out_features"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("y") = 0,
-           py::arg("dy") = 0, py::arg("dx") = 0, py::arg("dweight") = 0, py::arg("dbias") = 0)
-      .def("bytes", &Engine::linear_bytes)
-      .def("run", &linear);
-  py::class_<ReadoutCall>(module, "ReadoutCall", py::module_local())
-      .def(py::init(&make_readout), py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("rows"),
-           py::arg("hidden_size"), py::arg("classes"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("targets"), py::arg("ignore_index"), py::arg("reduction"), py::arg("loss"), py::arg("normalizers"))
-      .def("differentiated", &differentiated)
-      .def("bytes", &Engine::readout_bytes)
-      .def("forward", [](ReadoutCall& call, int device, Address stream,
-                         Address workspace) { readout_forward(device, stream, call, workspace); })
-      .def("backward", [](ReadoutCall& call, int device, Address stream, Address workspace) {
-        readout_backward(device, stream, call, workspace);
-      });
+#define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceKernels::name);
+  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
   module.def("clip_bytes", &Engine::clip_bytes);
   module.def("clip", &clip);
   module.def("capturing", [](int device, Address stream) { return Engine::capturing({device, pointer(stream)}); });

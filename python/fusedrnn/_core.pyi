@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -23,6 +23,15 @@ class Cell:
     @property
     def parameters(self) -> dict[str, tuple[str, ...]]: ...
 
+class _Operation:
+    """A module; what its functions take and return is told by the operation's file in `fusedrnn`."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    Tape: type[Any]
+
+operations: dict[str, _Operation]
+
 class Tape:
     @property
     def nbytes(self) -> int: ...
@@ -33,10 +42,6 @@ class Stepper:
     def reset(self, rows: Any = None) -> None: ...
 
 class Packed:
-    @property
-    def nbytes(self) -> int: ...
-
-class CrossEntropyTape:
     @property
     def nbytes(self) -> int: ...
 
@@ -141,16 +146,6 @@ class RawRecurrent:
         /,
     ) -> RawCall | None: ...
 
-def linear(x: _Array, weight: _Array, bias: _Array | None) -> _Array: ...
-def linear_backward(
-    x: _Array, weight: _Array, bias: _Array | None, dy: _Array
-) -> tuple[_Array, _Array, _Array | None]: ...
-def softmax(x: _Array) -> _Array: ...
-def softmax_backward(y: _Array, dy: _Array) -> _Array: ...
-def linear_cross_entropy_forward(
-    x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int
-) -> tuple[Any, CrossEntropyTape]: ...
-def linear_cross_entropy_backward(tape: CrossEntropyTape, dloss: Any) -> tuple[_Array, _Array, _Array | None]: ...
 def isa() -> str: ...
 def isas() -> list[str]: ...
 def x86_level(leaf1_ecx: int, leaf7_ebx: int, extended_ecx: int, saved_state: int) -> int: ...

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_integer, require_no_buffers
+from fusedrnn.cuda import functions as device_functions
 from fusedrnn.cuda.buffers import ReadoutBuffers
 from fusedrnn.cuda.device import owner_of
-from fusedrnn.cuda.functions import CrossEntropyTape, cross_entropy_backward, cross_entropy_forward
-from fusedrnn.cuda.functions import readout_buffers as device_buffers
+from fusedrnn.cuda.functions import LinearCrossEntropyTape
 from fusedrnn.gradients import Array
 
+_Tape = _core.operations["linear_cross_entropy"].Tape
+_forward: Callable[[Array, Array, Array | None, Array, str, int], tuple[Any, Any]]
+_forward = _core.operations["linear_cross_entropy"].forward
+_backward: Callable[[Any, Any], tuple[Array, Array, Array | None]] = _core.operations["linear_cross_entropy"].backward
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -24,7 +29,7 @@ def linear_cross_entropy_forward(
     reduction: str = "mean",
     ignore_index: int = -100,
     out: ReadoutBuffers | None = None,
-) -> tuple[Any, _core.CrossEntropyTape | CrossEntropyTape]:
+) -> tuple[Any, Any]:
     """As `linear_cross_entropy`, and return (loss, tape).
 
     The tape refers to x, weight and bias: do not write them before the backward pass, which writes into `out` as well.
@@ -33,9 +38,11 @@ def linear_cross_entropy_forward(
     ignore_index = require_integer(ignore_index, "ignore_index", least=-(2**63), most=2**63 - 1)
     device = owner_of(x)
     if device is not None:
-        return cross_entropy_forward(device, x, weight, bias, targets, reduction, ignore_index, out)
+        return device_functions.linear_cross_entropy_forward(
+            device, x, weight, bias, targets, reduction, ignore_index, out
+        )
     require_no_buffers(out)
-    return _core.linear_cross_entropy_forward(x, weight, bias, targets, reduction, ignore_index)
+    return _forward(x, weight, bias, targets, reduction, ignore_index)
 
 
 def linear_cross_entropy(
@@ -109,17 +116,15 @@ def readout_buffers(x: Array, weight: Array, bias: Array | None, *, reduction: s
     device = owner_of(x)
     if device is None:
         raise TypeError(f"x must be an array on a CUDA device, not {type(x).__name__}")
-    return device_buffers(device, x, weight, bias, reduction)
+    return device_functions.readout_buffers(device, x, weight, bias, reduction)
 
 
-def linear_cross_entropy_backward(
-    tape: _core.CrossEntropyTape | CrossEntropyTape, dloss: Any = 1.0
-) -> tuple[Array, Array, Array | None]:
+def linear_cross_entropy_backward(tape: Any, dloss: Any = 1.0) -> tuple[Array, Array, Array | None]:
     """Gradients of `linear_cross_entropy`.
 
     Parameters
     ----------
-    tape : CrossEntropyTape
+    tape : LinearCrossEntropyTape
         From `linear_cross_entropy_forward`. It is not written: it may be used again.
     dloss : float or ndarray
         Gradient of the loss: a number, or for reduction 'none' also an array of the targets' shape; on a device also an
@@ -135,8 +140,8 @@ def linear_cross_entropy_backward(
     TypeError, ValueError
         Where an argument is of another kind, dtype or shape.
     """
-    if isinstance(tape, CrossEntropyTape):
-        return cross_entropy_backward(tape, dloss)
-    if not isinstance(tape, _core.CrossEntropyTape):
+    if isinstance(tape, LinearCrossEntropyTape):
+        return device_functions.linear_cross_entropy_backward(tape, dloss)
+    if not isinstance(tape, _Tape):
         raise TypeError(f"tape must be the one that linear_cross_entropy_forward returned, not {type(tape).__name__}")
-    return _core.linear_cross_entropy_backward(tape, dloss)
+    return _backward(tape, dloss)

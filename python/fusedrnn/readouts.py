@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fusedrnn import _core
@@ -9,6 +10,12 @@ from fusedrnn.cuda import linear as device_linear
 from fusedrnn.cuda import softmax as device_softmax
 from fusedrnn.cuda.device import owner_of
 from fusedrnn.gradients import Array
+
+_linear, _softmax = _core.operations["linear"], _core.operations["softmax"]
+_linear_forward: Callable[[Array, Array, Array | None], Array] = _linear.forward
+_linear_backward: Callable[[Array, Array, Array | None, Array], tuple[Array, Array, Array | None]] = _linear.backward
+_softmax_forward: Callable[[Array], Array] = _softmax.forward
+_softmax_backward: Callable[[Array, Array], Array] = _softmax.backward
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         Where an argument is of another kind, dtype or shape; the message names it.
     """
     device = owner_of(x)
-    return _core.linear(x, weight, bias) if device is None else device_linear.linear_forward(device, x, weight, bias)
+    return _linear_forward(x, weight, bias) if device is None else device_linear.linear_forward(device, x, weight, bias)
 
 
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearTape]:
@@ -84,7 +91,7 @@ def linear_backward(tape: LinearTape, dy: Array) -> tuple[Array, Array, Array | 
         raise TypeError(f"tape must be the one that linear_forward returned, not {type(tape).__name__}")
     device = owner_of(tape.x)
     if device is None:
-        return _core.linear_backward(tape.x, tape.weight, tape.bias, dy)
+        return _linear_backward(tape.x, tape.weight, tape.bias, dy)
     return device_linear.linear_backward(device, tape.x, tape.weight, tape.bias, dy)
 
 
@@ -124,7 +131,7 @@ def softmax(x: Array) -> Array:
         Where x is of another kind or dtype, or has no axis; the message names it.
     """
     device = owner_of(x)
-    return _core.softmax(x) if device is None else device_softmax.softmax_forward(device, x)
+    return _softmax_forward(x) if device is None else device_softmax.softmax_forward(device, x)
 
 
 def softmax_forward(x: Array) -> tuple[Array, SoftmaxTape]:
@@ -156,4 +163,4 @@ def softmax_backward(tape: SoftmaxTape, dy: Array) -> Array:
     if not isinstance(tape, SoftmaxTape):
         raise TypeError(f"tape must be the one that softmax_forward returned, not {type(tape).__name__}")
     device = owner_of(tape.y)
-    return _core.softmax_backward(tape.y, dy) if device is None else device_softmax.softmax_backward(device, tape.y, dy)
+    return _softmax_backward(tape.y, dy) if device is None else device_softmax.softmax_backward(device, tape.y, dy)

@@ -90,11 +90,25 @@ py::array require_array(py::handle object, const std::string& name, const py::dt
   return array;
 }
 
+py::array require_floats(py::handle object, const std::string& name) {
+  const bool twice = py::isinstance<py::array_t<double>>(object);
+  if (py::isinstance<py::array>(object) && !twice && !py::isinstance<py::array_t<float>>(object))
+    throw py::type_error(name + " must be an array of float32 or float64, not of " +
+                         py::str(py::reinterpret_borrow<py::array>(object).dtype()).cast<std::string>());
+  return require_array(object, name, twice ? py::dtype::of<double>() : py::dtype::of<float>());
+}
+
 void require_shape(const py::array& array, const std::string& name, const Shape& shape) {
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
   for (std::size_t axis = 0; fits && axis < shape.size(); ++axis)
     fits = shape[axis].size < 0 || shape[axis].size == array.shape(axis);
   if (!fits) wrong_shape(name, describe(shape), array);
+}
+
+std::vector<Index> shape_with(const py::array& array, Index last) {
+  std::vector<Index> shape(array.shape(), array.shape() + array.ndim());
+  shape.back() = last;
+  return shape;
 }
 
 Index stride_of(const py::array& array, int axis) {

@@ -40,6 +40,8 @@ void require_unmasked(const py::array& array, const std::string& name);
 enum class Use { input, input_of_layer, other };
 // The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.
 py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype, Use use = Use::other);
+// The object as an array of float32 or float64.
+py::array require_floats(py::handle object, const std::string& name);
 void require_shape(const py::array& array, const std::string& name, const Shape& shape);
 // Elements are next to each other along the last axis, and strides are whole elements.
 void require_unit_stride(const py::array& array, const std::string& name);
@@ -48,6 +50,8 @@ void require_contiguous(const py::array& array, const std::string& name);
 void require_writable(const py::array& array, const std::string& name);
 void require_disjoint(const py::array& a, const std::string& a_name, const py::array& b, const std::string& b_name);
 
+// The shape of `array` with another last axis.
+std::vector<Index> shape_with(const py::array& array, Index last);
 // Stride of an axis in elements; 0 for an axis of one element or none, whose stride means nothing.
 Index stride_of(const py::array& array, int axis);
 

@@ -1,20 +1,11 @@
-// linear and softmax: array -> view -> check -> allocate -> release the GIL -> call.
+// linear: array -> view -> check -> allocate -> release the GIL -> call.
 #include "ops/linear/binding.h"
 
 #include "bindings/interrupt.h"
 #include "bindings/register.h"
-#include "ops/linear/arguments.h"
-#include "ops/softmax/arguments.h"
+#include "ops/linear/plan.h"
 
 namespace fusedrnn {
-
-py::array require_floats(py::handle object, const std::string& name) {
-  const bool twice = py::isinstance<py::array_t<double>>(object);
-  if (py::isinstance<py::array>(object) && !twice && !py::isinstance<py::array_t<float>>(object))
-    throw py::type_error(name + " must be an array of float32 or float64, not of " +
-                         py::str(py::reinterpret_borrow<py::array>(object).dtype()).cast<std::string>());
-  return require_array(object, name, twice ? py::dtype::of<double>() : py::dtype::of<float>());
-}
 
 LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, const char* out, const char* in) {
   LinearInputs inputs;
@@ -38,13 +29,6 @@ LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, cons
 
 namespace {
 
-// The shape of `array` with another last axis.
-std::vector<Index> shape_with(const py::array& array, Index last) {
-  std::vector<Index> shape(array.shape(), array.shape() + array.ndim());
-  shape.back() = last;
-  return shape;
-}
-
 template <class Real>
 LinearArguments<Real> arguments_of(const LinearInputs& inputs) {
   LinearArguments<Real> a = {};
@@ -58,21 +42,21 @@ LinearArguments<Real> arguments_of(const LinearInputs& inputs) {
 }
 
 template <class Real>
-py::array linear_as(const LinearInputs& inputs) {
+py::array forward_as(const LinearInputs& inputs) {
   py::array y = new_array(inputs.x.dtype(), shape_with(inputs.x, inputs.weight.shape(0)));
   LinearArguments<Real> a = arguments_of<Real>(inputs);
   a.y = mutable_data_of<Real>(y);
-  run_without_gil([&](const Interrupt& interrupt) { return run_linear_forward(a, num_threads(), interrupt); });
+  run_without_gil([&](const Interrupt& interrupt) { return run_linear_forward(a, kernels<Real>().linear, interrupt); });
   return y;
 }
 
-py::array linear(py::handle x, py::handle weight, py::handle bias) {
+py::array forward(py::handle x, py::handle weight, py::handle bias) {
   const LinearInputs inputs = check_linear(x, weight, bias, "O", "I");
-  return inputs.x.itemsize() == 4 ? linear_as<float>(inputs) : linear_as<double>(inputs);
+  return inputs.x.itemsize() == 4 ? forward_as<float>(inputs) : forward_as<double>(inputs);
 }
 
 template <class Real>
-py::tuple linear_backward_as(const LinearInputs& inputs, const py::array& dy) {
+py::tuple backward_as(const LinearInputs& inputs, const py::array& dy) {
   const Index out = inputs.weight.shape(0), in = inputs.weight.shape(1);
   const bool any = inputs.x.size() > 0;
   py::array dx = new_array(inputs.x.dtype(), shape_with(inputs.x, in));
@@ -83,62 +67,25 @@ py::tuple linear_backward_as(const LinearInputs& inputs, const py::array& dy) {
   a.dx = mutable_data_of<Real>(dx);
   a.dweight = mutable_data_of<Real>(dweight);
   a.dbias = inputs.bias ? mutable_data_of<Real>(dbias) : nullptr;
-  run_without_gil([&](const Interrupt& interrupt) { return run_linear_backward(a, num_threads(), interrupt); });
+  run_without_gil(
+      [&](const Interrupt& interrupt) { return run_linear_backward(a, kernels<Real>().linear, interrupt); });
   return py::make_tuple(dx, dweight, inputs.bias ? py::object(dbias) : py::none());
 }
 
-py::tuple linear_backward(py::handle x, py::handle weight, py::handle bias, py::handle dy) {
+py::tuple backward(py::handle x, py::handle weight, py::handle bias, py::handle dy) {
   const LinearInputs inputs = check_linear(x, weight, bias, "O", "I");
   const py::array gradient = require_array(dy, "dy", inputs.x.dtype(), Use::input);
   const std::vector<Index> shape = shape_with(inputs.x, inputs.weight.shape(0));
   require_shape(gradient, "dy", Shape(shape.begin(), shape.end()));
   require_contiguous(gradient, "dy");
-  return inputs.x.itemsize() == 4 ? linear_backward_as<float>(inputs, gradient)
-                                  : linear_backward_as<double>(inputs, gradient);
-}
-
-template <class Real>
-py::array softmax_as(const py::array& x, const py::array* dy) {
-  const Index columns = x.shape(static_cast<int>(x.ndim()) - 1);
-  py::array out = new_array(x.dtype(), shape_with(x, columns));
-  SoftmaxArguments<Real> a = {};
-  a.rows = columns > 0 ? x.size() / columns : 0;
-  a.columns = columns;
-  (dy ? a.y : a.x) = data_of<Real>(x);
-  a.dy = dy ? data_of<Real>(*dy) : nullptr;
-  a.out = mutable_data_of<Real>(out);
-  run_without_gil([&](const Interrupt& interrupt) {
-    return dy ? run_softmax_backward(a, num_threads(), interrupt) : run_softmax_forward(a, num_threads(), interrupt);
-  });
-  return out;
-}
-
-py::array require_rows(py::handle object, const std::string& name) {
-  py::array array = require_floats(object, name);
-  if (array.ndim() < 1) throw py::value_error(name + " must have an axis to sum over, not shape ()");
-  require_contiguous(array, name);
-  return array;
-}
-
-py::array softmax(py::handle object) {
-  const py::array x = require_rows(object, "x");
-  return x.itemsize() == 4 ? softmax_as<float>(x, nullptr) : softmax_as<double>(x, nullptr);
-}
-
-py::array softmax_backward(py::handle result, py::handle dy) {
-  const py::array y = require_rows(result, "y"), gradient = require_array(dy, "dy", y.dtype(), Use::input);
-  require_shape(gradient, "dy", Shape(y.shape(), y.shape() + y.ndim()));
-  require_contiguous(gradient, "dy");
-  return y.itemsize() == 4 ? softmax_as<float>(y, &gradient) : softmax_as<double>(y, &gradient);
+  return inputs.x.itemsize() == 4 ? backward_as<float>(inputs, gradient) : backward_as<double>(inputs, gradient);
 }
 
 }  // namespace
 
-void register_linear(py::module_& module) {
-  module.def("linear", &linear);
-  module.def("linear_backward", &linear_backward);
-  module.def("softmax", &softmax);
-  module.def("softmax_backward", &softmax_backward);
+void register_linear(py::module_& operation) {
+  operation.def("forward", &forward);
+  operation.def("backward", &backward);
 }
 
 }  // namespace fusedrnn

@@ -12,8 +12,6 @@ struct LinearInputs {
   std::optional<py::array> bias;
 };
 
-// The object as an array of float32 or float64.
-py::array require_floats(py::handle object, const std::string& name);
 // x (..., in), weight (out, in) and bias (out,) or None, of one dtype and contiguous. The letters are those of the
 // documentation.
 LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, const char* out, const char* in);

@@ -1,4 +1,4 @@
-// The linear map y = x W^T + b on a device; linear.h beside it is the CPU's. Sums are in the accumulator's type, a
+// The linear map y = x W^T + b on a device; kernel.h beside this is the CPU's. Sums are in the accumulator's type, a
 // chunk of rows at a time, and rounded once.
 #pragma once
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include "cuda/runtime/arena.h"
 #include "cuda/runtime/backend.h"
 #include "cuda/stepwise/elementwise.h"
+#include "ops/linear/arguments.h"
 
 namespace fusedrnn {
 namespace {
@@ -106,14 +107,31 @@ class Linear {
     return arena.used();
   }
 
-  void run(const Place& place) {
+  void forward(const Place& place) {
     Arena arena(call.workspace);
     lay_out(arena);
     Backend backend(place, gemm_space, false);
-    if (call.dweight)
-      backward(backend);
-    else
-      forward(backend);
+    T* const y = static_cast<T*>(call.y);
+    for (Index first = 0; first < call.rows; first += chunk) {
+      const Index count = std::min(chunk, call.rows - first);
+      products.forward(backend, x + first * in, count, sums);
+      backend.for_each(1, count, out, AddBias<T>{sums, static_cast<const T*>(call.bias), y + first * out, out});
+    }
+  }
+
+  void backward(const Place& place) {
+    Arena arena(call.workspace);
+    lay_out(arena);
+    Backend backend(place, gemm_space, false);
+    const T* const dy = static_cast<const T*>(call.dy);
+    products.clear_gradients(backend, dweight, bias_parts);
+    for (Index first = 0; first < call.rows; first += chunk) {
+      const Index count = std::min(chunk, call.rows - first);
+      products.input_gradient(backend, dy + first * out, count, sums, static_cast<T*>(call.dx) + first * in);
+      products.add_weight_gradient(backend, dy + first * out, x + first * in, count, dweight);
+      products.add_bias_gradient(backend, dy + first * out, count, bias_parts);
+    }
+    products.finish_gradients(backend, dweight, bias_parts, static_cast<T*>(call.dweight), static_cast<T*>(call.dbias));
   }
 
  private:
@@ -131,27 +149,6 @@ class Linear {
     sums = arena.take<A>(chunk, call.dweight ? in : out);
     dweight = arena.take<A>(call.dweight ? out : 0, in);
     bias_parts = arena.take<A>(call.dweight ? kParts : 0, out);
-  }
-
-  void forward(Backend& backend) {
-    T* const y = static_cast<T*>(call.y);
-    for (Index first = 0; first < call.rows; first += chunk) {
-      const Index count = std::min(chunk, call.rows - first);
-      products.forward(backend, x + first * in, count, sums);
-      backend.for_each(1, count, out, AddBias<T>{sums, static_cast<const T*>(call.bias), y + first * out, out});
-    }
-  }
-
-  void backward(Backend& backend) {
-    const T* const dy = static_cast<const T*>(call.dy);
-    products.clear_gradients(backend, dweight, bias_parts);
-    for (Index first = 0; first < call.rows; first += chunk) {
-      const Index count = std::min(chunk, call.rows - first);
-      products.input_gradient(backend, dy + first * out, count, sums, static_cast<T*>(call.dx) + first * in);
-      products.add_weight_gradient(backend, dy + first * out, x + first * in, count, dweight);
-      products.add_bias_gradient(backend, dy + first * out, count, bias_parts);
-    }
-    products.finish_gradients(backend, dweight, bias_parts, static_cast<T*>(call.dweight), static_cast<T*>(call.dbias));
   }
 };
 

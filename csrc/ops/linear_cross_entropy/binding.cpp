@@ -11,6 +11,7 @@
 #include "bindings/interrupt.h"
 #include "bindings/numpy/arrays.h"
 #include "bindings/register.h"
+#include "ops/linear/plan.h"
 #include "ops/linear_cross_entropy/arguments.h"
 
 namespace fusedrnn {
@@ -18,7 +19,7 @@ namespace {
 
 enum class Reduction { mean, sum, none };
 
-struct CrossEntropyTape {
+struct LinearCrossEntropyTape {
   py::array x, weight;
   std::optional<py::array> bias;
   py::array_t<std::int64_t> targets;  // negative where ignored
@@ -36,7 +37,7 @@ Reduction reduction_of(const std::string& name) {
 }
 
 // A copy of the targets in which every ignored one is -1.
-py::array_t<std::int64_t> targets_of(py::handle object, const CrossEntropyTape& tape, std::int64_t ignore_index) {
+py::array_t<std::int64_t> targets_of(py::handle object, const LinearCrossEntropyTape& tape, std::int64_t ignore_index) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error("targets must be an array of integers, not " + type_name(object));
   const py::array given = py::reinterpret_borrow<py::array>(object);
@@ -60,9 +61,9 @@ py::array_t<std::int64_t> targets_of(py::handle object, const CrossEntropyTape& 
   return targets;
 }
 
-CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::handle targets,
-                       const std::string& reduction, std::int64_t ignore_index) {
-  CrossEntropyTape tape;
+LinearCrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::handle targets,
+                             const std::string& reduction, std::int64_t ignore_index) {
+  LinearCrossEntropyTape tape;
   tape.reduction = reduction_of(reduction);
   LinearInputs inputs = check_linear(x, weight, bias, "V", "H");
   tape.x = std::move(inputs.x);
@@ -77,8 +78,8 @@ CrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::han
 }
 
 template <class Real>
-CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
-  CrossEntropyArguments<Real> a = {};
+LinearCrossEntropyArguments<Real> arguments_of(const LinearCrossEntropyTape& tape) {
+  LinearCrossEntropyArguments<Real> a = {};
   a.rows = tape.targets.size();
   a.in_features = tape.weight.shape(1);
   a.out_features = tape.weight.shape(0);
@@ -95,11 +96,13 @@ CrossEntropyArguments<Real> arguments_of(const CrossEntropyTape& tape) {
 py::object scalar(const py::array& like, double value) { return like.dtype().attr("type")(value); }
 
 template <class Real>
-py::object forward_as(const CrossEntropyTape& tape) {
+py::object forward_as(const LinearCrossEntropyTape& tape) {
   py::array losses = new_array(tape.x.dtype(), tape.outer);
-  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape);
   a.losses = mutable_data_of<Real>(losses);
-  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_forward(a, num_threads(), interrupt); });
+  run_without_gil([&](const Interrupt& interrupt) {
+    return run_linear_forward(a, kernels<Real>().linear_cross_entropy, interrupt);
+  });
   if (tape.reduction == Reduction::none) return std::move(losses);
   double sum = 0;
   for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
@@ -110,7 +113,7 @@ py::object forward_as(const CrossEntropyTape& tape) {
 
 py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle targets, const std::string& reduction,
                   std::int64_t ignore_index) {
-  auto tape = std::make_unique<CrossEntropyTape>(check(x, weight, bias, targets, reduction, ignore_index));
+  auto tape = std::make_unique<LinearCrossEntropyTape>(check(x, weight, bias, targets, reduction, ignore_index));
   py::object loss = tape->x.itemsize() == 4 ? forward_as<float>(*tape) : forward_as<double>(*tape);
   return py::make_tuple(std::move(loss), std::move(tape));
 }
@@ -136,7 +139,7 @@ double number_of(py::handle object, const std::string& name, const std::string& 
 
 // Gradient of every row's loss.
 template <class Real>
-py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
+py::array scales_of(const LinearCrossEntropyTape& tape, py::handle dloss) {
   const Index rows = tape.targets.size();
   py::array scales = new_array(tape.x.dtype(), {rows});
   Real* scale = mutable_data_of<Real>(scales);
@@ -155,7 +158,7 @@ py::array scales_of(const CrossEntropyTape& tape, py::handle dloss) {
 }
 
 template <class Real>
-py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
+py::tuple backward_as(const LinearCrossEntropyTape& tape, py::handle dloss) {
   const py::array scales = scales_of<Real>(tape, dloss);
   std::vector<Index> shape = tape.outer;
   shape.push_back(tape.weight.shape(1));
@@ -164,29 +167,33 @@ py::tuple backward_as(const CrossEntropyTape& tape, py::handle dloss) {
   py::array dx = new_array(tape.x.dtype(), shape);
   py::array dweight = new_gradient(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))}, any);
   py::array dbias = new_gradient(tape.x.dtype(), {classes}, any);
-  CrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape);
   a.scale = data_of<Real>(scales);
   a.dx = mutable_data_of<Real>(dx);
   a.dweight = mutable_data_of<Real>(dweight);
   a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
-  run_without_gil([&](const Interrupt& interrupt) { return run_cross_entropy_backward(a, num_threads(), interrupt); });
+  run_without_gil([&](const Interrupt& interrupt) {
+    return run_linear_backward(a, kernels<Real>().linear_cross_entropy, interrupt);
+  });
   return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
 }
 
-py::tuple backward(const CrossEntropyTape& tape, py::handle dloss) {
+py::tuple backward(const LinearCrossEntropyTape& tape, py::handle dloss) {
   return tape.x.itemsize() == 4 ? backward_as<float>(tape, dloss) : backward_as<double>(tape, dloss);
 }
 
 }  // namespace
 
-void register_cross_entropy(py::module_& module) {
-  py::class_<CrossEntropyTape>(module, "CrossEntropyTape",
-                               "What the backward pass needs; it refers to x, weight and bias.")
-      .def_property_readonly(
-          "nbytes", [](const CrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); })
-      .def_static("__new__", &only_from_forward);
-  module.def("linear_cross_entropy_forward", &forward);
-  module.def("linear_cross_entropy_backward", &backward);
+void register_linear_cross_entropy(py::module_& operation) {
+  operation.attr("Tape") =
+      py::class_<LinearCrossEntropyTape>(operation, "LinearCrossEntropyTape",
+                                         "What the backward pass needs; it refers to x, weight and bias.")
+          .def_property_readonly(
+              "nbytes",
+              [](const LinearCrossEntropyTape& tape) { return tape.targets.nbytes() + tape.normalizers.nbytes(); })
+          .def_static("__new__", &only_from_forward);
+  operation.def("forward", &forward);
+  operation.def("backward", &backward);
 }
 
 }  // namespace fusedrnn

@@ -1,10 +1,11 @@
-// Softmax cross-entropy of a linear readout on a device; linear_cross_entropy.h beside it is the CPU's. Logits exist a
+// Softmax cross-entropy of a linear readout on a device; kernel.h beside this is the CPU's. Logits exist a
 // chunk of rows at a time. An ignored row's x is not multiplied into the weights' gradient, whatever it holds; a target
 // that is no class gives a nan.
 #pragma once
 #include <cmath>
 
 #include "ops/linear/kernel.cuh"
+#include "ops/linear_cross_entropy/arguments.h"
 
 namespace fusedrnn {
 namespace {
@@ -143,14 +144,14 @@ struct CountedRows {
 };
 
 template <class T>
-class Readout {
+class LinearCrossEntropy {
   using A = Accumulator<T>;
 
  public:
-  explicit Readout(const ReadoutCall& readout)
+  explicit LinearCrossEntropy(const LinearCrossEntropyCall& readout)
       : call(readout),
-        hidden(readout.hidden_size),
-        classes(readout.classes),
+        hidden(readout.in_features),
+        classes(readout.out_features),
         x(static_cast<const T*>(readout.x)),
         bias(static_cast<const T*>(readout.bias)),
         maximum(static_cast<A*>(readout.normalizers)),
@@ -204,7 +205,7 @@ class Readout {
   }
 
  private:
-  const ReadoutCall& call;
+  const LinearCrossEntropyCall& call;
   const Index hidden, classes;
   const T *x, *bias;
   A *maximum, *log_sum, *counted;

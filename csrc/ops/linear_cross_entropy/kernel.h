@@ -1,6 +1,6 @@
 // Softmax cross-entropy readout: logits_n = x_n W^T + b, loss_n = log(sum_v exp(logits_nv)) - logits_n,target(n);
 // dloss/dlogits_n = softmax(logits_n) - onehot(target(n)). The logits exist a chunk at a time and are computed again in
-// the backward pass. The products are those of linear.h, and stop as they do.
+// the backward pass. The products are those of linear/kernel.h, and stop as they do.
 #pragma once
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/arguments.h"
@@ -15,7 +15,7 @@ inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 
 template <class Real>
-class CrossEntropy : LinearProducts<Real> {
+class LinearCrossEntropy : LinearProducts<Real> {
   using Base = LinearProducts<Real>;
   using Base::blocks, Base::w;
   using V = Vec<Real>;
@@ -24,7 +24,8 @@ class CrossEntropy : LinearProducts<Real> {
   static constexpr Real kAbsent = -Real(__builtin_inf());
 
  public:
-  CrossEntropy(const CrossEntropyArguments<Real>& arguments, Worker& worker) : Base(arguments, worker), a(arguments) {}
+  LinearCrossEntropy(const LinearCrossEntropyArguments<Real>& arguments, Worker& worker)
+      : Base(arguments, worker), a(arguments) {}
 
   void forward() {
     Base::pack(kAbsent);
@@ -59,7 +60,7 @@ class CrossEntropy : LinearProducts<Real> {
   }
 
  private:
-  const CrossEntropyArguments<Real>& a;
+  const LinearCrossEntropyArguments<Real>& a;
   // Runs over the classes chunk by chunk with a running maximum and sum per row.
   void forward_rows(Range rows, const Blocked<Real>& logits) {
     Real maximum[kForwardRows], sum[kForwardRows], hit[kForwardRows];

@@ -1,7 +1,6 @@
-// Arguments of the softmax over rows; see csrc/ops/softmax/kernel.h.
+// Arguments of the softmax over rows; see kernel.h beside this.
 #pragma once
 #include "common/arguments.h"
-#include "cpu/runtime/parallel.h"
 
 namespace fusedrnn {
 
@@ -14,11 +13,5 @@ struct SoftmaxArguments {
   const Real* dy;  // backward
   Real* out;       // y forward, dx backward
 };
-
-// Both run on at most `threads` threads and return false when interrupted.
-template <class Real>
-bool run_softmax_forward(const SoftmaxArguments<Real>& arguments, int threads, const Interrupt& interrupt);
-template <class Real>
-bool run_softmax_backward(const SoftmaxArguments<Real>& arguments, int threads, const Interrupt& interrupt);
 
 }  // namespace fusedrnn

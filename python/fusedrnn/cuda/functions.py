@@ -23,7 +23,7 @@ from fusedrnn.cuda.linear import require_linear
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 
 
-class CrossEntropyTape:
+class LinearCrossEntropyTape:
     """What the backward pass needs; it refers to x, weight and bias."""
 
     def __init__(self, device: Device, call: Any, arrays: tuple[Any, ...], reduction: str, held: Any) -> None:
@@ -46,13 +46,12 @@ def _key(x: Any, weight: Any, bias: Any, reduction: str) -> tuple[Any, ...]:
 def _call(
     device: Device, x: Any, weight: Any, bias: Any, targets: Any, ignore: int, reduction: str, loss: Any, norm: Any
 ) -> Any:
-    hidden = x.shape[-1]
-    return device.native.ReadoutCall(
+    return device.native.LinearCrossEntropyCall(
         dtype=x.dtype.name,
         tf32=False,
         rows=math.prod(x.shape[:-1]),
-        hidden_size=hidden,
-        classes=weight.shape[0],
+        in_features=x.shape[-1],
+        out_features=weight.shape[0],
         x=device.address(x),
         weight=device.address(weight),
         bias=device.address(bias),
@@ -76,7 +75,7 @@ def readout_buffers(device: Device, x: Any, weight: Any, bias: Any, reduction: s
     loss, normalizers = _loss_arrays(device, x, reduction)
     dloss = device.empty(x.shape[:-1] if reduction == "none" else (), loss.dtype)
     call = _call(device, x, weight, bias, None, 0, reduction, loss, normalizers)
-    backward = call.differentiated(1, 0, 1, 1, 1)
+    backward = call.with_fields(dloss=1)
     dx, dweight = device.empty(x.shape, x.dtype), device.empty(weight.shape, x.dtype)
     dbias = None if bias is None else device.empty(bias.shape, x.dtype)
     forward_memory, backward_memory = device.memory(call.bytes()), device.memory(backward.bytes())
@@ -89,9 +88,9 @@ def _require_held(device: Device, held: Any, name: str) -> None:
         raise ValueError(f"out must be {name} while a graph is captured: its memory must be held by the caller")
 
 
-def cross_entropy_forward(
+def linear_cross_entropy_forward(
     device: Device, x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int, out: Any
-) -> tuple[Any, CrossEntropyTape]:
+) -> tuple[Any, LinearCrossEntropyTape]:
     """Loss and tape. The loss is of x's dtype, or float32 for the 16-bit ones; of no axes unless reduction is none."""
     require_linear(device, x, weight, bias, ("V", "H"))
     if not hasattr(targets, "dtype"):
@@ -108,10 +107,10 @@ def cross_entropy_forward(
     call = _call(device, x, weight, bias, wide, ignore_index, reduction, loss, normalizers)
     workspace = held.workspace if held is not None else device.memory(call.bytes())
     call.forward(device.index, device.stream(), device.address(workspace))
-    return loss, CrossEntropyTape(device, call, (x, weight, bias, wide, normalizers), reduction, held)
+    return loss, LinearCrossEntropyTape(device, call, (x, weight, bias, wide, normalizers), reduction, held)
 
 
-def _loss_gradient(tape: CrossEntropyTape, dloss: Any, outer: tuple[int, ...], dtype: Any) -> tuple[Any, int]:
+def _loss_gradient(tape: LinearCrossEntropyTape, dloss: Any, outer: tuple[int, ...], dtype: Any) -> tuple[Any, int]:
     """dloss on the device, and its stride over rows."""
     device, each = tape.device, tape.reduction == "none"
     if owner_of(dloss) is not None:
@@ -135,7 +134,7 @@ def _loss_gradient(tape: CrossEntropyTape, dloss: Any, outer: tuple[int, ...], d
     return scale, 0
 
 
-def cross_entropy_backward(tape: CrossEntropyTape, dloss: Any) -> tuple[Any, Any, Any]:
+def linear_cross_entropy_backward(tape: LinearCrossEntropyTape, dloss: Any) -> tuple[Any, Any, Any]:
     """Gradients of x, weight and bias."""
     device, held = tape.device, tape.held
     x, weight, bias, _, normalizers = tape.arrays
@@ -146,8 +145,12 @@ def cross_entropy_backward(tape: CrossEntropyTape, dloss: Any) -> tuple[Any, Any
     else:
         dx, dweight = device.empty(x.shape, x.dtype), device.empty(weight.shape, x.dtype)
         dbias = None if bias is None else device.empty(bias.shape, x.dtype)
-    call = tape.call.differentiated(
-        device.address(scale) or 1, stride, device.address(dx), device.address(dweight), device.address(dbias)
+    call = tape.call.with_fields(
+        dloss=device.address(scale) or 1,
+        dloss_row=stride,
+        dx=device.address(dx),
+        dweight=device.address(dweight),
+        dbias=device.address(dbias),
     )
     workspace = held.backward_workspace if held is not None else device.memory(call.bytes())
     call.backward(device.index, device.stream(), device.address(workspace))

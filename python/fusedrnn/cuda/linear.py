@@ -28,7 +28,7 @@ def require_linear(device: Device, x: Any, weight: Any, bias: Any, letters: tupl
 
 
 def _call(device: Device, x: Any, weight: Any, bias: Any, **arrays: Any) -> Any:
-    call = device.native.LinearCall(
+    return device.native.LinearCall(
         dtype=x.dtype.name,
         rows=math.prod(x.shape[:-1]),
         in_features=x.shape[-1],
@@ -38,15 +38,15 @@ def _call(device: Device, x: Any, weight: Any, bias: Any, **arrays: Any) -> Any:
         bias=device.address(bias),
         **{name: device.address(array) for name, array in arrays.items()},
     )
-    workspace = device.memory(call.bytes())
-    call.run(device.index, device.stream(), device.address(workspace))
 
 
 def linear_forward(device: Device, x: Any, weight: Any, bias: Any) -> Any:
     """Give y."""
     require_linear(device, x, weight, bias, ("O", "I"))
     y = device.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    _call(device, x, weight, bias, y=y)
+    call = _call(device, x, weight, bias, y=y)
+    workspace = device.memory(call.bytes())
+    call.forward(device.index, device.stream(), device.address(workspace))
     return y
 
 
@@ -57,5 +57,7 @@ def linear_backward(device: Device, x: Any, weight: Any, bias: Any, dy: Any) -> 
     require_contiguous(dy, "dy")
     dx, dweight = device.empty(x.shape, x.dtype), device.empty(weight.shape, x.dtype)
     dbias = None if bias is None else device.empty(bias.shape, x.dtype)
-    _call(device, x, weight, bias, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
+    call = _call(device, x, weight, bias, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
+    workspace = device.memory(call.bytes())
+    call.backward(device.index, device.stream(), device.address(workspace))
     return dx, dweight, dbias

@@ -1,0 +1,28 @@
+// Every operation: a function that is no recurrence. A new one is registered by its line here, (name, Name), and by the
+// includes below. The name is that of its folder, of its kernels in the tables and of its functions in Python; Name
+// begins those of its types: kernels Name<Real>, arguments NameArguments<Real>, and on a device the call NameCall.
+#pragma once
+
+// Those with kernels for the CPU and for a device.
+#define FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
+  APPLY(linear, Linear)                           \
+  APPLY(linear_cross_entropy, LinearCrossEntropy)
+
+// Those, and the ones that on a device are the array library's.
+#define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
+  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
+  APPLY(softmax, Softmax)
+
+// An engine is compiled with the kernels, all else with their arguments alone.
+#if defined(FUSEDRNN_REAL)
+#include "ops/linear/kernel.h"
+#include "ops/linear_cross_entropy/kernel.h"
+#include "ops/softmax/kernel.h"
+#elif defined(FUSEDRNN_NUMBER)
+#include "ops/linear/kernel.cuh"
+#include "ops/linear_cross_entropy/kernel.cuh"
+#else
+#include "ops/linear/arguments.h"
+#include "ops/linear_cross_entropy/arguments.h"
+#include "ops/softmax/arguments.h"
+#endif
