@@ -10,10 +10,13 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/gemm/gemm.h"
+#include "cpu/gemm/fma_tile.h"
 
 namespace fusedrnn {
 namespace {
+
+using Tile = FmaTile<float>;
+constexpr Index kRunBlocks = Tile::NR / kBlock;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -42,9 +45,9 @@ double median_gflops(int rows, Index length, Index blocks, const MakeLeft& make_
     const double begin = now();
     for (Index block = 0; block < blocks; ++block)
       for (Index row = 0; row < all_rows; row += rows) {
-        float* sums[kColumns];
-        for (Index i = 0; i < kColumns; ++i) sums[i] = out.get() + (block * all_rows + row) * 64 + i * kBlock;
-        Product<float> product;
+        float* sums[kRunBlocks];
+        for (Index i = 0; i < kRunBlocks; ++i) sums[i] = out.get() + (block * all_rows + row) * 64 + i * kBlock;
+        Tile::Product product;
         product.length = length;
         product.right = right.get() + pad + block * length * 64;
         product.right_block = length * kBlock;
@@ -67,17 +70,17 @@ void print_row(const char* kind, int rows, const MakeLeft& make_left) {
 }
 
 void print_all(int rows) {
-  print_row("row by row (x, h)", rows, [&](const float* left, Index row, Index, Index length, Product<float>& product) {
-    const float* pointers[kTileRows];
+  print_row("row by row (x, h)", rows, [&](const float* left, Index row, Index, Index length, Tile::Product& product) {
+    const float* pointers[Tile::MR];
     for (int m = 0; m < rows; ++m) pointers[m] = left + (row + m) * length;
-    gemm(rows, RowPointers<float>{pointers, 0}, product, kColumns);
+    Tile::run(rows, RowPointers<float>{pointers, 0}, product, kRunBlocks);
   });
-  print_row("in runs (gate grads)", rows, [&](const float* left, Index row, Index all, Index, Product<float>& product) {
-    gemm(rows, RunRows<float>{left + row * kBlock, all * kBlock}, product, kColumns);
+  print_row("in runs (gate grads)", rows, [&](const float* left, Index row, Index all, Index, Tile::Product& product) {
+    Tile::run(rows, RunRows<float>{left + row * kBlock, all * kBlock}, product, kRunBlocks);
   });
-  print_row("transposed (weights)", rows, [&](const float* left, Index, Index, Index length, Product<float>& product) {
+  print_row("transposed (weights)", rows, [&](const float* left, Index, Index, Index length, Tile::Product& product) {
     product.right += (length - 1) * kBlock;
-    gemm(rows, LeftColumns<float>{left + (length - 1) * kBlock}, product, kColumns);
+    Tile::run(rows, LeftColumns<float>{left + (length - 1) * kBlock}, product, kRunBlocks);
   });
 }
 

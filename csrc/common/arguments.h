@@ -1,10 +1,12 @@
 // The plain structs of pointers, strides and sizes that cross from the layer code to the kernels.
-// No struct owns memory; a pointer's comment says its shape, and who writes it.
+// No struct owns memory; a pointer's comment says its shape, and who writes it. Of their two types, T is the one of the
+// caller's arrays and A, its accumulator, the one of sums, gates, c and the tape.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 #include "common/attributes.h"
+#include "common/number.h"
 
 namespace fusedrnn {
 
@@ -142,31 +144,33 @@ struct Blocked {
 };
 
 // One direction of one layer going forward.
-template <class Real>
+template <class T>
 struct ForwardArguments {
+  using A = Accumulator<T>;
   Index input_size, hidden_size;
   Schedule schedule;
-  Weights<Real> weights;
-  Sequence<const Real> x;  // (T, B, I)
-  Sequence<Real> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
-  StateRows<const Real> h0, c0;
-  StateRows<Real> hn, cn;  // written, unless null
-  Real clip;               // bound on every gate's pre-activation, or 0
-  bool training;           // keep activated gates and cell states
-  Blocked<Real> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
-  Blocked<Real> cells;     // training, cells with c: c of the same packed rows
-  Index segment = 0;       // recomputing: steps of a segment; else 0
-  Blocked<Real>
-      entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
-  Sequence<const Real> known_y;  // replaying a segment: y, which holds the h it starts from
-  Index chunk_rows;              // most packed rows of a chunk of time
-  PackedWeights<const Real> packed;
+  Weights<T> weights;
+  Sequence<const T> x;  // (T, B, I)
+  Sequence<T> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
+  StateRows<const T> h0;
+  StateRows<const A> c0;
+  StateRows<T> hn;      // written, unless null
+  StateRows<A> cn;      // written, unless null
+  A clip;               // bound on every gate's pre-activation, or 0
+  bool training;        // keep activated gates and cell states
+  Blocked<A> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
+  Blocked<A> cells;     // training, cells with c: c of the same packed rows
+  Index segment = 0;    // recomputing: steps of a segment; else 0
+  Blocked<A> entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
+  Sequence<const T> known_y;  // replaying a segment: y, which holds the h it starts from
+  Index chunk_rows;           // most packed rows of a chunk of time
+  PackedWeights<const A> packed;
   // Scratch, shared by the threads of the direction.
-  PackedWeights<Real> fresh;  // `packed`, to be written from `weights` first; null: it was before
-  Real* h;                    // (2, rows, padded H): states before and after a step, by position
-  Blocked<Real> carry;        // c by position
-  Real* operand;              // (rows, padded H): a second phase's left operand
-  const Real** pointers;      // (threads, chunk_rows)
+  PackedWeights<A> fresh;  // `packed`, to be written from `weights` first; null: it was before
+  A* h;                    // (2, rows, padded H): states before and after a step, by position
+  Blocked<A> carry;        // c by position
+  A* operand;              // (rows, padded H): a second phase's left operand
+  const T** pointers;      // (threads, chunk_rows)
 
   // Row of `entering` for the segment that begins at a step.
   FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
@@ -175,64 +179,69 @@ struct ForwardArguments {
 };
 
 // Arrays like one direction's parameters, to be written; in gradients null where nobody wants them.
-template <class Real>
+template <class A>
 struct WeightGradients {
-  Real* weight_ih;
-  Real* weight_hh;
-  Real* bias_ih;
-  Real* bias_hh;
-  Real* peephole;
+  A* weight_ih;
+  A* weight_hh;
+  A* bias_ih;
+  A* bias_hh;
+  A* peephole;
 };
 
 // One direction of one layer going backward.
-template <class Real>
+template <class T>
 struct BackwardArguments {
+  using A = Accumulator<T>;
   Index input_size, hidden_size;
   Schedule schedule;
-  Weights<Real> weights;
-  Sequence<const Real> x, y;
-  Sequence<const Real> dy;  // data null: zeros
-  Sequence<Real> dx;        // written, unless null; zeros past a row's length are the caller's
-  StateRows<const Real> h0, c0;
-  StateRows<const Real> dhn, dcn;
-  StateRows<Real> dh0, dc0;                        // written, unless null
-  Real clip;                                       // as it was forward
-  WeightGradients<Real> gradients;                 // written where any row runs, unless null
-  bool accumulate;                                 // added to instead
-  Blocked<const Real> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
-  const ForwardArguments<Real>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
+  Weights<T> weights;
+  Sequence<const T> x, y;
+  Sequence<const T> dy;  // data null: zeros
+  Sequence<T> dx;        // written, unless null; zeros past a row's length are the caller's
+  StateRows<const T> h0, dhn;
+  StateRows<const A> c0, dcn;
+  StateRows<T> dh0;                             // written, unless null
+  StateRows<A> dc0;                             // written, unless null
+  A clip;                                       // as it was forward
+  WeightGradients<A> gradients;                 // written where any row runs, unless null
+  bool accumulate;                              // added to instead
+  Blocked<const A> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
+  const ForwardArguments<T>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
   bool direct;  // read the weights where they lie: pays for few rows of one step
   // Scratch, shared by the threads of the direction.
-  Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
-  Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
-  Real* peephole;               // blocks * peepholes * 16
-  Blocked<Real> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
-  Blocked<Real> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
-  Blocked<Real> h_panel;        // chunk_rows rows of the previous h
-  Blocked<Real> operand_panel;  // cells of two phases: rows of the second phase's left operand
-  Real* dh;                     // (rows, padded H)
-  Real* doperand;               // (rows, padded H), cells of two phases
-  Blocked<Real> carry;          // dc by position
+  A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
+  A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
+  A* peephole;               // blocks * peepholes * 16
+  Blocked<A> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
+  Blocked<A> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
+  Blocked<A> h_panel;        // chunk_rows rows of the previous h
+  Blocked<A> operand_panel;  // cells of two phases: rows of the second phase's left operand
+  A* dh;                     // (rows, padded H)
+  A* doperand;               // (rows, padded H), cells of two phases
+  Blocked<A> carry;          // dc by position
 };
 
 // One step of one direction of one layer; the elements of a row lie next to each other.
-template <class Real>
+template <class T>
 struct StepArguments {
+  using A = Accumulator<T>;
   Index input_size, hidden_size, rows;
-  const Real* packed;                // as the cell's pack_step leaves it: for `step`
-  PackedWeights<const Real> panels;  // for `panel_step`
-  Weights<Real> weights;             // for `direct_step`
-  StateRows<const Real> x;           // (B, I)
-  StateRows<const Real> h, c;        // (B, H): before the step
-  StateRows<Real> h_next, c_next;    // (B, H): written; c_next may be c
-  StateRows<Real> y;                 // (B, H): h_next once more, or null
-  Blocked<Real> gates, cells;        // training, `direct_step` alone: the tape; else null
-  Real clip;                         // bound on every gate's pre-activation, or 0
-  bool reversed;                     // take the units from the last to the first
+  const A* packed;                // as the cell's pack_step leaves it: for `step`
+  PackedWeights<const A> panels;  // for `panel_step`
+  Weights<T> weights;             // for `direct_step`
+  StateRows<const T> x;           // (B, I)
+  StateRows<const T> h;           // (B, H): before the step
+  StateRows<const A> c;           // (B, H): before the step
+  StateRows<T> h_next;            // (B, H): written
+  StateRows<A> c_next;            // (B, H): written; may be c
+  StateRows<T> y;                 // (B, H): h_next once more, or null
+  Blocked<A> gates, cells;        // training, `direct_step` alone: the tape; else null
+  A clip;                         // bound on every gate's pre-activation, or 0
+  bool reversed;                  // take the units from the last to the first
   // Scratch of cells of two phases, shared by the threads.
-  Real* operand;  // (B, padded H): the second phase's left operand
-  Real* kept;     // (B, slots, padded H): what the first phase leaves of its slots
+  A* operand;  // (B, padded H): the second phase's left operand
+  A* kept;     // (B, slots, padded H): what the first phase leaves of its slots
 };
 
 }  // namespace fusedrnn

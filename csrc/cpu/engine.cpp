@@ -3,6 +3,7 @@
 // another, within one named after the instruction set, so that a profile says which one ran. The only symbol it exports
 // is its table of kernels.
 #include "cells/registry.h"
+#include "cpu/gemm/fma_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/recurrence/backward.h"
 #include "cpu/recurrence/direct_step.h"
@@ -19,18 +20,19 @@ namespace {
 
 using Real = FUSEDRNN_REAL;
 using V = Vec<Real>;
+using Tile = FmaTile<Real>;
 
 template <class Cell>
 void forward(const ForwardArguments<Real>& arguments, Worker& worker) {
-  Forward<Cell, Real>(arguments, worker).run();
+  Forward<Cell, Real, Tile>(arguments, worker).run();
 }
 template <class Cell>
 void backward(const BackwardArguments<Real>& arguments, Worker& worker) {
-  Backward<Cell, Real>(arguments, worker).run();
+  Backward<Cell, Real, Tile>(arguments, worker).run();
 }
 template <class Cell>
 void pack(const ForwardArguments<Real>& arguments, Worker& worker) {
-  Forward<Cell, Real>(arguments, worker).pack();
+  Forward<Cell, Real, Tile>(arguments, worker).pack();
 }
 template <class Cell>
 Index packed_step_size(const StepArguments<Real>& arguments) {

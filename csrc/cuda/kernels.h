@@ -2,7 +2,7 @@
 // instance.cu.
 #pragma once
 #include "cuda/engine.h"
-#include "cuda/runtime/number.h"
+#include "common/number.h"
 #include "ops/registry.h"
 
 namespace fusedrnn {

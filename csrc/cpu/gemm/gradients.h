@@ -1,7 +1,8 @@
 // The large products that gradients end in: gradients of outputs times weights, and their outer product with inputs.
 #pragma once
-#include "cpu/gemm/gemm.h"
 #include "cpu/gemm/pack.h"
+#include "cpu/gemm/product.h"
+#include "cpu/gemm/tile_shape.h"
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
@@ -12,195 +13,198 @@ namespace {
 // cache or near it.
 constexpr Index kSumRows = 96;
 
-// sums = (k > 0: sums) + `rows` rows of the gradient . weight over the part of the inner dimension from k on.
-template <class Real>
-void add_gradient_part(const Blocked<Real>& gradient, Index first_run, Index first_row, Index rows, const Real* packed,
-                       Index inner, Index k, Index blocks, Real* sums) {
-  const Real* initial[kColumns];
-  Real* out[kColumns];
-  for (Index i = 0; i < kColumns; ++i) {
-    out[i] = sums + i * kBlock;
-    initial[i] = k > 0 ? out[i] : zeros(Real(0));
-  }
-  Product<Real> product;
-  product.length = smaller(kInnerPart, inner - k);
-  product.right = packed + k * kBlock;
-  product.right_block = inner * kBlock;
-  product.initial = initial;
-  product.initial_row = k > 0 ? kColumns * kBlock : 0;
-  product.out = out;
-  product.out_row = kColumns * kBlock;
-  for (Index done = 0; done < rows;) {
-    const int tile = tile_rows(rows - done);
-    const RunRows<Real> left = {gradient.at(first_run + k / kBlock, first_row + done), gradient.block_stride()};
-    gemm(tile, left, product, blocks);
-    done += tile;
-    for (Index i = 0; i < kColumns; ++i) {
-      out[i] += tile * kColumns * kBlock;
-      if (k > 0) initial[i] = out[i];
-    }
-  }
-}
-
-// Rows [rows.first, rows.last) of gradient . weight, the gradient's inner dimension being `runs` runs from first_run
-// on. `rows_from(block)` gives a walk over the destination's rows at that block of columns.
-template <class Real, class RowsFrom>
-void multiply_gradient(Worker& w, const Blocked<Real>& gradient, Index first_run, Index runs, const Real* packed,
-                       Index columns, Range rows, const RowsFrom& rows_from) {
-  alignas(64) Real sums[kSumRows * kColumns * kBlock];
-  const Index inner = runs * kBlock;
-  for (Index block = 0; block < blocks_of(columns); block += kColumns) {
-    const Index blocks = smaller(kColumns, blocks_of(columns) - block);
-    auto next_row = rows_from(block);
-    for (Index r = rows.first; r < rows.last; r += kSumRows) {
-      const Index count = smaller(kSumRows, rows.last - r);
-      if (w.skip(count * blocks * inner)) return;
-      for (Index k = 0; k < inner; k += kInnerPart)
-        add_gradient_part(gradient, first_run, r, count, packed + block * inner * kBlock, inner, k, blocks, sums);
-      for (Index i = 0; i < count; ++i)
-        copy_unpadded(sums + i * kColumns * kBlock, smaller(kColumns * kBlock, columns - block * kBlock), next_row());
-    }
-  }
-}
-
-// One tile of an outer product: to(m, :) = (adding: to(m, :)) + sum over rows, last to first, of left(row, m) *
-// panel(row, :).
-template <class Real>
-void accumulate_tile(const Real* last_left, int tile, const Blocked<Real>& panel, Index rows, Index first_block,
-                     Index count, bool adding, Real* to, Index to_row) {
-  Real* out[kColumns];
-  const Real* initial[kColumns];
-  for (Index i = 0; i < count; ++i) {
-    out[i] = to + i * kBlock;
-    initial[i] = adding ? out[i] : zeros(Real(0));
-  }
-  Product<Real> product;
-  product.length = rows;
-  product.right = panel.at(first_block, rows - 1);
-  product.right_block = panel.block_stride();
-  product.initial = initial;
-  product.initial_row = adding ? to_row : 0;
-  product.out = out;
-  product.out_row = to_row;
-  gemm(tile, LeftColumns<Real>{last_left}, product, count);
-}
-
-// The next tile's sums, which it would wait for: far apart, they are no pattern that the hardware fetches by itself.
-template <class Real>
-void fetch_rows(const Real* row, int rows, Index blocks, Index columns) {
-  for (int m = 0; m < smaller(kTileRows, rows); ++m)
-    for (Index i = 0; i < blocks; ++i) __builtin_prefetch(row + m * columns + i * kBlock, 1);
-}
-
-// Gradient rows (`units` of one run, `columns` long, contiguous) = (adding: themselves) + outer product with `rows`
-// rows of the panel, for the columns of up to four blocks from `first_block`. A partial last block of columns goes
-// through a padded copy.
-template <class Real>
-void accumulate_outer(const Blocked<Real>& gradient, Index run, int units, const Blocked<Real>& panel, Index rows,
-                      Index first_block, Index columns, bool adding, Real* to) {
-  const Index full = smaller(kColumns, columns / kBlock - first_block), edge = first_block + full;
-  const Index edge_columns = full < kColumns ? columns - edge * kBlock : 0;
-  for (int u = 0; u < units;) {
-    const int tile = tile_rows(units - u);
-    const Real* left = gradient.at(run, rows - 1) + u;
-    Real* row = to + u * columns;
-    if (full > 0) {
-      fetch_rows(row + tile * columns + first_block * kBlock, units - u - tile, full, columns);
-      accumulate_tile(left, tile, panel, rows, first_block, full, adding, row + first_block * kBlock, columns);
-    }
-    if (edge_columns > 0) {
-      alignas(64) Real sums[kTileRows * kBlock];
-      for (int m = 0; adding && m < tile; ++m)
-        copy_padded(row + m * columns + edge * kBlock, edge_columns, sums + m * kBlock);
-      accumulate_tile(left, tile, panel, rows, edge, 1, adding, sums, kBlock);
-      for (int m = 0; m < tile; ++m) copy_unpadded(sums + m * kBlock, edge_columns, row + m * columns + edge * kBlock);
-    }
-    u += tile;
-  }
-}
-
 // Rows up to which a weight's gradient takes too few terms to be worth a tile of sums: a call of the tile then costs as
 // much as its multiply-adds, and rows of the gradient are best written from end to end.
 constexpr Index kFewRows = 32;
 constexpr int kFewUnits = 4;
 
-// The columns from `column` on, as many as a tile takes of a block, in kFewUnits rows of the gradient, of which `units`
-// are there.
-template <bool kWhole, class Real>
-FUSEDRNN_INLINE void accumulate_part(const Real* last_left, int units, const Blocked<Real>& panel, Index rows,
-                                     Index column, Index columns, bool adding, Real* to) {
-  using V = Vec<Real>;
-  constexpr int parts = TileShape<Real>::parts;
-  const auto lanes = [&](int v) {
-    return static_cast<int>(larger(0, smaller(V::lanes, columns - column - v * V::lanes)));
-  };
-  V sum[kFewUnits][parts];
-#pragma GCC unroll 4
-  for (int m = 0; m < kFewUnits; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < parts; ++v) {
-      const Real* from = to + m * columns + column + v * V::lanes;
-      if (!adding || m >= units)
-        sum[m][v] = V(Real(0));
-      else
-        sum[m][v] = kWhole ? V::load(from) : V::load_partial(from, lanes(v));
+template <class Tile>
+struct GradientProducts {
+  using Operand = typename Tile::Operand;
+  using Sum = typename Tile::Sum;
+  using V = Vec<Sum>;
+  static constexpr Index kRunBlocks = Tile::NR / kBlock;
+
+  // sums = (k > 0: sums) + `rows` rows of the gradient . weight over the part of the inner dimension from k on.
+  static void add_gradient_part(const Blocked<Operand>& gradient, Index first_run, Index first_row, Index rows,
+                                const Operand* packed, Index inner, Index k, Index blocks, Sum* sums) {
+    const Sum* initial[kRunBlocks];
+    Sum* out[kRunBlocks];
+    for (Index i = 0; i < kRunBlocks; ++i) {
+      out[i] = sums + i * kBlock;
+      initial[i] = k > 0 ? out[i] : zeros(Sum(0));
     }
-  const Real* right = panel.at(column / kBlock, rows - 1) + column % kBlock;
-  for (Index r = rows; r > 0; --r, last_left -= kBlock, right -= kBlock) {
-    V b[parts];
-#pragma GCC unroll 2
-    for (int v = 0; v < parts; ++v) b[v] = V::load(right + v * V::lanes);
+    typename Tile::Product product;
+    product.length = smaller(Tile::KC, inner - k);
+    product.right = packed + k * kBlock;
+    product.right_block = inner * kBlock;
+    product.initial = initial;
+    product.initial_row = k > 0 ? kRunBlocks * kBlock : 0;
+    product.out = out;
+    product.out_row = kRunBlocks * kBlock;
+    for (Index done = 0; done < rows;) {
+      const int tile = tile_rows<Tile>(rows - done);
+      const RunRows<Operand> left = {gradient.at(first_run + k / kBlock, first_row + done), gradient.block_stride()};
+      Tile::run(tile, left, product, blocks);
+      done += tile;
+      for (Index i = 0; i < kRunBlocks; ++i) {
+        out[i] += tile * kRunBlocks * kBlock;
+        if (k > 0) initial[i] = out[i];
+      }
+    }
+  }
+
+  // Rows [rows.first, rows.last) of gradient . weight, the gradient's inner dimension being `runs` runs from first_run
+  // on. `rows_from(block)` gives a walk over the destination's rows at that block of columns.
+  template <class RowsFrom>
+  static void multiply_gradient(Worker& w, const Blocked<Operand>& gradient, Index first_run, Index runs,
+                                const Operand* packed, Index columns, Range rows, const RowsFrom& rows_from) {
+    alignas(64) Sum sums[kSumRows * kRunBlocks * kBlock];
+    const Index inner = runs * kBlock;
+    for (Index block = 0; block < blocks_of(columns); block += kRunBlocks) {
+      const Index blocks = smaller(kRunBlocks, blocks_of(columns) - block);
+      auto next_row = rows_from(block);
+      for (Index r = rows.first; r < rows.last; r += kSumRows) {
+        const Index count = smaller(kSumRows, rows.last - r);
+        if (w.skip(count * blocks * inner)) return;
+        for (Index k = 0; k < inner; k += Tile::KC)
+          add_gradient_part(gradient, first_run, r, count, packed + block * inner * kBlock, inner, k, blocks, sums);
+        for (Index i = 0; i < count; ++i)
+          copy_unpadded(sums + i * kRunBlocks * kBlock, smaller(kRunBlocks * kBlock, columns - block * kBlock),
+                        next_row());
+      }
+    }
+  }
+
+  // One tile of an outer product: to(m, :) = (adding: to(m, :)) + sum over rows, last to first, of left(row, m) *
+  // panel(row, :).
+  static void accumulate_tile(const Operand* last_left, int tile, const Blocked<Operand>& panel, Index rows,
+                              Index first_block, Index count, bool adding, Sum* to, Index to_row) {
+    Sum* out[kRunBlocks];
+    const Sum* initial[kRunBlocks];
+    for (Index i = 0; i < count; ++i) {
+      out[i] = to + i * kBlock;
+      initial[i] = adding ? out[i] : zeros(Sum(0));
+    }
+    typename Tile::Product product;
+    product.length = rows;
+    product.right = panel.at(first_block, rows - 1);
+    product.right_block = panel.block_stride();
+    product.initial = initial;
+    product.initial_row = adding ? to_row : 0;
+    product.out = out;
+    product.out_row = to_row;
+    Tile::run(tile, LeftColumns<Operand>{last_left}, product, count);
+  }
+
+  // The next tile's sums, which it would wait for: far apart, they are no pattern that the hardware fetches by itself.
+  static void fetch_rows(const Sum* row, int rows, Index blocks, Index columns) {
+    for (int m = 0; m < smaller(Tile::MR, rows); ++m)
+      for (Index i = 0; i < blocks; ++i) __builtin_prefetch(row + m * columns + i * kBlock, 1);
+  }
+
+  // Gradient rows (`units` of one run, `columns` long, contiguous) = (adding: themselves) + outer product with `rows`
+  // rows of the panel, for the columns of up to four blocks from `first_block`. A partial last block of columns goes
+  // through a padded copy.
+  static void accumulate_outer(const Blocked<Operand>& gradient, Index run, int units, const Blocked<Operand>& panel,
+                               Index rows, Index first_block, Index columns, bool adding, Sum* to) {
+    const Index full = smaller(kRunBlocks, columns / kBlock - first_block), edge = first_block + full;
+    const Index edge_columns = full < kRunBlocks ? columns - edge * kBlock : 0;
+    for (int u = 0; u < units;) {
+      const int tile = tile_rows<Tile>(units - u);
+      const Operand* left = gradient.at(run, rows - 1) + u;
+      Sum* row = to + u * columns;
+      if (full > 0) {
+        fetch_rows(row + tile * columns + first_block * kBlock, units - u - tile, full, columns);
+        accumulate_tile(left, tile, panel, rows, first_block, full, adding, row + first_block * kBlock, columns);
+      }
+      if (edge_columns > 0) {
+        alignas(64) Sum sums[Tile::MR * kBlock];
+        for (int m = 0; adding && m < tile; ++m)
+          copy_padded(row + m * columns + edge * kBlock, edge_columns, sums + m * kBlock);
+        accumulate_tile(left, tile, panel, rows, edge, 1, adding, sums, kBlock);
+        for (int m = 0; m < tile; ++m)
+          copy_unpadded(sums + m * kBlock, edge_columns, row + m * columns + edge * kBlock);
+      }
+      u += tile;
+    }
+  }
+
+  // The columns from `column` on, as many as a tile takes of a block, in kFewUnits rows of the gradient, of which
+  // `units` are there.
+  template <bool kWhole>
+  FUSEDRNN_INLINE static void accumulate_part(const Operand* last_left, int units, const Blocked<Operand>& panel,
+                                              Index rows, Index column, Index columns, bool adding, Sum* to) {
+    constexpr int parts = TileShape<Sum>::parts;
+    const auto lanes = [&](int v) {
+      return static_cast<int>(larger(0, smaller(V::lanes, columns - column - v * V::lanes)));
+    };
+    V sum[kFewUnits][parts];
 #pragma GCC unroll 4
     for (int m = 0; m < kFewUnits; ++m)
 #pragma GCC unroll 2
-      for (int v = 0; v < parts; ++v) sum[m][v] = fma(V(last_left[m]), b[v], sum[m][v]);
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < kFewUnits; ++m)
+      for (int v = 0; v < parts; ++v) {
+        const Sum* from = to + m * columns + column + v * V::lanes;
+        if (!adding || m >= units)
+          sum[m][v] = V(Sum(0));
+        else
+          sum[m][v] = kWhole ? load(from) : load_partial(from, lanes(v));
+      }
+    const Operand* right = panel.at(column / kBlock, rows - 1) + column % kBlock;
+    for (Index r = rows; r > 0; --r, last_left -= kBlock, right -= kBlock) {
+      V b[parts];
 #pragma GCC unroll 2
-    for (int v = 0; v < parts; ++v) {
-      if (m >= units) return;
-      Real* out = to + m * columns + column + v * V::lanes;
-      if constexpr (kWhole)
-        sum[m][v].store(out);
-      else
-        sum[m][v].store_partial(out, lanes(v));
+      for (int v = 0; v < parts; ++v) b[v] = load(right + v * V::lanes);
+#pragma GCC unroll 4
+      for (int m = 0; m < kFewUnits; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < parts; ++v) sum[m][v] = fma(V(widen(last_left[m])), b[v], sum[m][v]);
     }
-}
-
-// As accumulate_outer, for all columns and at most kFewRows rows.
-template <class Real>
-FUSEDRNN_NOINLINE void accumulate_few(const Blocked<Real>& gradient, Index run, int units, const Blocked<Real>& panel,
-                                      Index rows, Index columns, bool adding, Real* to) {
-  constexpr Index width = TileShape<Real>::parts * Vec<Real>::lanes;
-  for (int u = 0; u < units; u += kFewUnits, to += kFewUnits * columns) {
-    const Real* left = gradient.at(run, rows - 1) + u;
-    Index column = 0;
-    for (; column + width <= columns; column += width)
-      accumulate_part<true>(left, units - u, panel, rows, column, columns, adding, to);
-    if (column < columns) accumulate_part<false>(left, units - u, panel, rows, column, columns, adding, to);
+#pragma GCC unroll 4
+    for (int m = 0; m < kFewUnits; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < parts; ++v) {
+        if (m >= units) return;
+        Sum* out = to + m * columns + column + v * V::lanes;
+        if constexpr (kWhole)
+          store(sum[m][v], out);
+        else
+          store_partial(sum[m][v], out, lanes(v));
+      }
   }
-}
 
-// first(u) and second(u) = (adding: themselves) + sum over rows, last to first, of gradient(row, u); either may be
-// null.
-template <class Real>
-void accumulate_rows(const Blocked<Real>& gradient, Index run, int units, Index rows, bool adding, Real* first,
-                     Real* second) {
-  using V = Vec<Real>;
-  for (int u = 0; u < units; u += V::lanes) {
-    const int count = static_cast<int>(smaller(V::lanes, units - u));
-    V a = adding && first ? V::load_partial(first + u, count) : V(Real(0));
-    V b = adding && second ? V::load_partial(second + u, count) : V(Real(0));
-    for (Index r = rows; r-- > 0;) {
-      const V term = V::load(gradient.at(run, r) + u);
-      a += term;
-      b += term;
+  // As accumulate_outer, for all columns and at most kFewRows rows.
+  FUSEDRNN_NOINLINE static void accumulate_few(const Blocked<Operand>& gradient, Index run, int units,
+                                               const Blocked<Operand>& panel, Index rows, Index columns, bool adding,
+                                               Sum* to) {
+    constexpr Index width = TileShape<Sum>::parts * V::lanes;
+    for (int u = 0; u < units; u += kFewUnits, to += kFewUnits * columns) {
+      const Operand* left = gradient.at(run, rows - 1) + u;
+      Index column = 0;
+      for (; column + width <= columns; column += width)
+        accumulate_part<true>(left, units - u, panel, rows, column, columns, adding, to);
+      if (column < columns) accumulate_part<false>(left, units - u, panel, rows, column, columns, adding, to);
     }
-    if (first) a.store_partial(first + u, count);
-    if (second) b.store_partial(second + u, count);
   }
-}
+
+  // first(u) and second(u) = (adding: themselves) + sum over rows, last to first, of gradient(row, u); either may be
+  // null.
+  static void accumulate_rows(const Blocked<Operand>& gradient, Index run, int units, Index rows, bool adding,
+                              Sum* first, Sum* second) {
+    for (int u = 0; u < units; u += V::lanes) {
+      const int count = static_cast<int>(smaller(V::lanes, units - u));
+      V a = adding && first ? load_partial(first + u, count) : V(Sum(0));
+      V b = adding && second ? load_partial(second + u, count) : V(Sum(0));
+      for (Index r = rows; r-- > 0;) {
+        const V term = load(gradient.at(run, r) + u);
+        a += term;
+        b += term;
+      }
+      if (first) store_partial(a, first + u, count);
+      if (second) store_partial(b, second + u, count);
+    }
+  }
+};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME

@@ -1,7 +1,10 @@
-// The backward driver: backpropagation through time (Werbos 1990) for one direction of one layer, for every cell.
-// Steps run last to first in chunks. Within a chunk the recurrence leaves the gradients of all gates' arguments; then
-// dx and the weight gradients are large products over the chunk, while those are warm.
+// The backward driver: backpropagation through time (Werbos 1990) for one direction of one layer, for every cell,
+// element type T of the caller's arrays, and micro-kernel Tile. Steps run last to first in chunks. Within a chunk the
+// recurrence leaves the gradients of all gates' arguments; then dx and the weight gradients are large products over the
+// chunk, while those are warm.
 #pragma once
+#include <type_traits>
+
 #include "cpu/gemm/gradients.h"
 #include "cpu/recurrence/direct_gradient.h"
 #include "cpu/recurrence/forward.h"
@@ -10,16 +13,22 @@ namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-template <class Cell, class Real>
+template <class Cell, class T, class Tile>
 class Backward {
-  using V = Vec<Real>;
+  using A = Accumulator<T>;
+  using Operand = typename Tile::Operand;
+  using Gradients = GradientProducts<Tile>;
+  using V = Vec<A>;
+  static constexpr Index kRunBlocks = Tile::NR / kBlock;
+  // Whether runs can read the caller's weights where they lie.
+  static constexpr bool reads_weights = std::is_same_v<T, Operand>;
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
   static constexpr Index kCellWork = 64;  // a cell's equations for 16 units, in multiply-adds of 16
 
  public:
-  Backward(const BackwardArguments<Real>& arguments, Worker& worker)
+  Backward(const BackwardArguments<T>& arguments, Worker& worker)
       : a(arguments),
         w(worker),
         schedule(a.schedule),
@@ -34,7 +43,7 @@ class Backward {
     pack();
     stage_gradient();
     if (a.replay) {
-      Forward<Cell, Real> forward(*a.replay, w);
+      Forward<Cell, T, Tile> forward(*a.replay, w);
       forward.pack();
       run_segments(a.replay->segment, [&](Index first, Index last, Index& chunk) {
         segment_first = first;
@@ -47,7 +56,7 @@ class Backward {
   }
 
  private:
-  const BackwardArguments<Real>& a;
+  const BackwardArguments<T>& a;
   Worker& w;
   const Schedule& schedule;
   const Index hidden, blocks;
@@ -95,7 +104,7 @@ class Backward {
   }
   Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
   int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
-  Real* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
+  A* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
 
   void pack() {
     if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
@@ -108,16 +117,18 @@ class Backward {
         copy_padded(a.weights.peephole + row * hidden + j * kBlock, units_in(j),
                     a.peephole + (j * traits.peepholes + row) * kBlock);
   }
-  void pack_weight(const Real* weight, Index columns, const Window& window, Real* packed) {
+  void pack_weight(const T* weight, Index columns, const Window& window, Operand* packed) {
     const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
-    if (a.direct) return DirectWeight<Real>{weight, columns, hidden, window, packed}.pack(mine);
+    if constexpr (reads_weights)
+      if (a.direct) return DirectWeight<T, Tile>{weight, columns, hidden, window, packed}.pack(mine);
     const Index stride = inner_of(window) * kBlock;
-    for (Index i = mine.first; i < mine.last; i += kColumns)
-      pack_backward(weight, columns, i, smaller(kColumns, mine.last - i), hidden, window, packed + i * stride, stride);
+    for (Index i = mine.first; i < mine.last; i += kRunBlocks)
+      Tile::pack_backward(weight, columns, i, smaller(kRunBlocks, mine.last - i), hidden, window, packed + i * stride,
+                          stride);
   }
   // Inner dimension of a product with the gate gradients of a window.
   Index inner_of(const Window& window) const { return blocks * window.count * kBlock; }
-  Real* packed_hh(int phase) const { return a.packed_hh + phase_start(traits, phase, blocks, padded(hidden)); }
+  Operand* packed_hh(int phase) const { return a.packed_hh + phase_start(traits, phase, blocks, padded(hidden)); }
 
   // The final state's gradient, by position; a row that never runs hands it to its initial state.
   void stage_gradient() {
@@ -129,7 +140,8 @@ class Backward {
       }
     }
   }
-  void stage_block(const StateRows<const Real>& from, Index b, Index block, bool cut, Real* to) {
+  template <class From>
+  void stage_block(const StateRows<const From>& from, Index b, Index block, bool cut, A* to) {
     if (from.data && !cut)
       copy_padded(from.at(b) + block * kBlock, units_in(block), to);
     else
@@ -150,9 +162,9 @@ class Backward {
   FUSEDRNN_NOINLINE void add_repeated(Index state, Index end) {
     for (Index p = own_rows.first; p < end; ++p)
       for (Index i = schedule.repeats_of(state, p); i-- > 0;) {
-        const Real* dy = a.dy.at(schedule.skipped_time(state, p, i), schedule.row[p]);
+        const T* dy = a.dy.at(schedule.skipped_time(state, p, i), schedule.row[p]);
         for (Index j = own_blocks.first; j < own_blocks.last; ++j)
-          for (Index u = 0; u < units_in(j); ++u) dh_at(p, j)[u] += dy[j * kBlock + u];
+          for (Index u = 0; u < units_in(j); ++u) dh_at(p, j)[u] += widen(dy[j * kBlock + u]);
       }
   }
 
@@ -165,10 +177,10 @@ class Backward {
       if (w.skip(running(s) * (blocks + blocks_of(a.input_size)))) return;
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p) {
         const Index b = schedule.row[p], t = schedule.time(s, p), r = schedule.offset[s] + p - chunk_row;
-        const Real* x = a.x.at(t, b);
+        const T* x = a.x.at(t, b);
         for (Index i = inputs.first; i < inputs.last; ++i)
           copy_padded(x + i * kBlock, a.input_size - i * kBlock, a.x_panel.at(i, r));
-        const Real* h = previous_row(s, p, a.h0, a.y);
+        const T* h = previous_row(s, p, a.h0, a.y);
         for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
           if (h)
             copy_padded(h + j * kBlock, hidden - j * kBlock, a.h_panel.at(j, r));
@@ -179,7 +191,7 @@ class Backward {
     }
   }
   // The row's h before a step, or null where it is zero.
-  const Real* previous_row(Index s, Index p, const StateRows<const Real>& initial, const Sequence<const Real>& y) {
+  const T* previous_row(Index s, Index p, const StateRows<const T>& initial, const Sequence<const T>& y) {
     const Index b = schedule.row[p];
     if (schedule.cut(s, p)) return nullptr;
     if (s == 0) return initial.data ? initial.at(b) : nullptr;
@@ -191,7 +203,7 @@ class Backward {
     if (schedule.repeats && a.dy.data) add_repeated(s + 1, end);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
       if (w.skip(running(s) * kCellWork)) break;
-      if (a.clip > Real(0))
+      if (a.clip > A(0))
         differentiate_clipped(s, end, j);
       else
         for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
@@ -219,58 +231,59 @@ class Backward {
   // To and fro: what a step reads last is what the next one finds in the cache.
   template <class Work>
   void for_each_group(Index s, const Work& work) {
-    const Index groups = (own_blocks.last - own_blocks.first + kColumns - 1) / kColumns;
+    const Index groups = (own_blocks.last - own_blocks.first + kRunBlocks - 1) / kRunBlocks;
     for (Index i = 0; i < groups; ++i) {
-      const Index j = own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * kColumns;
-      work(j, smaller(kColumns, own_blocks.last - j));
+      const Index j = own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * kRunBlocks;
+      work(j, smaller(kRunBlocks, own_blocks.last - j));
     }
   }
 
   // Gate gradients of a phase times weight_hh: onto the direct part in dh, or from zero into doperand.
   template <int kPhase>
-  void multiply(Index s, Index end, Index block, Index count, Real* to) {
-    if (a.direct) return multiply_directly<kPhase>(s, end, block, count, to);
+  void multiply(Index s, Index end, Index block, Index count, A* to) {
+    if constexpr (reads_weights)
+      if (a.direct) return multiply_directly<kPhase>(s, end, block, count, to);
     const Index inner = inner_of(traits.recurrent[kPhase]);
-    for (Index k = 0; k < inner; k += kInnerPart)
+    for (Index k = 0; k < inner; k += Tile::KC)
       for (Index p = own_rows.first; p < end;) {
-        const int rows = tile_rows(end - p);
-        if (w.skip(rows * count * smaller(kInnerPart, inner))) return;
+        const int rows = tile_rows<Tile>(end - p);
+        if (w.skip(rows * count * smaller(Tile::KC, inner))) return;
         multiply_part<kPhase>(s, p, rows, block, count, k, to);
         p += rows;
       }
   }
 
   template <int kPhase>
-  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, Real* to) {
+  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, A* to) {
     constexpr Window window = traits.recurrent[kPhase];
     const bool from_zero = kPhase == 1 && k == 0;
     const Index inner = inner_of(window);
-    const Real* initial[kColumns];
-    Real* out[kColumns];
+    const A* initial[kRunBlocks];
+    A* out[kRunBlocks];
     for (Index i = 0; i < count; ++i) {
       out[i] = to + (p * blocks + block + i) * kBlock;
-      initial[i] = from_zero ? zeros(Real(0)) : out[i];
+      initial[i] = from_zero ? zeros(A(0)) : out[i];
     }
-    Product<Real> product;
-    product.length = smaller(kInnerPart, inner - k);
+    typename Tile::Product product;
+    product.length = smaller(Tile::KC, inner - k);
     product.right = packed_hh(kPhase) + (block * inner + k) * kBlock;
     product.right_block = inner * kBlock;
     product.initial = initial;
     product.initial_row = from_zero ? 0 : blocks * kBlock;
     product.out = out;
     product.out_row = blocks * kBlock;
-    const Real* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
-    gemm(rows, RunRows<Real>{left, a.dgates.block_stride()}, product, count);
+    const Operand* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
+    Tile::run(rows, RunRows<Operand>{left, a.dgates.block_stride()}, product, count);
   }
 
   template <int kPhase>
-  FUSEDRNN_NOINLINE void multiply_directly(Index s, Index end, Index block, Index count, Real* to) {
+  FUSEDRNN_NOINLINE void multiply_directly(Index s, Index end, Index block, Index count, A* to) {
     constexpr Window window = traits.recurrent[kPhase];
-    const DirectWeight<Real> weight = {a.weights.weight_hh, hidden, hidden, window, packed_hh(kPhase)};
+    const DirectWeight<T, Tile> weight = {a.weights.weight_hh, hidden, hidden, window, packed_hh(kPhase)};
     for (Index p = own_rows.first; p < end;) {
-      const int rows = tile_rows(end - p);
+      const int rows = tile_rows<Tile>(end - p);
       if (w.skip(rows * count * inner_of(window))) return;
-      Real* out = to + (p * blocks + block) * kBlock;
+      A* out = to + (p * blocks + block) * kBlock;
       for (int m = 0; kPhase == 1 && m < rows; ++m) clear(out + m * blocks * kBlock, count * kBlock);
       weight.add_product(a.dgates, schedule.offset[s] + p - chunk_row, rows, block, count, out, blocks * kBlock);
       p += rows;
@@ -286,44 +299,44 @@ class Backward {
   void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
-    const Real* slot = a.gates.at(block, packed_row - segment_row);
-    const Real* previous_h = a.h_panel.at(block, packed_row - chunk_row);
-    const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
-    const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
-    Real* dslot = a.dgates.at(block, packed_row - chunk_row);
+    const A* slot = a.gates.at(block, packed_row - segment_row);
+    const Operand* previous_h = a.h_panel.at(block, packed_row - chunk_row);
+    const T* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
+    const A* peephole = a.peephole + block * traits.peepholes * kBlock;
+    Operand* dslot = a.dgates.at(block, packed_row - chunk_row);
     const Index slot_stride = blocks * a.dgates.block_stride();
-    Real* dh = dh_at(p, block);
+    A* dh = dh_at(p, block);
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
-      V value[slots], weight[traits.peepholes + 1], dvalue[slots], c(Real(0));
+      V value[slots], weight[traits.peepholes + 1], dvalue[slots], c(A(0));
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
       for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
-      State<V> previous = {V::load(previous_h + u), V(Real(0))}, grad = {V::load(dh + u), V(Real(0))}, dprevious;
-      if (dy) grad.h += V::load_partial(dy + u, units);
+      State<V> previous = {load(previous_h + u), V(A(0))}, grad = {V::load(dh + u), V(A(0))}, dprevious;
+      if (dy) grad.h += load_partial(dy + u, units);
       if constexpr (has_c) {
         c = V::load(a.cells.at(block, packed_row - segment_row) + u);
         previous.c = previous_c(s, p, block, u, cut);
         grad.c = V::load(a.carry.at(block, p) + u);
       }
       Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
-      for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
+      for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
-      if constexpr (has_c) (cut ? V(Real(0)) : dprevious.c).store(a.carry.at(block, p) + u);
+      if constexpr (has_c) (cut ? V(A(0)) : dprevious.c).store(a.carry.at(block, p) + u);
     }
   }
 
   V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
-    if (cut) return V(Real(0));
+    if (cut) return V(A(0));
     if (s > segment_first) return V::load(a.cells.at(block, schedule.offset[s - 1] + p - segment_row) + u);
     if (s > 0) return V::load(a.replay->entering.at(block, a.replay->entering_row(s, p)) + u);
-    if (!a.c0.data) return V(Real(0));
+    if (!a.c0.data) return V(A(0));
     const Index unit = block * kBlock + u;
     return V::load_partial(a.c0.at(schedule.row[p]) + unit,
                            static_cast<int>(larger(0, smaller(V::lanes, hidden - unit))));
   }
 
   void differentiate_operand(Index s, Index p, Index block) {
-    if (a.clip > Real(0))
+    if (a.clip > A(0))
       differentiate_operand(s, p, block, clipped);
     else
       differentiate_operand(s, p, block, Unclipped());
@@ -332,20 +345,20 @@ class Backward {
   void differentiate_operand(Index s, Index p, Index block, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
-      const Real* slot = a.gates.at(block, packed_row - segment_row);
-      const Real* doperand = a.doperand + (p * blocks + block) * kBlock;
-      Real* dslot = a.dgates.at(block, r);
+      const A* slot = a.gates.at(block, packed_row - segment_row);
+      const A* doperand = a.doperand + (p * blocks + block) * kBlock;
+      Operand* dslot = a.dgates.at(block, r);
       const Index slot_stride = blocks * a.dgates.block_stride();
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots], dvalue[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
-        for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride + u);
-        const State<V> previous = {V::load(a.h_panel.at(block, r) + u), V(Real(0))};
-        State<V> dprevious = {V::load(dh_at(p, block) + u), V(Real(0))};
+        for (int k = 0; k < slots; ++k) dvalue[k] = load(dslot + k * slot_stride + u);
+        const State<V> previous = {load(a.h_panel.at(block, r) + u), V(A(0))};
+        State<V> dprevious = {V::load(dh_at(p, block) + u), V(A(0))};
         Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
-        for (int k = 0; k < slots; ++k) dvalue[k].store(dslot + k * slot_stride + u);
+        for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
-        Cell::recomputed_operand(value, previous).store(a.operand_panel.at(block, r) + u);
+        store(Cell::recomputed_operand(value, previous), a.operand_panel.at(block, r) + u);
       }
     }
   }
@@ -353,34 +366,35 @@ class Backward {
   // dx of the chunk: gate gradients times weight_ih, the chunk's rows shared among all threads of the direction.
   void input_gradient() {
     if (!a.dx.data) return;
-    if (a.direct) return direct_input_gradient();
+    if constexpr (reads_weights)
+      if (a.direct) return direct_input_gradient();
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
-    multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, a.input_size,
-                      rows, [&](Index block) {
-                        Cursor cursor(schedule, chunk_row + rows.first);
-                        return [this, block, cursor]() mutable {
-                          Real* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
-                          cursor.next();
-                          return row;
-                        };
-                      });
+    Gradients::multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih,
+                                 a.input_size, rows, [&](Index block) {
+                                   Cursor cursor(schedule, chunk_row + rows.first);
+                                   return [this, block, cursor]() mutable {
+                                     T* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
+                                     cursor.next();
+                                     return row;
+                                   };
+                                 });
   }
 
   // Its columns are shared instead: of few rows, some threads would get none.
   FUSEDRNN_NOINLINE void direct_input_gradient() {
-    alignas(64) Real sums[kTileRows * kColumns * kBlock];
-    const DirectWeight<Real> weight = {a.weights.weight_ih, a.input_size, hidden, traits.input, a.packed_ih};
+    alignas(64) A sums[Tile::MR * kRunBlocks * kBlock];
+    const DirectWeight<T, Tile> weight = {a.weights.weight_ih, a.input_size, hidden, traits.input, a.packed_ih};
     const Range mine = part_of(blocks_of(a.input_size), w.thread, w.threads());
-    for (Index j = mine.first; j < mine.last; j += kColumns) {
-      const Index count = smaller(kColumns, mine.last - j);
+    for (Index j = mine.first; j < mine.last; j += kRunBlocks) {
+      const Index count = smaller(kRunBlocks, mine.last - j);
       Cursor cursor(schedule, chunk_row);
       for (Index r = 0; r < chunk_rows;) {
-        const int rows = tile_rows(chunk_rows - r);
+        const int rows = tile_rows<Tile>(chunk_rows - r);
         if (w.skip(rows * count * inner_of(traits.input))) return;
-        clear(sums, rows * kColumns * kBlock);
-        weight.add_product(a.dgates, r, rows, j, count, sums, kColumns * kBlock);
+        clear(sums, rows * kRunBlocks * kBlock);
+        weight.add_product(a.dgates, r, rows, j, count, sums, kRunBlocks * kBlock);
         for (int m = 0; m < rows; ++m, cursor.next())
-          copy_unpadded(sums + m * kColumns * kBlock, smaller(count * kBlock, a.input_size - j * kBlock),
+          copy_unpadded(sums + m * kRunBlocks * kBlock, smaller(count * kBlock, a.input_size - j * kBlock),
                         a.dx.at(cursor.time(), cursor.row()) + j * kBlock);
         r += rows;
       }
@@ -426,26 +440,26 @@ class Backward {
   }
 
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
-  void accumulate(const Blocked<Real>& panel, Index columns, const Window& window, Range items, Real* gradient) {
+  void accumulate(const Blocked<Operand>& panel, Index columns, const Window& window, Range items, A* gradient) {
     if (!gradient) return;
     if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
-    for (Index i = 0; i < blocks_of(columns); i += kColumns)
+    for (Index i = 0; i < blocks_of(columns); i += kRunBlocks)
       for (Index item = items.first; item < items.last; ++item) {
-        if (w.skip(kBlock * kColumns * chunk_rows)) return;
+        if (w.skip(kBlock * kRunBlocks * chunk_rows)) return;
         const Index block = item / slots, row = gate_row(item, window);
         if (row >= 0)
-          accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i, columns,
-                           adding, gradient + row * columns);
+          Gradients::accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i,
+                                      columns, adding, gradient + row * columns);
       }
   }
-  void accumulate_few_rows(const Blocked<Real>& panel, Index columns, const Window& window, Range items,
-                           Real* gradient) {
+  void accumulate_few_rows(const Blocked<Operand>& panel, Index columns, const Window& window, Range items,
+                           A* gradient) {
     for (Index item = items.first; item < items.last; ++item) {
       if (w.skip(blocks_of(columns) * kBlock * chunk_rows)) return;
       const Index block = item / slots, row = gate_row(item, window);
       if (row >= 0)
-        accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns, adding,
-                       gradient + row * columns);
+        Gradients::accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns,
+                                  adding, gradient + row * columns);
     }
   }
   // First row of a weight matrix that an item, a unit block's slot, belongs to; -1 outside the window.
@@ -455,15 +469,16 @@ class Backward {
   }
 
   void accumulate_bias(Index item) {
-    Real* bias_ih = bias_of(item, traits.input, a.gradients.bias_ih);
-    Real* bias_hh = nullptr;
+    A* bias_ih = bias_of(item, traits.input, a.gradients.bias_ih);
+    A* bias_hh = nullptr;
     for (int phase = 0; phase < traits.phases && !bias_hh; ++phase)
       bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
     if (!bias_ih && !bias_hh) return;
     const Index block = item / slots;
-    accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih, bias_hh);
+    Gradients::accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih,
+                               bias_hh);
   }
-  Real* bias_of(Index item, const Window& window, Real* gradient) const {
+  A* bias_of(Index item, const Window& window, A* gradient) const {
     const Index row = gate_row(item, window);
     return gradient && row >= 0 ? gradient + row : nullptr;
   }
@@ -473,15 +488,15 @@ class Backward {
       for (Index u = 0; u < units_in(block); u += V::lanes) {
         const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
         V sum[traits.peepholes], dvalue[slots];
-        Real* gradient = a.gradients.peephole + block * kBlock + u;
+        A* gradient = a.gradients.peephole + block * kBlock + u;
         const Index slot_stride = blocks * a.dgates.block_stride();
         for (int k = 0; k < traits.peepholes; ++k)
-          sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(Real(0));
+          sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(A(0));
         for (Index s = last; s-- > first;)
           for (Index p = schedule.active[s]; p-- > 0;) {
             const Index packed_row = schedule.offset[s] + p;
-            const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
-            for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride);
+            const Operand* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
+            for (int k = 0; k < slots; ++k) dvalue[k] = load(dslot + k * slot_stride);
             Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
                                     V::load(a.cells.at(block, packed_row - segment_row) + u), sum);
           }

@@ -1,8 +1,8 @@
 // Gate gradients times the caller's own weights. The rows of a weight matrix already lie along the gate gradients:
 // where few rows use a weight, packing it costs more than reading it at a stride.
 #pragma once
-#include "cpu/gemm/gemm.h"
 #include "cpu/gemm/pack.h"
+#include "cpu/gemm/product.h"
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
@@ -10,68 +10,73 @@ inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // Rows of a blocked buffer, as RunRows, for a right operand whose steps are the rows of a matrix.
-template <class Real>
+template <class Operand>
 struct RunRowsOnMatrix {
-  RunRows<Real> rows;
+  RunRows<Operand> rows;
   Index columns;
 };
-template <class Real, int Rows>
-struct LeftRunsOnMatrix : LeftRuns<Real, Rows> {
+template <class Operand, int Rows>
+struct LeftRunsOnMatrix : LeftRuns<Operand, Rows> {
   Index right_step;
-  LeftRunsOnMatrix(const RunRows<Real>& rows, Index columns)
-      : LeftRuns<Real, Rows>{rows.first, rows.stride}, right_step(columns) {}
+  LeftRunsOnMatrix(const RunRows<Operand>& rows, Index columns)
+      : LeftRuns<Operand, Rows>{rows.first, rows.stride}, right_step(columns) {}
 };
-template <int Rows, class Real>
-FUSEDRNN_INLINE LeftRunsOnMatrix<Real, Rows> left_of(const RunRowsOnMatrix<Real>& left) {
+template <int Rows, class Operand>
+FUSEDRNN_INLINE LeftRunsOnMatrix<Operand, Rows> left_of(const RunRowsOnMatrix<Operand>& left) {
   return {left.rows, left.columns};
 }
 
 // A weight matrix whose whole blocks are read where they lie. What fills no block is packed, at the place it has where
 // all of the matrix is packed: the last columns, and of the others the last units in each slot. Sums run as they do
 // there, zeros past the last unit included.
-template <class Real>
+template <class T, class Tile>
 struct DirectWeight {
-  const Real* weight;  // (gates * H, columns)
+  using Operand = typename Tile::Operand;
+  using Sum = typename Tile::Sum;
+  static constexpr Index kRunBlocks = Tile::NR / kBlock;
+
+  const T* weight;  // (gates * H, columns)
   Index columns, hidden;
   const Window& window;
-  Real* packed;
+  Operand* packed;
 
   // What must be packed of the column blocks `mine`.
   void pack(Range mine) const {
     const Index stride = inner() * kBlock, whole = smaller(mine.last, columns / kBlock);
-    for (Index i = mine.first; hidden % kBlock != 0 && i < whole; i += kColumns)
-      pack_backward(weight, columns, i, smaller(kColumns, whole - i), hidden, window, packed + i * stride, stride,
-                    whole_units());
-    if (whole < mine.last) pack_backward(weight, columns, whole, 1, hidden, window, packed + whole * stride, stride);
+    for (Index i = mine.first; hidden % kBlock != 0 && i < whole; i += kRunBlocks)
+      Tile::pack_backward(weight, columns, i, smaller(kRunBlocks, whole - i), hidden, window, packed + i * stride,
+                          stride, whole_units());
+    if (whole < mine.last)
+      Tile::pack_backward(weight, columns, whole, 1, hidden, window, packed + whole * stride, stride);
   }
 
   // to(m, :) += gradient(row + m, :) . weight, for `rows` <= 6 rows and `count` <= 4 column blocks.
-  void add_product(const Blocked<Real>& gradient, Index row, int rows, Index block, Index count, Real* to,
+  void add_product(const Blocked<Operand>& gradient, Index row, int rows, Index block, Index count, Sum* to,
                    Index to_row) const {
     const Index blocks = blocks_of(hidden), whole = smaller(count, columns / kBlock - block);
-    Real* out[kColumns];
+    Sum* out[kRunBlocks];
     for (Index i = 0; i < count; ++i) out[i] = to + i * kBlock;
-    Product<Real> product;
+    typename Tile::Product product;
     product.initial = product.out = out;
     product.initial_row = product.out_row = to_row;
-    const auto left = [&](Index run) { return RunRows<Real>{gradient.at(run, row), gradient.block_stride()}; };
+    const auto left = [&](Index run) { return RunRows<Operand>{gradient.at(run, row), gradient.block_stride()}; };
     for (int slot = 0; slot < window.count; ++slot) {
       const Index run = (window.first + slot) * blocks;
       product.length = whole_units();
       product.right = weight + window.gate[slot] * hidden * columns + block * kBlock;
       product.right_block = kBlock;
-      if (product.length > 0) gemm(rows, RunRowsOnMatrix<Real>{left(run), columns}, product, whole);
+      if (product.length > 0) Tile::run(rows, RunRowsOnMatrix<Operand>{left(run), columns}, product, whole);
       if (product.length == hidden) continue;
       product.length = kBlock;
       product.right = packed + (block * inner() + ((slot + 1) * blocks - 1) * kBlock) * kBlock;
       product.right_block = inner() * kBlock;
-      gemm(rows, left(run + blocks - 1), product, whole);
+      Tile::run(rows, left(run + blocks - 1), product, whole);
     }
     if (whole == count) return;
     product.length = inner();
     product.right = packed + (block + whole) * inner() * kBlock;
     product.initial = product.out = out + whole;
-    gemm(rows, left(window.first * blocks), product, 1);
+    Tile::run(rows, left(window.first * blocks), product, 1);
   }
 
  private:

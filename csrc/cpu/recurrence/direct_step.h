@@ -20,50 +20,51 @@ constexpr int direct_vectors(int rows) { return kVectorBytes < 64 && rows <= 2 ?
 constexpr Index kMostDirectRows = 3 * kDirectRows;
 
 // The columns [k, k + columns) of `units` rows of a weight matrix, at most a vector of each.
-template <bool kWhole, class Real, int kRows>
-FUSEDRNN_INLINE void add_square(Vec<Real> (&sum)[kRows], const Real* const* left, const Real* weight, Index inner,
-                                Index k, int units, int columns) {
-  using V = Vec<Real>;
+template <bool kWhole, class A, int kRows, class Left, class T>
+FUSEDRNN_INLINE void add_square(Vec<A> (&sum)[kRows], const Left* const* left, const T* weight, Index inner, Index k,
+                                int units, int columns) {
+  using V = Vec<A>;
   V line[V::lanes];
 #pragma GCC unroll 16
   for (int u = 0; u < V::lanes; ++u) {
     if constexpr (kWhole)
-      line[u] = V::load(weight + u * inner + k);
+      line[u] = load(weight + u * inner + k);
     else
-      line[u] = u < units ? V::load_partial(weight + u * inner + k, columns) : V(Real(0));
+      line[u] = u < units ? load_partial(weight + u * inner + k, columns) : V(A(0));
   }
-  transpose<Real>(line);
+  transpose<A>(line);
 #pragma GCC unroll 16
   for (int i = 0; i < V::lanes; ++i) {
     if (!kWhole && i == columns) break;
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) sum[m] = fma(V(left[m][k + i]), line[i], sum[m]);
+    for (int m = 0; m < kRows; ++m) sum[m] = fma(V(widen(left[m][k + i])), line[i], sum[m]);
   }
 }
 
 // sums(m, :) += left(m, :) . transposed weight, for `units` rows of the weights, columns in ascending order.
-template <class Real, int kRows, int kVectors>
-FUSEDRNN_NOINLINE void add_rows(const Real* weight, Index inner, int units, const Real* const* left, Real* sums,
+template <int kRows, int kVectors, class T, class Left>
+FUSEDRNN_NOINLINE void add_rows(const T* weight, Index inner, int units, const Left* const* left, Accumulator<T>* sums,
                                 Index stride) {
-  using V = Vec<Real>;
+  using A = Accumulator<T>;
+  using V = Vec<A>;
   constexpr int lanes = V::lanes;
   V sum[kVectors][kRows];
 #pragma GCC unroll 32
   for (int i = 0; i < kVectors * kRows; ++i)
     sum[i / kRows][i % kRows] = V::load(sums + i % kRows * stride + i / kRows * lanes);
-  constexpr Index line = larger(lanes, 64 / static_cast<Index>(sizeof(Real)));  // of the cache: read whole, then left
+  constexpr Index line = larger(lanes, 64 / static_cast<Index>(sizeof(T)));  // of the cache: read whole, then left
   Index k = 0;
   for (; units == kVectors * lanes && k + line <= inner; k += line)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
 #pragma GCC unroll 4
       for (Index i = 0; i < line; i += lanes)
-        add_square<true, Real, kRows>(sum[v], left, weight + v * lanes * inner, inner, k + i, lanes, lanes);
+        add_square<true>(sum[v], left, weight + v * lanes * inner, inner, k + i, lanes, lanes);
   for (; k < inner; k += lanes) {
     const int columns = static_cast<int>(smaller(lanes, inner - k));
     for (int v = 0; v < kVectors; ++v) {
       const int there = static_cast<int>(larger(0, smaller(lanes, units - v * lanes)));
-      add_square<false, Real, kRows>(sum[v], left, weight + v * lanes * inner, inner, k, there, columns);
+      add_square<false>(sum[v], left, weight + v * lanes * inner, inner, k, there, columns);
     }
   }
 #pragma GCC unroll 32
@@ -71,18 +72,19 @@ FUSEDRNN_NOINLINE void add_rows(const Real* weight, Index inner, int units, cons
     sum[i / kRows][i % kRows].store(sums + i % kRows * stride + i / kRows * lanes);
 }
 
-template <class Cell, class Real>
-class DirectStep : StepTile<Cell, Real> {
-  using Base = StepTile<Cell, Real>;
+template <class Cell, class T>
+class DirectStep : StepTile<Cell, T> {
+  using Base = StepTile<Cell, T>;
   using Base::a;
   using Base::blocks;
   using Base::hidden;
   using Base::traits;
+  using typename Base::A;
   using typename Base::V;
   static constexpr int lanes = V::lanes;
 
  public:
-  explicit DirectStep(const StepArguments<Real>& arguments) : Base(arguments) {}
+  explicit DirectStep(const StepArguments<T>& arguments) : Base(arguments) {}
 
   void run(Worker& worker) const {
     phase<0>(worker);
@@ -118,14 +120,15 @@ class DirectStep : StepTile<Cell, Real> {
     constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
     constexpr Window window = traits.recurrent[kPhase];
     constexpr Index width = kVectors * lanes;
-    alignas(64) Real sums[kRows][summed.count * width];
+    alignas(64) A sums[kRows][summed.count * width];
     for (int slot = 0; slot < summed.count; ++slot) {
       for (int v = 0; v < kVectors; ++v) {
         const V bias = bias_of(summed.first + slot, unit + v * lanes);
         for (int m = 0; m < kRows; ++m) bias.store(sums[m] + slot * width + v * lanes);
       }
     }
-    const Real *x[kRows], *h[kRows];
+    const T* x[kRows];
+    decltype(this->template left<kPhase>(row)) h[kRows];
     for (int m = 0; m < kRows; ++m) {
       const Index there = row + smaller(m, count - 1);
       x[m] = a.x.at(there);
@@ -141,37 +144,37 @@ class DirectStep : StepTile<Cell, Real> {
 
   // A vector of units of `count` rows, whose sums lie a `width` apart in the slots of the phase.
   template <int kPhase>
-  void finish_vector(Index row, Index count, Index unit, const Real* sums, Index width) const {
+  void finish_vector(Index row, Index count, Index unit, const A* sums, Index width) const {
     V peephole[traits.peepholes + 1];
     for (int k = 0; k < traits.peepholes; ++k)
-      peephole[k] = V::load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
+      peephole[k] = load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
     for (int m = 0; m < count; ++m)
       this->template finish<kPhase>(row + m, unit, sums + m * summed_slots(traits, kPhase).count * width, width,
                                     peephole);
   }
 
   V bias_of(int slot, Index unit) const {
-    V bias(Real(0));
+    V bias(A(0));
     add_bias(a.weights.bias_ih, traits.input, slot, unit, bias);
     for (int phase = 0; phase < traits.phases; ++phase)
       add_bias(a.weights.bias_hh, traits.recurrent[phase], slot, unit, bias);
     return bias;
   }
-  void add_bias(const Real* from, const Window& window, int slot, Index unit, V& bias) const {
+  void add_bias(const T* from, const Window& window, int slot, Index unit, V& bias) const {
     if (from && slot >= window.first && slot < window.first + window.count)
-      bias += V::load_partial(from + window.gate[slot - window.first] * hidden + unit, this->units_from(unit));
+      bias += load_partial(from + window.gate[slot - window.first] * hidden + unit, this->units_from(unit));
   }
 
   // Adds left . weight to the slots from `first` on, of `slots` in a row's sums, fed by the gates at `gate`, one slot
   // after the other.
-  template <int kRows, int kVectors>
-  void accumulate(Real* sums, int slots, int first, int count, const Real* const* left, const Real* weight, Index inner,
+  template <int kRows, int kVectors, class Left>
+  void accumulate(A* sums, int slots, int first, int count, const Left* const* left, const T* weight, Index inner,
                   const int* gate, Index unit) const {
     constexpr Index width = kVectors * lanes;
     const int units = static_cast<int>(larger(0, smaller(width, hidden - unit)));
     for (int slot = 0; slot < count; ++slot)
-      add_rows<Real, kRows, kVectors>(weight + (gate[slot] * hidden + unit) * inner, inner, units, left,
-                                      sums + (first + slot) * width, slots * width);
+      add_rows<kRows, kVectors>(weight + (gate[slot] * hidden + unit) * inner, inner, units, left,
+                                sums + (first + slot) * width, slots * width);
   }
 };
 

@@ -1,25 +1,26 @@
-// The forward driver: one direction of one layer over all its steps, for every cell.
+// The forward driver: one direction of one layer over all its steps, for every cell, element type T of the caller's
+// arrays, and micro-kernel Tile.
 #pragma once
-#include "cpu/gemm/gemm.h"
 #include "cpu/gemm/pack.h"
+#include "cpu/gemm/product.h"
 #include "cpu/runtime/worker.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-// Unit blocks whose slots of a window one call of the tile loop covers: as many as fill its columns.
-constexpr Index unit_blocks_of(const Window& window) { return larger(1, kColumns / window.count); }
-
-template <class Cell, class Real>
+template <class Cell, class T, class Tile>
 class Forward {
-  using V = Vec<Real>;
+  using A = Accumulator<T>;
+  using Operand = typename Tile::Operand;
+  using V = Vec<A>;
+  static constexpr Index kRunBlocks = Tile::NR / kBlock;
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
 
  public:
-  Forward(const ForwardArguments<Real>& arguments, Worker& worker)
+  Forward(const ForwardArguments<T>& arguments, Worker& worker)
       : a(arguments),
         w(worker),
         schedule(a.schedule),
@@ -75,12 +76,12 @@ class Forward {
   }
 
  private:
-  const ForwardArguments<Real>& a;
+  const ForwardArguments<T>& a;
   Worker& w;
   const Schedule& schedule;
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
-  const Real** const pointers;
+  const T** const pointers;
   Index chunk_row = 0;  // packed row at which the gates buffer begins
   Index cells_row = 0;  // and the one of the cells
 
@@ -89,28 +90,30 @@ class Forward {
     while (last < schedule.steps && schedule.offset[last + 1] - schedule.offset[first] <= a.chunk_rows) ++last;
     return last;
   }
+  // Unit blocks whose slots of a window one run covers: as many as fill its columns.
+  static constexpr Index unit_blocks_of(const Window& window) { return larger(1, kRunBlocks / window.count); }
   // Rows of this thread that run at a step.
   Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
   int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
 
-  void pack_weight(const Real* weight, Index inner, const Window& window, Index block, Real* packed) {
+  void pack_weight(const T* weight, Index inner, const Window& window, Index block, Operand* packed) {
     for (int slot = 0; slot < window.count; ++slot)
-      pack_forward(weight + (window.gate[slot] * hidden + block * kBlock) * inner, inner, units_in(block),
-                   packed + (block * window.count + slot) * inner * kBlock);
+      Tile::pack_forward(weight + (window.gate[slot] * hidden + block * kBlock) * inner, inner, units_in(block),
+                         packed + (block * window.count + slot) * inner * kBlock);
   }
 
   // A slot's bias is the sum of the biases of the products that feed it.
   void pack_bias(Index block, int slot) {
-    Real* bias = a.fresh.bias + (block * slots + slot) * kBlock;
+    A* bias = a.fresh.bias + (block * slots + slot) * kBlock;
     clear(bias, kBlock);
     add_bias(a.weights.bias_ih, traits.input, block, slot, bias);
     for (int phase = 0; phase < traits.phases; ++phase)
       add_bias(a.weights.bias_hh, traits.recurrent[phase], block, slot, bias);
   }
-  void add_bias(const Real* from, const Window& window, Index block, int slot, Real* bias) {
+  void add_bias(const T* from, const Window& window, Index block, int slot, A* bias) {
     if (!from || slot < window.first || slot >= window.first + window.count) return;
     from += window.gate[slot - window.first] * hidden + block * kBlock;
-    for (int u = 0; u < units_in(block); ++u) bias[u] += from[u];
+    for (int u = 0; u < units_in(block); ++u) bias[u] += widen(from[u]);
   }
 
   void stage_state() {
@@ -127,7 +130,8 @@ class Forward {
       }
     }
   }
-  void stage_block(const StateRows<const Real>& from, Index b, Index block, bool cut, Real* to) {
+  template <class From, class To>
+  void stage_block(const StateRows<const From>& from, Index b, Index block, bool cut, To* to) {
     if (from.data && !cut)
       copy_padded(from.at(b) + block * kBlock, units_in(block), to);
     else
@@ -139,9 +143,9 @@ class Forward {
     for (Index p = own_rows.first; p < own_rows.first + running(first); ++p) {
       const Index b = schedule.row[p];
       const bool cut = schedule.cut(first, p);
-      const Real* y = first > 0 ? a.known_y.at(schedule.time(first - 1, p), b) : nullptr;
+      const T* y = first > 0 ? a.known_y.at(schedule.time(first - 1, p), b) : nullptr;
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        stage_block(first > 0 ? StateRows<const Real>{y, 0} : a.h0, b, j, cut, h_at(first) + (p * blocks + j) * kBlock);
+        stage_block(first > 0 ? StateRows<const T>{y, 0} : a.h0, b, j, cut, h_at(first) + (p * blocks + j) * kBlock);
         if constexpr (has_c) {
           if (first > 0)
             copy_padded(a.entering.at(j, a.entering_row(first, p)), kBlock, a.carry.at(j, p));
@@ -166,38 +170,38 @@ class Forward {
         pointers[count++] = a.x.at(schedule.time(s, p), schedule.row[p]);
     const bool whole = w.split.row_parts == 1;  // then the rows of all steps lie side by side
     constexpr int columns = traits.input.count;
-    for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kColumns) {
-      const Index width = smaller(kColumns, own_blocks.last * columns - c);
+    for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks) {
+      const Index width = smaller(kRunBlocks, own_blocks.last * columns - c);
       if (whole) {
         project_rows(c, width, schedule.offset[first] - chunk_row, count, pointers);
         continue;
       }
-      const Real** row = pointers;
+      const T** row = pointers;
       for (Index s = first; s < last; row += running(s++))
         project_rows(c, width, schedule.offset[s] + own_rows.first - chunk_row, running(s), row);
     }
     bias_other_slots(first, last);
   }
 
-  void project_rows(Index column, Index width, Index row, Index count, const Real** left) {
+  void project_rows(Index column, Index width, Index row, Index count, const T** left) {
     constexpr int columns = traits.input.count;
-    const Real* bias[kColumns];
-    Real* out[kColumns];
+    const A* bias[kRunBlocks];
+    A* out[kRunBlocks];
     for (Index i = 0; i < width; ++i) {
       const Index block = (column + i) / columns, slot = traits.input.first + (column + i) % columns;
       bias[i] = a.packed.bias + (block * slots + slot) * kBlock;
       out[i] = a.gates.at(block, row) + slot * kBlock;
     }
-    for (Index k = 0; k < a.input_size; k += kInnerPart) project_part(column, width, k, count, left, bias, out);
+    for (Index k = 0; k < a.input_size; k += Tile::KC) project_part(column, width, k, count, left, bias, out);
   }
 
   // Adds the part from k on of the inner dimension; the first one starts from the bias.
-  void project_part(Index column, Index width, Index k, Index count, const Real** left, const Real* const* bias,
-                    Real* const* first_out) {
-    Real* out[kColumns];
+  void project_part(Index column, Index width, Index k, Index count, const T** left, const A* const* bias,
+                    A* const* first_out) {
+    A* out[kRunBlocks];
     for (Index i = 0; i < width; ++i) out[i] = first_out[i];
-    Product<Real> product;
-    product.length = smaller(kInnerPart, a.input_size - k);
+    typename Tile::Product product;
+    product.length = smaller(Tile::KC, a.input_size - k);
     product.right = a.packed.weight_ih + (column * a.input_size + k) * kBlock;
     product.right_block = a.input_size * kBlock;
     product.initial = k > 0 ? out : bias;
@@ -205,9 +209,9 @@ class Forward {
     product.out = out;
     product.out_row = a.gates.width;
     for (Index done = 0; done < count;) {
-      const int rows = tile_rows(count - done);
+      const int rows = tile_rows<Tile>(count - done);
       if (w.skip(rows * width * product.length)) return;
-      gemm(rows, RowPointers<Real>{left + done, k}, product, width);
+      Tile::run(rows, RowPointers<T>{left + done, k}, product, width);
       done += rows;
       for (Index i = 0; i < width; ++i) out[i] += rows * a.gates.width;
     }
@@ -244,19 +248,19 @@ class Forward {
   void advance(Index s, Index block) {
     const Index count = smaller(unit_blocks_of(traits.recurrent[kPhase]), own_blocks.last - block);
     const Index end = own_rows.first + running(s);
-    for (Index k = 0; k < hidden; k += kInnerPart)
+    for (Index k = 0; k < hidden; k += Tile::KC)
       for (Index p = own_rows.first; p < end;) {
-        const int rows = tile_rows(end - p);
-        if (w.skip(rows * count * traits.recurrent[kPhase].count * smaller(kInnerPart, hidden))) return;
+        const int rows = tile_rows<Tile>(end - p);
+        if (w.skip(rows * count * traits.recurrent[kPhase].count * smaller(Tile::KC, hidden))) return;
         multiply<kPhase>(s, p, rows, block, count, k);
         fetch_sums<kPhase>(s, p + rows, end, block, count);
-        if (k + kInnerPart >= hidden)
+        if (k + Tile::KC >= hidden)
           for (Index i = 0; i < count; ++i) finish<kPhase>(s, p, rows, block + i);
         p += rows;
       }
   }
 
-  Real* h_at(Index s) const { return a.h + (s & 1) * schedule.rows * blocks * kBlock; }
+  Operand* h_at(Index s) const { return a.h + (s & 1) * schedule.rows * blocks * kBlock; }
 
   // The next tile's slots, which it would wait for: in training they come from far away.
   template <int kPhase>
@@ -266,9 +270,9 @@ class Forward {
       block += count;
       if (block >= own_blocks.last) return;
     }
-    const Index rows = smaller(kTileRows, end - p);
+    const Index rows = smaller(Tile::MR, end - p);
     for (Index j = block; j < smaller(block + count, own_blocks.last); ++j) {
-      const Real* slot = a.gates.at(j, schedule.offset[s] + p - chunk_row);
+      const A* slot = a.gates.at(j, schedule.offset[s] + p - chunk_row);
       for (Index i = 0; i < rows * a.gates.width; i += kBlock) __builtin_prefetch(slot + i, 1);
     }
   }
@@ -278,28 +282,28 @@ class Forward {
   void multiply(Index s, Index p, int rows, Index block, Index count, Index k) {
     constexpr Window window = traits.recurrent[kPhase];
     constexpr int columns = window.count;
-    const Real* left = kPhase == 0 ? h_at(s) : a.operand;
-    const Real* row[kTileRows];
+    const Operand* left = kPhase == 0 ? h_at(s) : a.operand;
+    const Operand* row[Tile::MR];
     for (int i = 0; i < rows; ++i) row[i] = left + (p + i) * blocks * kBlock;
-    Real* out[larger(columns, kColumns)];
+    A* out[larger(columns, kRunBlocks)];
     for (Index i = 0; i < count * columns; ++i)
       out[i] =
           a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) + (window.first + i % columns) * kBlock;
-    Product<Real> product;
-    product.length = smaller(kInnerPart, hidden - k);
+    typename Tile::Product product;
+    product.length = smaller(Tile::KC, hidden - k);
     product.right =
         a.packed.weight_hh + phase_start(traits, kPhase, blocks, hidden) + (block * columns * hidden + k) * kBlock;
     product.right_block = hidden * kBlock;
     product.initial = out;
     product.out = out;
     product.initial_row = product.out_row = a.gates.width;
-    gemm(rows, RowPointers<Real>{row, k}, product, count * columns);
+    Tile::run(rows, RowPointers<Operand>{row, k}, product, count * columns);
   }
 
   // The cell's own loop over a tile of rows in one unit block, while the tile is in the first-level cache.
   template <int kPhase>
   void finish(Index s, Index p, int rows, Index block) {
-    if (a.clip > Real(0)) return finish_clipped<kPhase>(s, p, rows, block);
+    if (a.clip > A(0)) return finish_clipped<kPhase>(s, p, rows, block);
     finish_rows<kPhase>(s, p, rows, block, Unclipped());
   }
   template <int kPhase>
@@ -308,10 +312,10 @@ class Forward {
   }
   template <int kPhase, class Clip>
   void finish_rows(Index s, Index p, int rows, Index block, const Clip& clip) {
-    const Real* peephole = a.packed.peephole + block * traits.peepholes * kBlock;
+    const A* peephole = a.packed.peephole + block * traits.peepholes * kBlock;
     for (int i = 0; i < rows; ++i, ++p) {
-      Real* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
-      const Real* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
+      A* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
+      const Operand* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
       if constexpr (kPhase + 1 < traits.phases) {
         operand_of(slot, h_now, a.operand + p * blocks * kBlock + block * kBlock, clip);
       } else {
@@ -321,42 +325,41 @@ class Forward {
   }
 
   template <class Clip>
-  void operand_of(Real* slot, const Real* h_now, Real* operand, const Clip& clip) {
+  void operand_of(A* slot, const Operand* h_now, Operand* operand, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
-        const State<V> previous = {V::load(h_now + u), V(Real(0))};
-        Cell::operand(value, previous, clip).store(operand + u);
+        const State<V> previous = {load(h_now + u), V(A(0))};
+        store(Cell::operand(value, previous, clip), operand + u);
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       }
     }
   }
 
   template <class Clip>
-  void finish_row(Index s, Index p, Index block, Real* slot, const Real* h_now, const Real* peephole,
-                  const Clip& clip) {
+  void finish_row(Index s, Index p, Index block, A* slot, const Operand* h_now, const A* peephole, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock;
     const bool last = s + 1 == schedule.length[p];
     const bool cut = !last && schedule.cut(s + 1, p);
-    Real* y = a.y.data ? a.y.at(schedule.time(s, p), b) + unit : nullptr;
-    Real* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
+    T* y = a.y.data ? a.y.at(schedule.time(s, p), b) + unit : nullptr;
+    Operand* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
       V value[slots], weight[traits.peepholes + 1];
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
       for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
-      State<V> previous = {V::load(h_now + u), V(Real(0))}, next;
+      State<V> previous = {load(h_now + u), V(A(0))}, next;
       if constexpr (has_c) previous.c = V::load(a.carry.at(block, p) + u);
       Cell::forward(value, previous, weight, next, clip);
       if (a.training)
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
-      if (y) next.h.store_partial(y + u, units);
-      (cut ? V(Real(0)) : next.h).store(h_next + u);
-      if (last && a.hn.data) next.h.store_partial(a.hn.at(b) + unit + u, units);
+      if (y) store_partial(next.h, y + u, units);
+      store(cut ? V(A(0)) : next.h, h_next + u);
+      if (last && a.hn.data) store_partial(next.h, a.hn.at(b) + unit + u, units);
       if constexpr (has_c) {
         if (a.training) next.c.store(a.cells.at(block, schedule.offset[s] + p - cells_row) + u);
-        (cut ? V(Real(0)) : next.c).store(a.carry.at(block, p) + u);
+        (cut ? V(A(0)) : next.c).store(a.carry.at(block, p) + u);
         if (last && a.cn.data) next.c.store_partial(a.cn.at(b) + unit + u, units);
       }
     }

@@ -3,7 +3,7 @@
 #pragma once
 #include "cpu/gemm/pack.h"
 #include "cpu/runtime/worker.h"
-#include "cpu/simd/vec.h"
+#include "cpu/simd/storage.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
@@ -31,38 +31,42 @@ constexpr Slots fed_slots(const CellTraits& traits, int phase) {
 }
 
 // What a step from packed weights and one from the caller's own have in common: the cell's loop over a tile of sums.
-template <class Cell, class Real>
+template <class Cell, class T>
 class StepTile {
  protected:
-  using V = Vec<Real>;
+  using A = Accumulator<T>;
+  using V = Vec<A>;
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
 
-  explicit StepTile(const StepArguments<Real>& arguments)
+  explicit StepTile(const StepArguments<T>& arguments)
       : a(arguments), hidden(a.hidden_size), blocks(blocks_of(hidden)) {}
 
-  const StepArguments<Real>& a;
+  const StepArguments<T>& a;
   const Index hidden, blocks;
 
   // Left operand of a phase's product with weight_hh.
   template <int kPhase>
-  const Real* left(Index row) const {
-    return kPhase == 0 ? a.h.at(row) : a.operand + row * blocks * kBlock;
+  auto left(Index row) const {
+    if constexpr (kPhase == 0)
+      return a.h.at(row);
+    else
+      return static_cast<const A*>(a.operand + row * blocks * kBlock);
   }
-  Real* kept(Index row, int slot) const { return a.kept + (row * slots + slot) * blocks * kBlock; }
+  A* kept(Index row, int slot) const { return a.kept + (row * slots + slot) * blocks * kBlock; }
   int units_from(Index unit) const { return static_cast<int>(larger(0, smaller(V::lanes, hidden - unit))); }
 
   // One vector of units of a row: sums of the phase's slots at sum, sum + stride, ...
   template <int kPhase>
-  FUSEDRNN_NOINLINE void finish(Index row, Index unit, const Real* sum, Index stride, const V* peephole) const {
-    if (a.clip > Real(0))
+  FUSEDRNN_NOINLINE void finish(Index row, Index unit, const A* sum, Index stride, const V* peephole) const {
+    if (a.clip > A(0))
       finish_with<kPhase>(row, unit, sum, stride, peephole, Clipped<V>(V(a.clip)));
     else
       finish_with<kPhase>(row, unit, sum, stride, peephole, Unclipped());
   }
   template <int kPhase, class Clip>
-  FUSEDRNN_INLINE void finish_with(Index row, Index unit, const Real* sum, Index stride, const V* peephole,
+  FUSEDRNN_INLINE void finish_with(Index row, Index unit, const A* sum, Index stride, const V* peephole,
                                    const Clip& clip) const {
     constexpr Slots summed = summed_slots(traits, kPhase);
     constexpr bool first_of_two = kPhase + 1 < traits.phases, second_of_two = kPhase > 0;
@@ -72,17 +76,17 @@ class StepTile {
       if (slot >= summed.first && slot < summed.end())
         value[slot] = V::load(sum + (slot - summed.first) * stride);
       else
-        value[slot] = second_of_two ? V::load(kept(row, slot) + unit) : V(Real(0));
+        value[slot] = second_of_two ? V::load(kept(row, slot) + unit) : V(A(0));
     }
-    State<V> previous = {V::load_partial(a.h.at(row) + unit, units), V(Real(0))}, next;
+    State<V> previous = {load_partial(a.h.at(row) + unit, units), V(A(0))}, next;
     if constexpr (first_of_two) {
       Cell::operand(value, previous, clip).store(a.operand + row * blocks * kBlock + unit);
       for (int slot = summed.first; slot < summed.end(); ++slot) value[slot].store(kept(row, slot) + unit);
     } else {
       if constexpr (has_c) previous.c = V::load_partial(a.c.at(row) + unit, units);
       Cell::forward(value, previous, peephole, next, clip);
-      next.h.store_partial(a.h_next.at(row) + unit, units);
-      if (a.y.data) next.h.store_partial(a.y.at(row) + unit, units);
+      store_partial(next.h, a.h_next.at(row) + unit, units);
+      if (a.y.data) store_partial(next.h, a.y.at(row) + unit, units);
       if constexpr (has_c) next.c.store_partial(a.c_next.at(row) + unit, units);
       if (a.gates.data) record(row, unit, value, next);
     }
@@ -90,7 +94,7 @@ class StepTile {
 
   // What the backward pass needs; it reads whole blocks of units.
   void record(Index row, Index unit, const V* value, const State<V>& next) const {
-    Real* gate = a.gates.at(unit / kBlock, row) + unit % kBlock;
+    A* gate = a.gates.at(unit / kBlock, row) + unit % kBlock;
     for (int slot = 0; slot < slots; ++slot) value[slot].store(gate + slot * kBlock);
     if constexpr (has_c) next.c.store(a.cells.at(unit / kBlock, row) + unit % kBlock);
   }
@@ -100,55 +104,56 @@ class StepTile {
 // latency of a multiply-add behind (4 cycles, up to two started in each); with more rows fewer columns will do.
 constexpr int step_columns(int rows) { return rows == 1 ? 8 : 4; }
 // They lie over so many vectors of each of so many unit blocks, in every slot of the phase.
-template <class Real>
+template <class A>
 constexpr int step_parts(const CellTraits& traits, int phase, int rows) {
-  constexpr int vectors_of_block = kBlock / Vec<Real>::lanes;
+  constexpr int vectors_of_block = kBlock / Vec<A>::lanes;
   return static_cast<int>(smaller(vectors_of_block, larger(1, step_columns(rows) / summed_slots(traits, phase).count)));
 }
-template <class Real>
+template <class A>
 constexpr int step_blocks(const CellTraits& traits, int phase, int rows) {
-  const int of_a_block = summed_slots(traits, phase).count * step_parts<Real>(traits, phase, rows);
+  const int of_a_block = summed_slots(traits, phase).count * step_parts<A>(traits, phase, rows);
   return of_a_block * 4 <= step_columns(rows) ? 4 : of_a_block * 2 <= step_columns(rows) ? 2 : 1;
 }
 
 // The packed weights of one product of a phase, for consecutive unit blocks from some one on: those of block u, slot s
 // and term k at data + u * block + s * slot + k * step.
-template <class Real>
+template <class A>
 struct StepPanel {
-  const Real* data;
+  const A* data;
   Index block, slot, step;
 };
 
 // A stepper's own order: biases, peepholes, then for each phase a panel for each group of unit blocks, which holds
 // [term of x][block of the group][slot][16] and after it the same of h: a row's tile reads it from end to end.
-template <class Cell, class Real>
+template <class Cell, class T>
 class StepOrder {
+  using A = Accumulator<T>;
   static constexpr CellTraits traits = Cell::traits;
   static constexpr int slots = traits.slots;
 
  public:
-  explicit StepOrder(const StepArguments<Real>& arguments)
+  explicit StepOrder(const StepArguments<T>& arguments)
       : a(arguments), hidden(a.hidden_size), blocks(blocks_of(hidden)) {}
 
   // Elements of `packed`.
   Index packed_size() const { return panel_at(traits.phases, 0); }
 
-  void pack(const Weights<Real>& weights, Real* packed) const {
-    for (Index i = 0; i < packed_size(); ++i) packed[i] = Real(0);
+  void pack(const Weights<T>& weights, A* packed) const {
+    for (Index i = 0; i < packed_size(); ++i) packed[i] = A(0);
     for (Index unit = 0; unit < hidden; ++unit) {
       for (int slot = 0; slot < slots; ++slot) {
         // A slot's bias is the sum of the biases of the products that feed it.
-        Real& bias = packed[bias_at(unit / kBlock, slot) + unit % kBlock];
+        A& bias = packed[bias_at(unit / kBlock, slot) + unit % kBlock];
         add_bias(weights.bias_ih, traits.input, slot, unit, bias);
         for (int phase = 0; phase < traits.phases; ++phase)
           add_bias(weights.bias_hh, traits.recurrent[phase], slot, unit, bias);
       }
       for (int row = 0; row < traits.peepholes; ++row)
-        packed[peephole_at(unit / kBlock, row) + unit % kBlock] = weights.peephole[row * hidden + unit];
+        packed[peephole_at(unit / kBlock, row) + unit % kBlock] = widen(weights.peephole[row * hidden + unit]);
     }
     for (int phase = 0; phase < traits.phases; ++phase)
       for (Index first = 0; first < blocks; first += group(phase)) {
-        Real* panel = packed + panel_at(phase, first);
+        A* panel = packed + panel_at(phase, first);
         const Slots fed = fed_slots(traits, phase);
         const Index width = group_width(phase, first);
         pack_panel(weights.weight_ih, a.input_size, traits.input, fed, first, width, panel);
@@ -158,27 +163,27 @@ class StepOrder {
       }
   }
 
-  const Real* bias(Index block, int slot) const { return a.packed + bias_at(block, slot); }
-  const Real* peephole(Index block, int row) const { return a.packed + peephole_at(block, row); }
+  const A* bias(Index block, int slot) const { return a.packed + bias_at(block, slot); }
+  const A* peephole(Index block, int row) const { return a.packed + peephole_at(block, row); }
   // Of the blocks from first + done on, in the group that begins at `first`.
   template <int kPhase>
-  FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
+  FUSEDRNN_INLINE StepPanel<A> input(Index first, Index done) const {
     constexpr Index block = fed_slots(traits, kPhase).count * kBlock;
     return {a.packed + panel_at(kPhase, first) + done * block, block, kBlock, group_width(kPhase, first) * block};
   }
   template <int kPhase>
-  FUSEDRNN_INLINE StepPanel<Real> recurrent(Index first, Index done) const {
+  FUSEDRNN_INLINE StepPanel<A> recurrent(Index first, Index done) const {
     constexpr Index block = traits.recurrent[kPhase].count * kBlock, of_x = fed_slots(traits, kPhase).count * kBlock;
     const Index width = group_width(kPhase, first);
-    const Real* panel = a.packed + panel_at(kPhase, first) + a.input_size * width * of_x;
+    const A* panel = a.packed + panel_at(kPhase, first) + a.input_size * width * of_x;
     return {panel + done * block, block, kBlock, width * block};
   }
 
  private:
-  const StepArguments<Real>& a;
+  const StepArguments<T>& a;
   const Index hidden, blocks;
 
-  static constexpr Index group(int phase) { return step_blocks<Real>(traits, phase, 1); }
+  static constexpr Index group(int phase) { return step_blocks<A>(traits, phase, 1); }
   Index group_width(int phase, Index first) const { return smaller(group(phase), blocks - first); }
   Index bias_at(Index block, int slot) const { return (block * slots + slot) * kBlock; }
   Index peephole_at(Index block, int row) const { return (blocks * slots + block * traits.peepholes + row) * kBlock; }
@@ -191,42 +196,42 @@ class StepOrder {
     return (a.input_size * fed_slots(traits, phase).count + hidden * traits.recurrent[phase].count) * kBlock;
   }
 
-  void add_bias(const Real* from, const Window& window, int slot, Index unit, Real& bias) const {
+  void add_bias(const T* from, const Window& window, int slot, Index unit, A& bias) const {
     if (from && slot >= window.first && slot < window.first + window.count)
-      bias += from[window.gate[slot - window.first] * hidden + unit];
+      bias += widen(from[window.gate[slot - window.first] * hidden + unit]);
   }
-  void pack_panel(const Real* weight, Index inner, const Window& window, Slots fed, Index first, Index width,
-                  Real* panel) const {
+  void pack_panel(const T* weight, Index inner, const Window& window, Slots fed, Index first, Index width,
+                  A* panel) const {
     for (Index u = 0; u < smaller(width * kBlock, hidden - first * kBlock); ++u)
       for (int slot = 0; slot < fed.count; ++slot) {
-        const Real* from =
-            weight + (window.gate[fed.first + slot - window.first] * hidden + first * kBlock + u) * inner;
-        Real* to = panel + (u / kBlock * fed.count + slot) * kBlock + u % kBlock;
-        for (Index k = 0; k < inner; ++k) to[k * width * fed.count * kBlock] = from[k];
+        const T* from = weight + (window.gate[fed.first + slot - window.first] * hidden + first * kBlock + u) * inner;
+        A* to = panel + (u / kBlock * fed.count + slot) * kBlock + u % kBlock;
+        for (Index k = 0; k < inner; ++k) to[k * width * fed.count * kBlock] = widen(from[k]);
       }
   }
 };
 
 // The order of the forward driver's panels.
-template <class Cell, class Real>
+template <class Cell, class T>
 class SequenceOrder {
+  using A = Accumulator<T>;
   static constexpr CellTraits traits = Cell::traits;
 
  public:
-  explicit SequenceOrder(const StepArguments<Real>& arguments) : a(arguments) {}
+  explicit SequenceOrder(const StepArguments<T>& arguments) : a(arguments) {}
 
-  const Real* bias(Index block, int slot) const { return a.panels.bias + (block * traits.slots + slot) * kBlock; }
-  const Real* peephole(Index block, int row) const {
+  const A* bias(Index block, int slot) const { return a.panels.bias + (block * traits.slots + slot) * kBlock; }
+  const A* peephole(Index block, int row) const {
     return a.panels.peephole + (block * traits.peepholes + row) * kBlock;
   }
   template <int kPhase>
-  FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
+  FUSEDRNN_INLINE StepPanel<A> input(Index first, Index done) const {
     constexpr Index columns = traits.input.count, before = fed_slots(traits, kPhase).first - traits.input.first;
     const Index slot = a.input_size * kBlock;
     return {a.panels.weight_ih + ((first + done) * columns + before) * slot, columns * slot, slot, kBlock};
   }
   template <int kPhase>
-  FUSEDRNN_INLINE StepPanel<Real> recurrent(Index first, Index done) const {
+  FUSEDRNN_INLINE StepPanel<A> recurrent(Index first, Index done) const {
     constexpr Index columns = traits.recurrent[kPhase].count;
     const Index slot = a.hidden_size * kBlock;
     const Index phase = phase_start(traits, kPhase, blocks_of(a.hidden_size), a.hidden_size);
@@ -234,22 +239,23 @@ class SequenceOrder {
   }
 
  private:
-  const StepArguments<Real>& a;
+  const StepArguments<T>& a;
 };
 
 // From weights that were packed before, in one order or the other.
-template <class Cell, class Real, template <class, class> class Order>
-class PackedStep : StepTile<Cell, Real> {
-  using Base = StepTile<Cell, Real>;
+template <class Cell, class T, template <class, class> class Order>
+class PackedStep : StepTile<Cell, T> {
+  using Base = StepTile<Cell, T>;
   using Base::a;
   using Base::blocks;
   using Base::hidden;
   using Base::slots;
   using Base::traits;
+  using typename Base::A;
   using typename Base::V;
 
  public:
-  explicit PackedStep(const StepArguments<Real>& arguments) : Base(arguments), weights(arguments) {}
+  explicit PackedStep(const StepArguments<T>& arguments) : Base(arguments), weights(arguments) {}
 
   void run(Worker& worker) const {
     phase<0>(worker);
@@ -257,9 +263,9 @@ class PackedStep : StepTile<Cell, Real> {
   }
 
  private:
-  const Order<Cell, Real> weights;
+  const Order<Cell, T> weights;
 
-  static constexpr Index group(int phase) { return step_blocks<Real>(traits, phase, 1); }
+  static constexpr Index group(int phase) { return step_blocks<A>(traits, phase, 1); }
   Index group_width(int phase, Index first) const { return smaller(group(phase), blocks - first); }
 
   template <int kPhase>
@@ -279,12 +285,12 @@ class PackedStep : StepTile<Cell, Real> {
   int tile_rows(Index row, Index count, Index first) const {
     if constexpr (kRows > 1)
       if (count < kRows) return tile_rows<kPhase, kRows / 2>(row, count, first);
-    tile_blocks<kPhase, kRows, step_blocks<Real>(traits, kPhase, kRows)>(row, first, 0);
+    tile_blocks<kPhase, kRows, step_blocks<A>(traits, kPhase, kRows)>(row, first, 0);
     return kRows;
   }
   template <int kPhase, int kRows, int kBlocks>
   void tile_blocks(Index row, Index first, Index done) const {
-    constexpr int width = step_parts<Real>(traits, kPhase, kRows) * V::lanes;
+    constexpr int width = step_parts<A>(traits, kPhase, kRows) * V::lanes;
     const Index count = group_width(kPhase, first);
     for (; done + kBlocks <= count; done += kBlocks)
       for (int unit = 0; unit < kBlock; unit += width) tile<kPhase, kRows, kBlocks>(row, first, done, unit);
@@ -296,7 +302,7 @@ class PackedStep : StepTile<Cell, Real> {
   FUSEDRNN_NOINLINE void tile(Index row, Index first, Index done, int unit) const {
     constexpr Slots summed = summed_slots(traits, kPhase), fed = fed_slots(traits, kPhase);
     constexpr Window window = traits.recurrent[kPhase];
-    constexpr int of_block = step_parts<Real>(traits, kPhase, kRows), of_slot = of_block * V::lanes;
+    constexpr int of_block = step_parts<A>(traits, kPhase, kRows), of_slot = of_block * V::lanes;
     V sum[kRows][kBlocks * summed.count * of_block];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m)
@@ -305,7 +311,8 @@ class PackedStep : StepTile<Cell, Real> {
         sum[m][v] = V::load(
             weights.bias(first + done + v / of_block / summed.count, summed.first + v / of_block % summed.count) +
             unit + v % of_block * V::lanes);
-    const Real *x[kRows], *h[kRows];
+    const T* x[kRows];
+    decltype(this->template left<kPhase>(row)) h[kRows];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       x[m] = a.x.at(row + m);
@@ -315,7 +322,7 @@ class PackedStep : StepTile<Cell, Real> {
         sum, x, a.input_size, weights.template input<kPhase>(first, done), unit);
     accumulate<kRows, kBlocks, window.first - summed.first, window.count, summed.count, of_block>(
         sum, h, hidden, weights.template recurrent<kPhase>(first, done), unit);
-    alignas(64) Real sums[kRows][kBlocks][summed.count * of_slot];
+    alignas(64) A sums[kRows][kBlocks][summed.count * of_slot];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
@@ -327,10 +334,10 @@ class PackedStep : StepTile<Cell, Real> {
   }
 
   // Adds left . panel to the slots [kFirst, kFirst + kCount) of kSummed, for the units from `unit` of each block on.
-  template <int kRows, int kBlocks, int kFirst, int kCount, int kSummed, int kParts, int kColumns>
-  static FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kColumns], const Real* const (&left)[kRows], Index inner,
-                                         const StepPanel<Real>& panel, int unit) {
-    const Real* from = panel.data + unit;
+  template <int kRows, int kBlocks, int kFirst, int kCount, int kSummed, int kParts, int kColumns, class Left>
+  static FUSEDRNN_INLINE void accumulate(V (&sum)[kRows][kColumns], const Left* const (&left)[kRows], Index inner,
+                                         const StepPanel<A>& panel, int unit) {
+    const A* from = panel.data + unit;
     for (Index k = 0; k < inner; ++k, from += panel.step) {
 #pragma GCC unroll 4
       for (int u = 0; u < kBlocks; ++u)
@@ -341,13 +348,13 @@ class PackedStep : StepTile<Cell, Real> {
             const V right = V::load(from + u * panel.block + slot * panel.slot + v * V::lanes);
             const int column = (u * kSummed + kFirst + slot) * kParts + v;
 #pragma GCC unroll 4
-            for (int m = 0; m < kRows; ++m) sum[m][column] = fma(V(left[m][k]), right, sum[m][column]);
+            for (int m = 0; m < kRows; ++m) sum[m][column] = fma(V(widen(left[m][k])), right, sum[m][column]);
           }
     }
   }
 
   template <int kPhase>
-  FUSEDRNN_INLINE void finish_vector(Index row, Index block, int unit, const Real* sum, Index stride) const {
+  FUSEDRNN_INLINE void finish_vector(Index row, Index block, int unit, const A* sum, Index stride) const {
     V peephole[traits.peepholes + 1];
     for (int k = 0; k < traits.peepholes; ++k) peephole[k] = V::load(weights.peephole(block, k) + unit);
     this->template finish<kPhase>(row, block * kBlock + unit, sum, stride, peephole);

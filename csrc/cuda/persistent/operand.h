@@ -6,7 +6,7 @@
 //   B word i: column g,          k = kDepth / 2 i       + j kPerWord ...
 //   D value i: row g + 8 (i / 2), column 2 j + i % 2
 #pragma once
-#include "cuda/runtime/number.h"
+#include "common/number.h"
 
 namespace fusedrnn {
 namespace persistent {

@@ -1,7 +1,7 @@
 // A matrix product as the drivers describe it, and as a library takes it that stores columns.
 #pragma once
 #include "common/arguments.h"
-#include "cuda/runtime/number.h"
+#include "common/number.h"
 
 namespace fusedrnn {
 

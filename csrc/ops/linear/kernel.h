@@ -15,8 +15,10 @@ namespace {
 constexpr Index kPackedElement = 32;
 
 // The products and their gradients, for every readout that has them.
-template <class Real>
+template <class Real, class Tile>
 class LinearProducts {
+  static constexpr Index kRunBlocks = Tile::NR / kBlock;
+
  public:
   LinearProducts(const LinearArguments<Real>& arguments, Worker& worker)
       : w(worker), blocks(blocks_of(arguments.out_features)), a(arguments) {}
@@ -29,8 +31,8 @@ class LinearProducts {
   void pack(Real absent) {
     const Range mine = part_of(blocks, w.thread, w.threads());
     for (Index block = mine.first; block < mine.last; ++block) {
-      pack_forward(a.weight + block * kBlock * a.in_features, a.in_features, outputs_in(block),
-                   a.packed + block * a.in_features * kBlock);
+      Tile::pack_forward(a.weight + block * kBlock * a.in_features, a.in_features, outputs_in(block),
+                         a.packed + block * a.in_features * kBlock);
       Real* bias = a.packed_bias + block * kBlock;
       for (int v = 0; v < kBlock; ++v)
         bias[v] = v >= outputs_in(block) ? absent : a.bias ? a.bias[block * kBlock + v] : Real(0);
@@ -40,25 +42,25 @@ class LinearProducts {
   void pack_transposed() {
     const Range mine = part_of(blocks_of(a.in_features), w.thread, w.threads());
     const Index stride = blocks * kBlock * kBlock;
-    for (Index j = mine.first; j < mine.last; j += kColumns) {
-      const Index count = smaller(kColumns, mine.last - j);
+    for (Index j = mine.first; j < mine.last; j += kRunBlocks) {
+      const Index count = smaller(kRunBlocks, mine.last - j);
       if (w.skip(count * blocks * kBlock * kPackedElement)) return;
-      pack_backward(a.weight, a.in_features, j, count, a.out_features, Window{0, 1, {0}},
-                    a.packed_backward + j * stride, stride);
+      Tile::pack_backward(a.weight, a.in_features, j, count, a.out_features, Window{0, 1, {0}},
+                          a.packed_backward + j * stride, stride);
     }
   }
 
   // Products of the output blocks [first, last) into a buffer that begins at block `origin`.
   void multiply(Range rows, Index first, Index last, Index origin, const Blocked<Real>& products) {
-    for (Index v = first; v < last; v += kColumns) {
-      const Index count = smaller(kColumns, last - v);
-      const Real* bias[kColumns];
-      Real* out[kColumns];
+    for (Index v = first; v < last; v += kRunBlocks) {
+      const Index count = smaller(kRunBlocks, last - v);
+      const Real* bias[kRunBlocks];
+      Real* out[kRunBlocks];
       for (Index i = 0; i < count; ++i) {
         bias[i] = a.packed_bias + (v + i) * kBlock;
         out[i] = products.at(v + i - origin, 0);
       }
-      Product<Real> product;
+      typename Tile::Product product;
       product.length = a.in_features;
       product.right = a.packed + v * a.in_features * kBlock;
       product.right_block = a.in_features * kBlock;
@@ -67,10 +69,10 @@ class LinearProducts {
       product.out = out;
       product.out_row = kBlock;
       for (Index n = rows.first; n < rows.last;) {
-        const int tile = tile_rows(rows.last - n);
-        const Real* left[kTileRows];
+        const int tile = tile_rows<Tile>(rows.last - n);
+        const Real* left[Tile::MR];
         for (int i = 0; i < tile; ++i) left[i] = a.x + (n + i) * a.in_features;
-        gemm(tile, RowPointers<Real>{left, 0}, product, count);
+        Tile::run(tile, RowPointers<Real>{left, 0}, product, count);
         n += tile;
         for (Index i = 0; i < count; ++i) out[i] += tile * kBlock;
       }
@@ -88,27 +90,29 @@ class LinearProducts {
 
   void input_gradient(Range rows, const Blocked<Real>& products) {
     const Range mine = part_of(rows.last - rows.first, w.thread, w.threads());
-    multiply_gradient(w, products, 0, blocks, a.packed_backward, a.in_features, mine, [&](Index block) {
-      Real* row = a.dx + (rows.first + mine.first) * a.in_features + block * kBlock;
-      return [row, this]() mutable {
-        Real* current = row;
-        row += a.in_features;
-        return current;
-      };
-    });
+    GradientProducts<Tile>::multiply_gradient(
+        w, products, 0, blocks, a.packed_backward, a.in_features, mine, [&](Index block) {
+          Real* row = a.dx + (rows.first + mine.first) * a.in_features + block * kBlock;
+          return [row, this]() mutable {
+            Real* current = row;
+            row += a.in_features;
+            return current;
+          };
+        });
   }
 
   void weight_gradient(Range rows, Range mine, const Blocked<Real>& products, bool adding) {
     const Index count = rows.last - rows.first;
-    for (Index i = 0; i < blocks_of(a.in_features); i += kColumns)
+    for (Index i = 0; i < blocks_of(a.in_features); i += kRunBlocks)
       for (Index v = mine.first; v < mine.last; ++v) {
-        if (w.skip(count * kBlock * kColumns)) return;
-        accumulate_outer(products, v, outputs_in(v), a.x_panel, count, i, a.in_features, adding,
-                         a.dweight + v * kBlock * a.in_features);
+        if (w.skip(count * kBlock * kRunBlocks)) return;
+        GradientProducts<Tile>::accumulate_outer(products, v, outputs_in(v), a.x_panel, count, i, a.in_features, adding,
+                                                 a.dweight + v * kBlock * a.in_features);
       }
     if (a.dbias)
       for (Index v = mine.first; v < mine.last; ++v)
-        accumulate_rows(products, v, outputs_in(v), count, adding, a.dbias + v * kBlock, static_cast<Real*>(nullptr));
+        GradientProducts<Tile>::accumulate_rows(products, v, outputs_in(v), count, adding, a.dbias + v * kBlock,
+                                                static_cast<Real*>(nullptr));
   }
 
   int outputs_in(Index block) const { return static_cast<int>(smaller(kBlock, a.out_features - block * kBlock)); }
@@ -117,9 +121,9 @@ class LinearProducts {
   const LinearArguments<Real>& a;
 };
 
-template <class Real>
-class Linear : LinearProducts<Real> {
-  using Base = LinearProducts<Real>;
+template <class Real, class Tile>
+class Linear : LinearProducts<Real, Tile> {
+  using Base = LinearProducts<Real, Tile>;
   using Base::blocks, Base::w;
 
  public:

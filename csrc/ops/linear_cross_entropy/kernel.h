@@ -14,9 +14,9 @@ inline double natural_log(double x) { return __builtin_log(x); }
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 
-template <class Real>
-class LinearCrossEntropy : LinearProducts<Real> {
-  using Base = LinearProducts<Real>;
+template <class Real, class Tile>
+class LinearCrossEntropy : LinearProducts<Real, Tile> {
+  using Base = LinearProducts<Real, Tile>;
   using Base::blocks, Base::w;
   using V = Vec<Real>;
   static constexpr Index kVectors = kBlock / V::lanes;

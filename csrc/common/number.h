@@ -19,8 +19,6 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-namespace {
-
 // What numbers of a type are added up in, and what cell states and gates are kept in.
 template <class T>
 struct AccumulatorOf {
@@ -36,6 +34,8 @@ struct AccumulatorOf<Float16> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
+
+namespace {
 
 FUSEDRNN_INLINE std::uint32_t bits_of(float value) {
   std::uint32_t bits;
