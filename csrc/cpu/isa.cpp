@@ -9,36 +9,35 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)                    \
-  const Kernels<float>& kernels_##isa##_float(); \
-  const Kernels<double>& kernels_##isa##_double();
+// Every instruction set that CMakeLists.txt builds the engine for, best first: APPLY(its name there, level, extensions
+// beyond the level, whether the processor has both). No build has extensions yet.
 #if defined(FUSEDRNN_X86)
-FUSEDRNN_DECLARE(v2)
-FUSEDRNN_DECLARE(v3)
-FUSEDRNN_DECLARE(v4)
+#define FUSEDRNN_FOR_EACH_ISA(APPLY)                               \
+  APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4) \
+  APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3) \
+  APPLY(v2, "x86-64-v2", "", x86_level(processor_features()) >= 2)
 #else
-FUSEDRNN_DECLARE(generic)
+#define FUSEDRNN_FOR_EACH_ISA(APPLY) APPLY(generic, "generic", "", true)
 #endif
+
+#define FUSEDRNN_DECLARE(isa, level, extensions, runs) \
+  const Kernels<float>& kernels_##isa##_float();       \
+  const Kernels<double>& kernels_##isa##_double();
+FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_DECLARE)
 
 namespace {
 
 struct Build {
-  std::string name;
+  std::string name;  // the level, then each extension after a +
   bool runs;
-  const Kernels<float>& (*single)();
-  const Kernels<double>& (*twice)();
+  const Kernels<float>& (*f32)();
+  const Kernels<double>& (*f64)();
 };
 
-// Best first.
+#define FUSEDRNN_BUILD(isa, level, extensions, runs) \
+  {level extensions, runs, kernels_##isa##_float, kernels_##isa##_double},
 const std::vector<Build>& builds() {
-#if defined(FUSEDRNN_X86)
-  static const int level = x86_level(processor_features());
-  static const std::vector<Build> all = {{"x86-64-v4", level >= 4, kernels_v4_float, kernels_v4_double},
-                                         {"x86-64-v3", level >= 3, kernels_v3_float, kernels_v3_double},
-                                         {"x86-64-v2", level >= 2, kernels_v2_float, kernels_v2_double}};
-#else
-  static const std::vector<Build> all = {{"generic", true, kernels_generic_float, kernels_generic_double}};
-#endif
+  static const std::vector<Build> all = {FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_BUILD)};
   return all;
 }
 
@@ -76,11 +75,11 @@ template <class Real>
 const Kernels<Real>& of(const Build& build);
 template <>
 const Kernels<float>& of(const Build& build) {
-  return build.single();
+  return build.f32();
 }
 template <>
 const Kernels<double>& of(const Build& build) {
-  return build.twice();
+  return build.f64();
 }
 
 }  // namespace

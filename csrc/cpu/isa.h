@@ -1,4 +1,5 @@
-// Which build of the engine runs on this processor.
+// Which build of the engine runs on this processor. An instruction set is a level, one of the x86-64 psABI's or
+// "generic", and extensions beyond it.
 #pragma once
 #include <string>
 #include <vector>
