@@ -12,6 +12,7 @@
 #include "bindings/register.h"
 #include "cpu/isa.h"
 #include "cpu/platform/processor.h"
+#include "cpu/platform/system.h"
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/pool.h"
 
@@ -116,7 +117,7 @@ void register_machine(py::module_& module) {
       py::arg("leaf1_ecx"), py::arg("leaf7_ebx"), py::arg("extended_ecx"), py::arg("saved_state"),
       "The level of x86-64, 1 to 4, of a processor with these registers of CPUID and this XCR0.");
   module.def("num_threads", &num_threads);
-  module.def("available_threads", &available_threads);
+  module.def("available_threads", &available_processors);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"), py::arg("oversubscribe") = false,
              py::arg("always") = false);
   module.def("teams_are_whole", &teams_are_whole,

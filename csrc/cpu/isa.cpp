@@ -1,11 +1,10 @@
 #include "cpu/isa.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <stdexcept>
 
 #include "cpu/platform/processor.h"
+#include "cpu/platform/system.h"
 
 namespace fusedrnn {
 
@@ -109,11 +108,8 @@ std::vector<std::string> runnable_isas() {
 
 const Caches& caches() {
   static const Caches sizes = [] {
-    Caches found = {1 << 20};
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) found.second_level = bytes;
-#endif
-    return found;
+    const Index told = second_level_cache();
+    return Caches{told > 0 ? told : 1 << 20};
   }();
   return sizes;
 }

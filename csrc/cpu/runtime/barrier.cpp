@@ -1,14 +1,7 @@
 #include "cpu/runtime/barrier.h"
 
-#include <sched.h>
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-#include <climits>
-
+#include "cpu/platform/spin.h"
+#include "cpu/platform/system.h"
 #include "cpu/runtime/contention.h"
 
 namespace fusedrnn {
@@ -16,29 +9,6 @@ namespace {
 
 constexpr unsigned kSleepers = 1, kRound = 2;
 constexpr int kSpinsBetweenLooks = 32;  // at the clock
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-void sleep_while(std::atomic<unsigned>& word, unsigned value) {
-#if defined(__linux__)
-  static_assert(sizeof word == sizeof(unsigned), "the kernel looks at the word itself");
-  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
-#else
-  if (word.load(std::memory_order_relaxed) == value) sched_yield();
-#endif
-}
-
-void wake_all(std::atomic<unsigned>& word) {
-#if defined(__linux__)
-  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
-#else
-  static_cast<void>(word);
-#endif
-}
 
 }  // namespace
 

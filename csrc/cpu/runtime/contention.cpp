@@ -1,19 +1,14 @@
 #include "cpu/runtime/contention.h"
 
-#include <sched.h>
-#include <sys/resource.h>
-#include <time.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <mutex>
 #include <utility>
 
+#include "cpu/platform/system.h"
+
 namespace fusedrnn {
 namespace {
-
-constexpr Nanoseconds kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
 
 // An even team's slack and the time a sleeper needs to wake; far below a scheduler's time slice.
 constexpr Nanoseconds kLongestSpin = 50 * kMicrosecond;
@@ -44,53 +39,6 @@ constexpr double kNearlyFree = 0.7;
 // Calls longer than a few time slices run on whole teams even so: while one thread is kept from running the others
 // sleep, and with as many other processes as processors one thread alone has half of one.
 constexpr double kLongCycles = 4e7;
-
-// Time that the calling thread was ready to run and did not.
-Nanoseconds kept_from_running() {
-#if defined(__linux__)
-  if (std::FILE* const file = std::fopen("/proc/thread-self/schedstat", "r")) {
-    long long ran = 0, waited = 0;
-    const int read = std::fscanf(file, "%lld %lld", &ran, &waited);
-    std::fclose(file);
-    if (read == 2 && ran > 0) return waited;
-  }
-  rusage usage = {};  // where that is not counted: a millisecond each time it was made to stop
-  if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw * kMillisecond;
-#endif
-  return 0;
-}
-
-// What the processors this process may use have done so far.
-struct Look {
-  Nanoseconds time = 0, idle = 0, ours = 0;
-  bool known = false;
-};
-
-Look look() {
-  Look seen;
-  seen.time = clock_now();
-#if defined(__linux__)
-  timespec used = {};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-  seen.ours = used.tv_sec * 1000 * kMillisecond + used.tv_nsec;
-  cpu_set_t allowed;
-  std::FILE* const file = std::fopen("/proc/stat", "r");
-  if (!file) return seen;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-    char line[512];
-    int processor = 0;
-    long long idle = 0, waiting = 0;
-    while (std::fgets(line, sizeof line, file) && line[0] == 'c') {
-      if (line[3] == ' ') continue;  // the sum over all
-      if (std::sscanf(line, "cpu%d %*d %*d %*d %lld %lld", &processor, &idle, &waiting) != 3) break;
-      seen.known = true;
-      if (processor < CPU_SETSIZE && CPU_ISSET(processor, &allowed)) seen.idle += (idle + waiting) * 10 * kMillisecond;
-    }
-  }
-  std::fclose(file);
-#endif
-  return seen;
-}
 
 class Contention {
  public:

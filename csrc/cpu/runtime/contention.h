@@ -1,15 +1,8 @@
 // Whether other work on the processors keeps teams waiting, and how many threads are worth while that lasts.
 #pragma once
-#include <chrono>
-#include <cstdint>
+#include "cpu/platform/clock.h"
 
 namespace fusedrnn {
-
-using Nanoseconds = std::int64_t;
-inline Nanoseconds clock_now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 // How long a waiter spins before it sleeps.
 Nanoseconds longest_spin();

@@ -38,8 +38,6 @@ void set_num_threads(int threads, bool oversubscribe, bool always);
 // From here on this is a process that another one made for its work: OpenMP's own count, which a library sets for a
 // worker process, limits the threads until set_num_threads is called here.
 void set_worker_process();
-// What affinity and the control group allow this process.
-int available_threads();
 // How many forks lie between this process and the one that loaded the library.
 unsigned forks_of_process();
 
