@@ -4,6 +4,7 @@
 // every loop looks whether to stop, and a thread that does goes on to the next barrier, where the others may be
 // waiting.
 #pragma once
+#include "cpu/gemm/fma_tile.h"
 #include "cpu/gemm/gradients.h"
 #include "ops/linear/arguments.h"
 
@@ -121,7 +122,7 @@ class LinearProducts {
   const LinearArguments<Real>& a;
 };
 
-template <class Real, class Tile>
+template <class Real, class Tile = FmaTile<Real>>
 class Linear : LinearProducts<Real, Tile> {
   using Base = LinearProducts<Real, Tile>;
   using Base::blocks, Base::w;

@@ -14,7 +14,7 @@ inline double natural_log(double x) { return __builtin_log(x); }
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 
-template <class Real, class Tile>
+template <class Real, class Tile = FmaTile<Real>>
 class LinearCrossEntropy : LinearProducts<Real, Tile> {
   using Base = LinearProducts<Real, Tile>;
   using Base::blocks, Base::w;
