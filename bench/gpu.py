@@ -179,7 +179,7 @@ class Fused(Contestant):
         options = {"bidirectional": case.directions == 2, "dtype": dtype, "precision": precision, "device": "cuda"}
         self.layer = getattr(fr, case.cell)(case.hidden, case.hidden, case.layers, seed=0, **options)
         self.layer.load_parameters(problem.parameters, convert=True)
-        self.device = self.layer._device(self.layer.device)
+        self.device = self.layer._engine.memory
         self.case = case
         self.x, self.dy = (self.device.from_host(a.astype(self.layer.dtype)) for a in (problem.x, problem.dy))
         self.lengths = self.device.from_host(case.lengths().astype(np.int64)) if case.ragged else None
@@ -456,7 +456,7 @@ def gather_facts() -> dict[str, Any]:
 
 def missing() -> str | None:
     """Why nothing can be measured here."""
-    from fusedrnn.cuda import describe
+    from fusedrnn.arrays.device import describe
 
     found = describe()
     if found.startswith("none: "):

@@ -1,6 +1,6 @@
 // The module: plain functions over pointers, strides, a device and a stream. Arrays, their checks and their memory are
-// Python's (python/fusedrnn/cuda/), so that no array library is needed here. Compiled as _cuda, and as _cuda_host with
-// the engine of the tests.
+// Python's (python/fusedrnn/engines/cuda/), so that no array library is needed here. Compiled as _cuda, and as
+// _cuda_host with the engine of the tests.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,8 +1,8 @@
 // What one build of the device engine, for one type of numbers, offers to the rest: compiled once for each,
 // instance.cu.
 #pragma once
-#include "cuda/engine.h"
 #include "common/number.h"
+#include "cuda/engine.h"
 #include "ops/registry.h"
 
 namespace fusedrnn {

@@ -8,8 +8,8 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from fusedrnn.cuda.arrays import numpy_dtype
-from fusedrnn.cuda.device import parse
+from fusedrnn.arrays.device import parse
+from fusedrnn.arrays.dtypes import numpy_dtype
 
 DTYPES = ("float32", "float64")
 DEVICE_DTYPES = (*DTYPES, "bfloat16", "float16")
@@ -56,12 +56,6 @@ def require_clip(value: SupportsFloat | None) -> float | None:
     """Return a bound on gates' pre-activations, or None for none; it must be a positive number of single precision."""
     single = np.finfo(np.float32)
     return None if value is None else require_number(value, "clip", least=float(single.tiny), most=float(single.max))
-
-
-def require_unmasked(array: Any, name: str) -> None:
-    """Refuse a masked array, whose mask would be ignored, by a TypeError that names it."""
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be an array without a mask, not {type(array).__name__}")
 
 
 def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
@@ -132,9 +126,3 @@ def require_seed(value: int | np.random.Generator | None) -> int:
 def require_generator(value: int | np.random.Generator | None) -> np.random.Generator:
     """Return a generator: the one given, one of a seed in [0, 2**64), or a fresh one for None."""
     return value if isinstance(value, np.random.Generator) else np.random.default_rng(require_seed(value))
-
-
-def require_no_buffers(out: Any) -> None:
-    """Refuse memory held for a CUDA device where the arrays are the CPU's."""
-    if out is not None:
-        raise TypeError(f"out must be None for arrays on the CPU, not {type(out).__name__}")

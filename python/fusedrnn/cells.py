@@ -6,41 +6,14 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag
-from fusedrnn.cuda.net import Tape
+from fusedrnn.engines.protocol import Tape
 from fusedrnn.gradients import Array, Gradients, State
+from fusedrnn.options import Options
 from fusedrnn.recurrent import Recurrent, lstm_name
 
 
 class _Cell(Recurrent):
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        bias: bool,
-        clip: SupportsFloat | None,
-        dtype: Any,
-        device: str,
-        seed: int | np.random.Generator | None,
-        precision: str,
-        engine: str,
-    ) -> None:
-        super().__init__(
-            cell,
-            input_size,
-            hidden_size,
-            bias=bias,
-            clip=clip,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            precision=precision,
-            engine=engine,
-            single_step=True,
-        )
-
     def __call__(self, x: Array, state: State | None = None) -> State:
         """Run one step.
 
@@ -64,7 +37,7 @@ class _Cell(Recurrent):
         new_state: State = self._engine.infer(self.parameters, x, state, None, None, None, None)[1]
         return new_state
 
-    def forward(self, x: Array, state: State | None = None) -> tuple[State, _core.Tape | Tape]:
+    def forward(self, x: Array, state: State | None = None) -> tuple[State, Tape]:
         """Run one step in training: as a call, and return (state, tape).
 
         The tape refers to x, the new h and the parameters: do not write them before the backward pass.
@@ -72,7 +45,7 @@ class _Cell(Recurrent):
         _, new_state, tape = self._engine.forward(self.parameters, x, state, None, None, None, 0, None)
         return new_state, tape
 
-    def backward(self, tape: _core.Tape | Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:  # type: ignore[override]
+    def backward(self, tape: Tape, dstate: Any = None, grads: Gradients | None = None) -> Gradients:
         """Differentiate one step.
 
         Parameters
@@ -94,7 +67,7 @@ class _Cell(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape, or the tape is another object's.
         """
-        return super().backward(tape, None, dstate, grads)
+        return self._differentiate(tape, None, dstate, grads)
 
 
 class RNNCell(_Cell):
@@ -116,7 +89,21 @@ class RNNCell(_Cell):
     ) -> None:
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
+        super().__init__(
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                bias=bias,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+                single_step=True,
+            )
+        )
 
     def __repr__(self) -> str:
         return self._describe(nonlinearity=self.nonlinearity)
@@ -143,7 +130,21 @@ class LSTMCell(_Cell):
         self.peephole = require_flag(peephole, "peephole")
         self.coupled = require_flag(coupled, "coupled")
         cell = lstm_name(self.peephole, self.coupled)
-        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
+        super().__init__(
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                bias=bias,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+                single_step=True,
+            )
+        )
 
     def __repr__(self) -> str:
         return self._describe(peephole=self.peephole, coupled=self.coupled)
@@ -168,7 +169,21 @@ class GRUCell(_Cell):
     ) -> None:
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
-        super().__init__(cell, input_size, hidden_size, bias, clip, dtype, device, seed, precision, engine)
+        super().__init__(
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                bias=bias,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+                single_step=True,
+            )
+        )
 
     def __repr__(self) -> str:
         return self._describe(reset_after=self.reset_after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusedrnn.cuda.buffers import Buffers
+from fusedrnn.arrays.buffers import Buffers
 from fusedrnn.gradients import Array, State
 
 if TYPE_CHECKING:
@@ -18,12 +18,11 @@ class Runner:
     """
 
     def __init__(self, layer: _Layer) -> None:
-        engine: Any = layer._engine
         # Without its parameters, which would stay alive here.
         self._layer = layer._with_parameters({})
         self._layer.initial_state = layer.initial_state  # a copy
-        self._engine = engine
-        self._packed = engine.freeze(layer.parameters)
+        self._engine = layer._engine
+        self._packed = self._engine.freeze(layer.parameters)
         self._from_zero = layer.initial_state is None  # a call of a small layer is not much longer than asking again
 
     def __call__(
@@ -45,8 +44,7 @@ class Runner:
     @property
     def nbytes(self) -> int:
         """Bytes of its parameters."""
-        held = self._packed.values() if isinstance(self._packed, dict) else [self._packed]
-        return sum(int(part.nbytes) for part in held)
+        return self._packed.nbytes
 
     def buffers(self, steps: int, batch: int | None = None, *, mask: bool = False) -> Buffers:
         """Make the memory that calls of one shape write, for ``out=``, on a CUDA device; see the layer's `buffers`."""

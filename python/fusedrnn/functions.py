@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fusedrnn import _core
-from fusedrnn.arguments import require_choice, require_integer, require_no_buffers
-from fusedrnn.cuda import functions as device_functions
-from fusedrnn.cuda.buffers import ReadoutBuffers
-from fusedrnn.cuda.device import owner_of
-from fusedrnn.cuda.functions import LinearCrossEntropyTape
+from fusedrnn.arguments import require_choice, require_integer
+from fusedrnn.arrays.buffers import ReadoutBuffers, require_no_buffers
+from fusedrnn.arrays.device import owner_of
+from fusedrnn.engines.cuda import functions as device_functions
+from fusedrnn.engines.cuda.functions import LinearCrossEntropyTape
 from fusedrnn.gradients import Array
 
 _Tape = _core.operations["linear_cross_entropy"].Tape

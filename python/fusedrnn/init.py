@@ -5,37 +5,24 @@ A `seed` is an integer, a NumPy Generator, which is drawn from, or None for numb
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_generator, require_number
-from fusedrnn.cuda.arrays import accumulator
-from fusedrnn.cuda.device import owner_of
+from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.arrays.memory import memory_of
+from fusedrnn.recurrent import Recurrent, draw_uniform
 
-if TYPE_CHECKING:
-    from fusedrnn.recurrent import Recurrent
-
-Object = TypeVar("Object", bound="Recurrent")
+Object = TypeVar("Object", bound=Recurrent)
 Seed = int | np.random.Generator | None
 
 
 def _require_recurrent(layer: Object) -> Object:
-    from fusedrnn.recurrent import Recurrent  # imported late: it imports this module
-
     if not isinstance(layer, Recurrent):
         raise TypeError(f"layer must be a fusedrnn layer or cell, not {type(layer).__name__}")
     return layer
-
-
-def _write(array: Any, values: Any) -> None:
-    """Write host values into a contiguous array of either kind of memory."""
-    device = owner_of(array)
-    if device is None:
-        array[...] = values
-    else:
-        device.assign(array, values)
 
 
 def uniform_(layer: Object, seed: Seed = None) -> Object:
@@ -47,10 +34,7 @@ def uniform_(layer: Object, seed: Seed = None) -> Object:
         Where `layer` is none of ours, or `seed` neither an integer in [0, 2**64) nor a Generator.
     """
     layer = _require_recurrent(layer)
-    generator = require_generator(seed)
-    bound = 1 / np.sqrt(layer.hidden_size)
-    for array in layer.parameters.values():
-        _write(array, generator.uniform(-bound, bound, array.shape))
+    draw_uniform(layer, seed)
     return layer
 
 
@@ -70,7 +54,8 @@ def orthogonal_(layer: Object, seed: Seed = None) -> Object:
             continue
         for block in range(0, array.shape[0], hidden):
             factor, triangle = np.linalg.qr(generator.standard_normal((hidden, hidden)))
-            _write(array[block : block + hidden], factor * np.sign(np.diag(triangle)))
+            rows = array[block : block + hidden]
+            memory_of(rows).assign(rows, factor * np.sign(np.diag(triangle)))
     return layer
 
 

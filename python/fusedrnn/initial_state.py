@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusedrnn.cuda.arrays import accumulator
-from fusedrnn.cuda.device import Device, owner_of
+from fusedrnn.arrays.device import owner_of
+from fusedrnn.arrays.dtypes import accumulator, numpy_dtype
+from fusedrnn.arrays.host import as_array
+from fusedrnn.arrays.memory import Memory, memory_of
 from fusedrnn.gradients import Array, State
-from fusedrnn.recurrent import as_array
+from fusedrnn.options import Options
 
 
-def checked(value: Any, sizes: tuple[int, int], dtype: Any, pair: bool, device: Device | None) -> State:
-    """Copies of a state's halves, (L*D, N, H), on the layer's device; TypeError or ValueError names what is wrong."""
-    if not pair:
-        return _half(value, "initial_state", sizes, dtype, device)
+def checked(value: Any, options: Options, memory: Memory) -> State:
+    """Copies of a state's halves, (L*D, N, H), in the layer's memory; TypeError or ValueError names what is wrong."""
+    sizes, dtype = (options.num_layers * options.directions, options.hidden_size), numpy_dtype(options.dtype)
+    if not options.two_states:
+        return _half(value, "initial_state", sizes, dtype, memory)
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"initial_state must be a pair (h, c) of arrays or None, not {type(value).__name__}")
     if len(value) != 2:
         raise ValueError(f"initial_state must be a pair (h, c), not of length {len(value)}")
-    h = _half(value[0], "initial_state[0]", sizes, dtype, device)
-    c = _half(value[1], "initial_state[1]", sizes, _cell_dtype(dtype, device), device)
+    h = _half(value[0], "initial_state[0]", sizes, dtype, memory)
+    c = _half(value[1], "initial_state[1]", sizes, accumulator(dtype), memory)
     if h.shape != c.shape:
         raise ValueError(f"initial_state must have halves of one shape, not {h.shape} and {c.shape}")
     return h, c
 
 
-def _cell_dtype(dtype: Any, device: Device | None) -> Any:
-    return dtype if device is None else accumulator(dtype)
-
-
-def _half(value: Any, name: str, sizes: tuple[int, int], dtype: Any, device: Device | None) -> Array:
-    owner = owner_of(value)
-    array = as_array(value, name) if owner is None else value
+def _half(value: Any, name: str, sizes: tuple[int, int], dtype: Any, memory: Memory) -> Array:
+    array = as_array(value, name) if owner_of(value) is None else value
     if array.dtype != dtype:
         raise TypeError(f"{name} must be an array of {dtype}, not of {array.dtype}")
     layers, hidden = sizes
@@ -39,31 +37,30 @@ def _half(value: Any, name: str, sizes: tuple[int, int], dtype: Any, device: Dev
         raise ValueError(
             f"{name} must have shape ({layers}, 1, {hidden}) or ({layers}, B, {hidden}), not {array.shape}"
         )
-    return _moved(array, dtype, owner, device)
+    return _moved(array, dtype, memory_of(value), memory)
 
 
-def _moved(array: Any, dtype: Any, before: Device | None, after: Device | None) -> Array:
-    """A contiguous copy of another dtype, on another device; None is the host."""
-    host: Array = (array if before is None else before.to_host(array)).astype(dtype, order="C")
-    result: Array = host if after is None else after.from_host(host)
+def _moved(array: Any, dtype: Any, before: Memory, after: Memory) -> Array:
+    """A contiguous copy of another dtype, in another memory."""
+    result: Array = after.from_host(before.to_host(array).astype(dtype, order="C"))
     return result
 
 
-def converted(state: State, dtype: Any, before: Device | None, after: Device | None) -> State:
+def converted(state: State, dtype: Any, before: Memory, after: Memory) -> State:
     """A copy for a layer of another dtype or device."""
     if not isinstance(state, tuple):
         return _moved(state, dtype, before, after)
-    return _moved(state[0], dtype, before, after), _moved(state[1], _cell_dtype(dtype, after), before, after)
+    return _moved(state[0], dtype, before, after), _moved(state[1], accumulator(dtype), before, after)
 
 
-def for_rows(state: State, rows: int | None, device: Device | None) -> State:
+def for_rows(state: State, rows: int | None, memory: Memory) -> State:
     """The state of a call on so many rows; None: of one that is not batched."""
     if isinstance(state, tuple):
-        return _rows_of(state[0], rows, device), _rows_of(state[1], rows, device)
-    return _rows_of(state, rows, device)
+        return _rows_of(state[0], rows, memory), _rows_of(state[1], rows, memory)
+    return _rows_of(state, rows, memory)
 
 
-def _rows_of(half: Array, rows: int | None, device: Device | None) -> Array:
+def _rows_of(half: Array, rows: int | None, memory: Memory) -> Array:
     own = half.shape[1]
     if own == rows:
         return half
@@ -72,9 +69,7 @@ def _rows_of(half: Array, rows: int | None, device: Device | None) -> Array:
         raise ValueError(f"state must be given for {wanted}: the layer's initial_state has {own} rows")
     if rows is None:
         return half[:, 0]
-    if device is None:
-        return half.repeat(rows, 1)
-    if device.capturing():
+    if memory.capturing():
         raise ValueError("state must be given while a graph is captured: its memory must be held by the caller")
-    with device.on():
+    with memory.on():
         return half.repeat(rows, 1)

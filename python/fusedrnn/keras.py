@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusedrnn.arguments import require_choice, require_flag, require_unmasked
+from fusedrnn.arguments import require_choice, require_flag
+from fusedrnn.arrays.host import require_unmasked
 from fusedrnn.gradients import Array
 
 # Our gate blocks in Keras's order; LSTM: i f c o, where c is our g; GRU: z r h, where h is our n. Each order is its own

@@ -7,86 +7,48 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn import _core, initial_state
-from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
-from fusedrnn.cuda.buffers import Buffers
-from fusedrnn.cuda.net import Stepper, Tape
+from fusedrnn import initial_state
+from fusedrnn.arguments import require_choice, require_flag, require_integer
+from fusedrnn.arrays.buffers import Buffers
+from fusedrnn.engines.protocol import Stepper, Tape
 from fusedrnn.frozen import Runner
 from fusedrnn.gradients import Array, Gradients, State
+from fusedrnn.options import Options
 from fusedrnn.recurrent import Recurrent, lstm_name
 
 
 class _Layer(Recurrent):
     _initial_state: State | None = None
 
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        reverse: bool,
-        clip: SupportsFloat | None,
-        dtype: Any,
-        device: str,
-        seed: int | np.random.Generator | None,
-        precision: str,
-        engine: str,
-    ) -> None:
-        num_layers = require_integer(num_layers, "num_layers", least=1, most=2**16)
-        dropout = require_number(dropout, "dropout", least=0.0, most=1.0)
-        if dropout > 0 and num_layers == 1:
+    def __init__(self, options: Options) -> None:
+        if options.dropout > 0 and options.num_layers == 1:
             warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
-        bidirectional = require_flag(bidirectional, "bidirectional")
-        reverse = require_flag(reverse, "reverse")
-        if reverse and bidirectional:
-            raise ValueError("reverse must be False for a bidirectional layer, which has the reverse direction already")
-        super().__init__(
-            cell,
-            input_size,
-            hidden_size,
-            bias=bias,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            precision=precision,
-            engine=engine,
-            num_layers=num_layers,
-            batch_first=require_flag(batch_first, "batch_first"),
-            dropout=dropout,
-            bidirectional=bidirectional,
-            reverse=reverse,
-            clip=clip,
-        )
+        super().__init__(options)
 
     @property
     def num_layers(self) -> int:
         """Layers, L."""
-        return int(self._settings["num_layers"])
+        return self._options.num_layers
 
     @property
     def bidirectional(self) -> bool:
         """Whether every layer runs in both directions (D = 2)."""
-        return bool(self._settings["bidirectional"])
+        return self._options.bidirectional
 
     @property
     def reverse(self) -> bool:
         """Whether every layer runs in the reverse direction alone."""
-        return bool(self._settings["reverse"])
+        return self._options.reverse
 
     @property
     def batch_first(self) -> bool:
         """Whether sequences are (B, T, ...) instead of (T, B, ...)."""
-        return bool(self._settings["batch_first"])
+        return self._options.batch_first
 
     @property
     def dropout(self) -> float:
         """Probability with which an element between two layers is dropped in training."""
-        return float(self._settings["dropout"])
+        return self._options.dropout
 
     @property
     def initial_state(self) -> State | None:
@@ -101,10 +63,7 @@ class _Layer(Recurrent):
     @initial_state.setter
     def initial_state(self, value: State | None) -> None:
         if value is not None:
-            layers = self.num_layers * (2 if self.bidirectional else 1)
-            pair = len(_core.cells[self.cell_name].states) == 2
-            sizes, device = (layers, self.hidden_size), self._device(self.device)
-            value = initial_state.checked(value, sizes, self.dtype, pair, device)
+            value = initial_state.checked(value, self._options, self._engine.memory)
         self._initial_state = value
 
     def _begin(self, x: Any) -> State | None:
@@ -113,13 +72,13 @@ class _Layer(Recurrent):
         if self._initial_state is None or ndim not in (2, 3):  # of other x the engine tells what is wrong
             return None
         rows = x.shape[batch_axis] if ndim == 3 else None
-        return initial_state.for_rows(self._initial_state, rows, self._device(self.device))
+        return initial_state.for_rows(self._initial_state, rows, self._engine.memory)
 
     def to(self, device: str | None = None, dtype: Any = None) -> Any:
-        before = self._device(self.device)
+        before = self._engine.memory
         super().to(device, dtype)
         if self._initial_state is not None:
-            after = self._device(self.device)
+            after = self._engine.memory
             self._initial_state = initial_state.converted(self._initial_state, self.dtype, before, after)
         return self
 
@@ -203,13 +162,7 @@ class _Layer(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind or value, or the layer is on the CPU.
         """
-        if isinstance(self._engine, _core.Recurrent):
-            raise ValueError("device must be a CUDA device for buffers; on the CPU out= takes an array for y")
-        steps = require_integer(steps, "steps", least=0)
-        batch = None if batch is None else require_integer(batch, "batch", least=0)
-        window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
-        flags = {name: require_flag(flag, name) for name, flag in (("training", training), ("mask", mask))}
-        return self._engine.buffers(steps, batch, window, **flags)
+        return self._engine.buffers(steps, batch, recompute, training, mask)
 
     def freeze(self) -> Runner:
         """Make a runner: the layer's call from the parameters as they are now, for inference call after call.
@@ -236,7 +189,7 @@ class _Layer(Recurrent):
         other.__dict__.update(self.__dict__, parameters=parameters)
         return other
 
-    def stream(self, batch: int = 1) -> _core.Stepper | Stepper:
+    def stream(self, batch: int = 1) -> Stepper:
         """Make a stepper, which runs the layer one step at a time and keeps the state: for serving.
 
         ``stepper.step(x_t, out=None)`` takes (B, I) and gives h of the last layer, (B, H), with the bits of a call on
@@ -266,7 +219,7 @@ class _Layer(Recurrent):
                 raise ValueError(f"{name} must be False for a stream, whose reverse direction would begin at its end")
         state = self._initial_state
         if state is not None:
-            state = initial_state.for_rows(state, batch, self._device(self.device))
+            state = initial_state.for_rows(state, batch, self._engine.memory)
         return self._engine.stream(self.parameters, batch, state)
 
     def forward(
@@ -279,7 +232,7 @@ class _Layer(Recurrent):
         out: Array | Buffers | None = None,
         *,
         mask: Array | None = None,
-    ) -> tuple[Array, State, _core.Tape | Tape]:
+    ) -> tuple[Array, State, Tape]:
         """Run a sequence in training: as a call, with dropout between the layers, and return (y, state, tape).
 
         The tape refers to x, y and the parameters: do not write them before the backward pass. An interrupted call
@@ -312,7 +265,7 @@ class _Layer(Recurrent):
         return self._engine.forward(self.parameters, x, state, lengths, reset, mask, window, out)
 
     def backward(
-        self, tape: _core.Tape | Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+        self, tape: Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
     ) -> Gradients:
         """Run backpropagation through time (Werbos 1990) over the sequence of a tape.
 
@@ -338,9 +291,9 @@ class _Layer(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape, or the tape is another object's.
         """
-        return super().backward(tape, dy, dstate, grads)
+        return self._differentiate(tape, dy, dstate, grads)
 
-    def _options(self) -> dict[str, object]:
+    def _set_options(self) -> dict[str, object]:
         defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False, "reverse": False}
         return {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
 
@@ -408,25 +361,27 @@ class RNN(_Layer):
         self.nonlinearity = require_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
         super().__init__(
-            cell,
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            reverse,
-            clip,
-            dtype,
-            device,
-            seed,
-            precision,
-            engine,
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                num_layers=num_layers,
+                bias=bias,
+                batch_first=batch_first,
+                dropout=dropout,
+                bidirectional=bidirectional,
+                reverse=reverse,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+            )
         )
 
     def __repr__(self) -> str:
-        return self._describe(**self._options(), nonlinearity=self.nonlinearity)
+        return self._describe(**self._set_options(), nonlinearity=self.nonlinearity)
 
 
 class LSTM(_Layer):
@@ -476,25 +431,27 @@ class LSTM(_Layer):
         self.coupled = require_flag(coupled, "coupled")
         cell = lstm_name(self.peephole, self.coupled)
         super().__init__(
-            cell,
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            reverse,
-            clip,
-            dtype,
-            device,
-            seed,
-            precision,
-            engine,
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                num_layers=num_layers,
+                bias=bias,
+                batch_first=batch_first,
+                dropout=dropout,
+                bidirectional=bidirectional,
+                reverse=reverse,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+            )
         )
 
     def __repr__(self) -> str:
-        return self._describe(**self._options(), peephole=self.peephole, coupled=self.coupled)
+        return self._describe(**self._set_options(), peephole=self.peephole, coupled=self.coupled)
 
 
 class GRU(_Layer):
@@ -539,22 +496,24 @@ class GRU(_Layer):
         self.reset_after = require_flag(reset_after, "reset_after")
         cell = "gru" if self.reset_after else "gru_reset_before"
         super().__init__(
-            cell,
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            reverse,
-            clip,
-            dtype,
-            device,
-            seed,
-            precision,
-            engine,
+            Options.checked(
+                cell,
+                input_size,
+                hidden_size,
+                num_layers=num_layers,
+                bias=bias,
+                batch_first=batch_first,
+                dropout=dropout,
+                bidirectional=bidirectional,
+                reverse=reverse,
+                clip=clip,
+                dtype=dtype,
+                device=device,
+                seed=seed,
+                precision=precision,
+                engine=engine,
+            )
         )
 
     def __repr__(self) -> str:
-        return self._describe(**self._options(), reset_after=self.reset_after)
+        return self._describe(**self._set_options(), reset_after=self.reset_after)

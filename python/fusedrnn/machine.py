@@ -7,7 +7,7 @@ from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_integer
-from fusedrnn.cuda.device import describe
+from fusedrnn.arrays.device import describe
 
 
 def _in_worker_process() -> bool:

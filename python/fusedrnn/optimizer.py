@@ -11,11 +11,13 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn.arguments import DEVICE_DTYPES, require_integer, require_number, require_unmasked
-from fusedrnn.cuda.arrays import accumulator, require_shape, require_writable
-from fusedrnn.cuda.device import Device, owner_of
+from fusedrnn.arguments import DEVICE_DTYPES, require_integer, require_number
+from fusedrnn.arrays.checks import require_shape, require_writable
+from fusedrnn.arrays.device import Device, owner_of
+from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.arrays.host import require_unmasked
+from fusedrnn.arrays.sharing import sharing
 from fusedrnn.gradients import Array, Gradients
-from fusedrnn.memory import sharing
 
 Key = tuple[str, ...]  # (name,), or (group, name)
 Rate = SupportsFloat | Mapping[str, SupportsFloat]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fusedrnn import _core
-from fusedrnn.cuda import linear as device_linear
-from fusedrnn.cuda import softmax as device_softmax
-from fusedrnn.cuda.device import owner_of
+from fusedrnn.arrays.device import owner_of
+from fusedrnn.engines.cuda import linear as device_linear
+from fusedrnn.engines.cuda import softmax as device_softmax
 from fusedrnn.gradients import Array
 
 _linear, _softmax = _core.operations["linear"], _core.operations["softmax"]

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 import fusedrnn
 from fusedrnn import _core
 from fusedrnn.arguments import require_flag
-from fusedrnn.cuda.arrays import accumulator
+from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array, State
 from fusedrnn.recurrent import Recurrent
 

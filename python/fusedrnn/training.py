@@ -8,11 +8,12 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn.arguments import require_integer, require_no_buffers, require_number, require_unmasked
-from fusedrnn.cuda.buffers import NormBuffers
-from fusedrnn.cuda.device import owner_of
-from fusedrnn.cuda.functions import clip
-from fusedrnn.cuda.functions import norm_buffers as make_norm_buffers
+from fusedrnn.arguments import require_integer, require_number
+from fusedrnn.arrays.buffers import NormBuffers, require_no_buffers
+from fusedrnn.arrays.device import owner_of
+from fusedrnn.arrays.host import require_unmasked
+from fusedrnn.engines.cuda.functions import clip
+from fusedrnn.engines.cuda.functions import norm_buffers as make_norm_buffers
 from fusedrnn.gradients import Array, Gradients
 
 

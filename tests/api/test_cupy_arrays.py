@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fusedrnn as fr
-from fusedrnn.cuda import device as devices
+from fusedrnn.arrays import device as devices
 
 cupy = pytest.importorskip("cupy")
 pytest.importorskip("ml_dtypes")

@@ -15,7 +15,7 @@ from bitwise import assert_same, copied
 from devices import TestDevice
 
 import fusedrnn as fr
-from fusedrnn.cuda.arrays import numpy_dtype
+from fusedrnn.arrays.dtypes import numpy_dtype
 from fusedrnn.optimizer import Optimizer
 
 STEPS = 30

@@ -12,7 +12,7 @@ from devices import TestDevice
 
 import fusedrnn as fr
 from fusedrnn import reference
-from fusedrnn.cuda.arrays import numpy_dtype
+from fusedrnn.arrays.dtypes import numpy_dtype
 
 # Leading shape, inputs, outputs.
 SIZES = [

@@ -15,7 +15,7 @@ from cases import Case, make_inputs, make_layer
 from devices import TestDevice, real_device, stand_in
 
 import fusedrnn as fr
-from fusedrnn.cuda import device as devices
+from fusedrnn.arrays import device as devices
 
 CASE = Case("lstm", 2, 2, "float32", time=6, batch=4, input_size=3, hidden_size=5)
 

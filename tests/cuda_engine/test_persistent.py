@@ -22,7 +22,7 @@ from oracles import Result, assert_results_close, map_result, run_library, run_r
 from rounding import run_rounded
 
 import fusedrnn as fr
-from fusedrnn.cuda import net
+from fusedrnn.engines.cuda import blocks
 
 CELLS = ("lstm", "lstm_coupled", "gru")
 PRECISIONS = ("bfloat16", "float16", "tf32")
@@ -39,7 +39,7 @@ CASES = [small(cell, num_layers=2, directions=2) for cell in CELLS]
 @pytest.fixture(autouse=True, params=[True, False], ids=["one_kernel", "kernel_a_stage"])
 def loop_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Every test with all steps in one kernel, and with a kernel for each."""
-    monkeypatch.setattr(net, "_LOOP_INSIDE", request.param)
+    monkeypatch.setattr(blocks, "LOOP_INSIDE", request.param)
     return bool(request.param)
 
 
@@ -200,7 +200,7 @@ def test_what_it_does_not_run_is_refused(device: TestDevice) -> None:
     assert "engine='persistent'" in repr(copy.deepcopy(layer))
 
 
-@pytest.mark.parametrize("steps", [net._AUTO_LEAST_STEPS - 1, net._AUTO_LEAST_STEPS])
+@pytest.mark.parametrize("steps", [blocks.AUTO_LEAST_STEPS - 1, blocks.AUTO_LEAST_STEPS])
 @pytest.mark.parametrize("batch", [4, 9 * 32])
 def test_auto_takes_what_fits_at_once_and_is_long(
     device: TestDevice, loop_inside: bool, steps: int, batch: int
@@ -209,7 +209,7 @@ def test_auto_takes_what_fits_at_once_and_is_long(
     auto, stepwise = (
         run(device, *make(case, "tf32", np.random.default_rng(1), engine)) for engine in ("auto", "stepwise")
     )
-    if loop_inside and steps == net._AUTO_LEAST_STEPS and batch == 4:
+    if loop_inside and steps == blocks.AUTO_LEAST_STEPS and batch == 4:
         assert not np.array_equal(auto.y, stepwise.y), "sums in another order round otherwise"
     else:
         assert_same(auto, stepwise)

@@ -47,7 +47,7 @@ from torch_support import (  # noqa: E402
 from torch_support import LAYERS as KINDS  # noqa: E402
 
 import fusedrnn.torch as ft  # noqa: E402
-from fusedrnn.cuda import net as cuda_net  # noqa: E402
+from fusedrnn.engines.cuda import blocks  # noqa: E402
 from fusedrnn.torch import calls, device, engine  # noqa: E402
 from fusedrnn.torch.optional_cells import OPTIONAL_CELLS  # noqa: E402
 
@@ -187,7 +187,7 @@ def test_block_programs(
     cuda_host_module: Any, case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """The same bits as the native layer's with engine="persistent", where that is what engine="auto" means."""
-    monkeypatch.setattr(cuda_net, "_AUTO_LEAST_STEPS", 1)
+    monkeypatch.setattr(blocks, "AUTO_LEAST_STEPS", 1)
     kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
     cpu, inputs = make_layer(case), dataclasses.replace(make_inputs(case, rng), state=None, dstate=None)
     inputs = dataclasses.replace(inputs, x=inputs.x.astype(kind), dy=inputs.dy.astype(kind))

@@ -26,7 +26,7 @@ import cxx
 import numpy as np
 import pytest
 
-from fusedrnn.cuda import device as devices
+from fusedrnn.arrays import device as devices
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 GUARD = 256  # bytes on each side of an array
@@ -44,7 +44,7 @@ class DeviceArray(np.ndarray):
 
 
 class HostArrays:
-    """`fusedrnn.cuda.device.Arrays` on the host, as if there were two devices."""
+    """`fusedrnn.arrays.device.Arrays` on the host, as if there were two devices."""
 
     kind = DeviceArray
     kind_name = "DeviceArray"

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from fusedrnn.arguments import require_flag, require_integer
+from fusedrnn.arrays.host import as_array
 from fusedrnn.gradients import Array
 from fusedrnn.onnx.folding import Budget, Folder
 from fusedrnn.onnx.nodes import Layer
@@ -28,7 +29,6 @@ from fusedrnn.onnx.scopes import (
 from fusedrnn.onnx.seen import recurrent_things
 from fusedrnn.onnx.sizes import Shapes
 from fusedrnn.onnx.states import Start, call_arguments_of, layer_and_start
-from fusedrnn.recurrent import as_array
 
 Source = onnx.ModelProto | onnx.NodeProto | bytes | str | os.PathLike[str]
 

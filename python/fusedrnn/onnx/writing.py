@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def _on_host(layer: Layer) -> Layer:
     if layer.device == "cpu":
         return layer
     own = copy.deepcopy(layer)
-    own.precision, own.engine = "ieee", "auto"  # choices that the CPU has not, and a model does not say
+    # Choices that the CPU has not, and a model does not say.
+    own._options = replace(own._options, precision="ieee", engine="auto")
     moved: Layer = own.to(device="cpu")
     return moved
 

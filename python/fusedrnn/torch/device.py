@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedrnn.cuda.arrays import ABSENT
-from fusedrnn.cuda.device import Unavailable, load_native, open_blas
-from fusedrnn.cuda.net import _LOOP_INSIDE, runs_blocks
+from fusedrnn.engines.cuda import blocks
+from fusedrnn.engines.cuda.layout import ABSENT
+from fusedrnn.native import Unavailable, load_native, open_blas
 from fusedrnn.torch.tensors import address
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool
         seed=0,
         dtype=DTYPES[dtype],
         tf32=tf32,
-        loop_inside=_LOOP_INSIDE,
+        loop_inside=blocks.LOOP_INSIDE,
         device=index,
     )
 
@@ -199,7 +199,7 @@ def _native_call(
         steps=call.steps,
         rows=call.rows,
         training=training,
-        persistent=runs_blocks(net, "auto", call.steps, call.rows, training=training),
+        persistent=blocks.runs_blocks(net, "auto", call.steps, call.rows, training=training),
         recompute=0,
         weights=_by_direction(call.config, weights),
         x=_sequence(call, x),

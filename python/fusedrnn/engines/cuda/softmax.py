@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.cuda.arrays import accumulator, require_array, require_contiguous, require_float, require_shape
-from fusedrnn.cuda.device import Device
+from fusedrnn.arrays.checks import require_array, require_contiguous, require_float, require_shape
+from fusedrnn.arrays.device import Device
+from fusedrnn.arrays.dtypes import accumulator
 
 
 def softmax_forward(device: Device, x: Any) -> Any:

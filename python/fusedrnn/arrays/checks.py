@@ -1,4 +1,4 @@
-"""Checks of device arrays: every error names the argument, what was wanted and what came, before memory is touched."""
+"""Checks of arrays: every error names the argument, what was wanted and what came, before memory is touched."""
 
 from __future__ import annotations
 
@@ -6,34 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.cuda.device import Device, owner_of
-
-View = tuple[int, int, int]
-ABSENT: View = (0, 0, 0)
-FLOATS = ("float32", "float64", "bfloat16", "float16")
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of a name; bfloat16 is that of ml_dtypes."""
-    if name == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise ValueError("dtype 'bfloat16' needs ml_dtypes, which pip install 'fusedrnn[cuda13]' brings") from error
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    dtype: np.dtype[Any] = np.dtype(name)
-    return dtype
-
-
-def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """What sums, cell states and losses of a dtype have: float32 for the 16-bit ones."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is one of floating-point numbers, bfloat16 included."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+from fusedrnn.arrays.device import Device, owner_of
+from fusedrnn.arrays.dtypes import FLOATS, is_float
 
 
 def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any], *, of_layer: bool = False) -> Any:
@@ -113,11 +87,6 @@ def require_disjoint(device: Device, array: Any, name: str, other: Any, other_na
     (a, a_end), (b, b_end) = (bounds(device.address(each), each) for each in (array, other))
     if a < b_end and b < a_end:
         raise ValueError(f"{name} must not share memory with {other_name}")
-
-
-def stride_of(array: Any, axis: int) -> int:
-    """Stride of an axis in elements; 0 for an axis of one element or none, whose stride means nothing."""
-    return 0 if axis < 0 or array.shape[axis] <= 1 else array.strides[axis] // array.dtype.itemsize
 
 
 def integers(device: Device, value: Any, name: str, shape: tuple[int, ...]) -> Any:

@@ -57,3 +57,9 @@ class NormBuffers:
 
     norm: Any
     workspace: Any
+
+
+def require_no_buffers(out: Any) -> None:
+    """Refuse memory held for a CUDA device where the arrays are the CPU's."""
+    if out is not None:
+        raise TypeError(f"out must be None for arrays on the CPU, not {type(out).__name__}")

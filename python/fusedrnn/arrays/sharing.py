@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.cuda.arrays import bounds
-from fusedrnn.cuda.device import owner_of
+from fusedrnn.arrays.checks import bounds
+from fusedrnn.arrays.device import owner_of
 
 # Steps that NumPy's search for a common byte may take, which is exponential in the number of axes.
 _MOST_WORK = 10_000

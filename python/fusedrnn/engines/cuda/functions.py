@@ -7,18 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.cuda.arrays import (
-    FLOATS,
-    accumulator,
-    integers,
-    require_array,
-    require_contiguous,
-    require_shape,
-    require_writable,
-)
-from fusedrnn.cuda.buffers import NormBuffers, ReadoutBuffers
-from fusedrnn.cuda.device import Device, owner_of
-from fusedrnn.cuda.linear import require_linear
+from fusedrnn.arrays.buffers import NormBuffers, ReadoutBuffers
+from fusedrnn.arrays.checks import integers, require_array, require_contiguous, require_shape, require_writable
+from fusedrnn.arrays.device import Device, owner_of
+from fusedrnn.arrays.dtypes import FLOATS, accumulator
+from fusedrnn.engines.cuda.linear import require_linear
 
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fusedrnn.cuda.arrays import require_array, require_contiguous, require_float, require_shape
-from fusedrnn.cuda.device import Device
+from fusedrnn.arrays.checks import require_array, require_contiguous, require_float, require_shape
+from fusedrnn.arrays.device import Device
 
 
 def require_linear(device: Device, x: Any, weight: Any, bias: Any, letters: tuple[str, str]) -> None:

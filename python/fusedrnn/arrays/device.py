@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_INSTALL = "pip install 'fusedrnn[cuda13]'"
+from fusedrnn.arrays.host import as_array
+from fusedrnn.native import INSTALL, Unavailable, load_native, open_blas
 
 
 class Arrays(Protocol):
@@ -113,10 +114,6 @@ class Cupy:
         return self._cupy.from_dlpack(value)
 
 
-class Unavailable(Exception):
-    """Why there is no CUDA device to use, and what would help."""
-
-
 _arrays: Arrays | None = None
 
 
@@ -128,49 +125,12 @@ def arrays() -> Arrays:
     return _arrays
 
 
-def load_native() -> Any:
-    """The module `_cuda`, of this build or of the package fusedrnn-cuda13; its cuBLAS has still to be opened."""
-    try:
-        return importlib.import_module("fusedrnn._cuda")
-    except ModuleNotFoundError:
-        pass
-    except ImportError as error:
-        raise Unavailable(f"the CUDA module of this build cannot be loaded: {error}") from error
-    try:
-        package = importlib.import_module("fusedrnn_cuda13")
-        own = importlib.import_module("fusedrnn").__version__
-        if package.__version__ != own:
-            raise Unavailable(
-                f"fusedrnn-cuda13 is of version {package.__version__}, fusedrnn of {own}: they must be equal"
-            )
-        return importlib.import_module("fusedrnn_cuda13._cuda")
-    except ModuleNotFoundError as error:
-        raise Unavailable(
-            "this build of fusedrnn has no CUDA module; build one in a checkout with FUSEDRNN_CUDA=ON pip install "
-            "'.[cuda13]', and with FUSEDRNN_CUDA_TOOLKIT=pypi before it where there is no CUDA toolkit (nvcc) "
-            f"({error})"
-        ) from error
-    except ImportError as error:
-        raise Unavailable(f"the module of fusedrnn-cuda13 cannot be loaded: {error}") from error
-
-
-def open_blas(native: Any, path: str | None = None) -> None:
-    """Give the module its cuBLAS: that of a path, or the one that `cuda.pathfinder` finds."""
-    try:
-        if path is None:
-            pathfinder = importlib.import_module("cuda.pathfinder")
-            path = str(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path or "")
-        native.open_blas(path)
-    except Exception as error:  # of many kinds: no library, a broken one, an old one
-        raise Unavailable(f"cuBLAS cannot be opened; {_INSTALL} brings it ({error})") from error
-
-
 def _load() -> Cupy:
     native = load_native()
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        raise Unavailable(f"CuPy cannot be imported; {_INSTALL} brings it ({error})") from error
+        raise Unavailable(f"CuPy cannot be imported; {INSTALL} brings it ({error})") from error
     if not cupy.cuda.is_available():
         raise Unavailable("CuPy finds no CUDA device: there is no NVIDIA GPU here, or its driver is missing or too old")
     open_blas(native)
@@ -246,6 +206,14 @@ class Device:
         """A copy on the host."""
         with self.on():
             return self.arrays.to_host(array)
+
+    def read(self, value: Any, name: str) -> np.ndarray[Any, Any]:
+        """A caller's value, wherever it lies, as a host array; TypeError or ValueError names it."""
+        elsewhere = getattr(value, "__dlpack_device__", lambda: (1, 0))()[0] == 2 and owner_of(value) is None
+        if elsewhere:
+            value = self.arrays.from_dlpack(value)
+        owner = owner_of(value)
+        return as_array(value, name) if owner is None else owner.to_host(value)
 
     def assign(self, array: Any, values: np.ndarray[Any, Any]) -> None:
         """Write host values into a contiguous array."""

@@ -1,0 +1,181 @@
+"""What a net's calls are given: checked against its sizes, and described for the compiled module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.arguments import require_integer
+from fusedrnn.arrays.checks import (
+    integers,
+    require_array,
+    require_contiguous,
+    require_disjoint,
+    require_shape,
+    require_unit_stride,
+    require_writable,
+)
+from fusedrnn.arrays.device import Device, owner_of
+from fusedrnn.arrays.dtypes import accumulator, numpy_dtype
+from fusedrnn.engines.cpu import compiled
+from fusedrnn.engines.cuda.layout import Layout
+from fusedrnn.options import Options
+
+_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
+
+
+class Arguments:
+    """The sizes of a net, and every check that needs them."""
+
+    def __init__(self, options: Options, device: Device) -> None:
+        self.device = device
+        self.dtype = numpy_dtype(options.dtype)
+        self.cell_dtype = accumulator(self.dtype)
+        self.shapes = compiled(options, "float32").parameter_shapes
+        self.states = options.num_layers * options.directions
+        self.inputs, self.hidden = options.input_size, options.hidden_size
+        self.width = options.directions * options.hidden_size
+        self.batch_first, self.single_step = options.batch_first, options.single_step
+        self.two_states = options.two_states
+
+    # ---- parameters ----
+
+    def parameters(self, mapping: Mapping[str, Any], name: str) -> list[Any]:
+        """The arrays of a mapping that has the parameters' names, in order."""
+        arrays = []
+        for key, shape in self.shapes:
+            shown = f"{name}[{key!r}]"
+            if key not in mapping:
+                raise ValueError(f"{shown} is missing")
+            array = require_array(self.device, mapping[key], shown, self.dtype)
+            require_shape(array, shown, shape)
+            require_contiguous(array, shown)
+            arrays.append(array)
+        for key in mapping:
+            if not isinstance(key, str):
+                raise TypeError(f"{name} must have strings as keys, not {type(key).__name__}")
+            if all(key != known for known, _ in self.shapes):
+                raise ValueError(f"{name}[{key!a}] is not a parameter of this object")
+        return arrays
+
+    def new_parameters(self) -> dict[str, Any]:
+        """Arrays for the gradients of all parameters."""
+        return {name: self.device.empty(shape, self.dtype) for name, shape in self.shapes}
+
+    def addresses(self, arrays: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Addresses by direction, in the order of `_ROLES`; 0 for what there is not."""
+        groups: list[list[int]] = []
+        for array, (name, _) in zip(arrays, self.shapes, strict=True):
+            role = next(i for i, prefix in enumerate(_ROLES) if name.startswith(prefix))
+            if role == 0:
+                groups.append([0] * len(_ROLES))
+            groups[-1][role] = self.device.address(array)
+        return [tuple(group) for group in groups]
+
+    # ---- the sequence ----
+
+    def layout(self, x: Any) -> Layout:
+        """How a call lies, from x."""
+        axes = 1 if self.single_step else 2
+        shape = tuple(x.shape)
+        if len(shape) not in (axes, axes + 1) or shape[-1] != self.inputs:
+            last = self.inputs
+            batched = f"(B, {last})" if self.single_step else f"({'B, T' if self.batch_first else 'T, B'}, {last})"
+            single = f"({last},)" if self.single_step else f"(T, {last})"
+            raise ValueError(f"x must have shape {batched} or {single}, not {shape}")
+        layout = Layout(self.batch_first, self.single_step, len(shape) == axes + 1, 1, 1)
+        if layout.time_axis >= 0:
+            layout = layout._replace(steps=int(shape[layout.time_axis]))
+        return layout._replace(rows=int(shape[layout.row_axis])) if layout.batched else layout
+
+    def layout_of(self, steps: int, batch: int | None) -> Layout:
+        """How a call of so many steps and rows lies."""
+        return Layout(self.batch_first, self.single_step, batch is not None, steps, 1 if batch is None else batch)
+
+    def new_input(self, layout: Layout) -> Any:
+        """An array like x."""
+        return self.device.empty((*layout.outer(), self.inputs), self.dtype)
+
+    def output_shape(self, layout: Layout) -> tuple[int, ...]:
+        """Shape of y."""
+        return (*layout.outer(), self.width)
+
+    def output(self, out: Any, layout: Layout, disjoint: Sequence[tuple[str, Any]] = ()) -> Any:
+        """An array for y: a new one, or `out`, which shares no memory with the others."""
+        if out is None:
+            return self.device.empty(self.output_shape(layout), self.dtype)
+        require_array(self.device, out, "out", self.dtype)
+        require_shape(out, "out", self.output_shape(layout))
+        require_unit_stride(out, "out")
+        require_writable(out, "out")
+        for name, array in disjoint:
+            if array is not None:
+                require_disjoint(self.device, out, "out", array, name)
+        return out
+
+    # ---- the state ----
+
+    def state(self, state: Any, name: str, layout: Layout, *, gradient: bool) -> tuple[Any, Any]:
+        """h and c of a state; a gradient's halves may be None."""
+        if state is None:
+            return None, None
+        halves = (state, None)
+        shown = [name, ""]
+        if self.two_states:
+            if not isinstance(state, (tuple, list)):
+                raise TypeError(f"{name} must be a pair (h, c) of arrays, not {type(state).__name__}")
+            if len(state) != 2:
+                raise ValueError(f"{name} must be a pair (h, c), not of length {len(state)}")
+            halves = (state[0], state[1])
+            shown = [f"{name}[0]", f"{name}[1]"]
+        checked = []
+        for half, label, dtype in zip(halves, shown, (self.dtype, self.cell_dtype), strict=True):
+            if half is not None or not (gradient or label == ""):
+                half = require_array(self.device, half, label, dtype, of_layer=True)
+                require_shape(half, label, layout.state(self.states, self.hidden))
+                require_unit_stride(half, label)
+            checked.append(half)
+        return checked[0], checked[1]
+
+    def new_state(self, layout: Layout) -> Any:
+        """Arrays for a state: h, or (h, c)."""
+        shape = layout.state(self.states, self.hidden)
+        h = self.device.empty(shape, self.dtype)
+        return (h, self.device.empty(shape, self.cell_dtype)) if self.two_states else h
+
+    def halves(self, state: Any) -> tuple[Any, Any]:
+        """h, and c or None."""
+        return state if self.two_states else (state, None)
+
+    # ---- which rows run when ----
+
+    def lengths(self, value: Any, layout: Layout) -> Any:
+        """Lengths on the device. Those on the host are checked; the device's are not read, and clamped there."""
+        if value is None:
+            return None
+        if not layout.batched:
+            raise ValueError("lengths must be None for an unbatched x")
+        if owner_of(value) is not None:
+            return integers(self.device, value, "lengths", (layout.rows,))
+        if self.device.capturing():
+            raise ValueError(
+                "lengths must be a device array while a graph is captured: the host's cannot be copied then"
+            )
+        if not isinstance(value, (np.ndarray, list, tuple)):
+            raise TypeError(f"lengths must be an array of integers, not {type(value).__name__}")
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "iu":
+            raise TypeError(f"lengths must be an array of integers, not of {value.dtype}")
+        if np.shape(value) != (layout.rows,):
+            raise ValueError(f"lengths must have shape ({layout.rows},), not {np.shape(value)}")
+        host = [require_integer(item, "lengths", least=0, most=layout.steps) for item in value]
+        return self.device.from_host(np.array(host, np.int64))
+
+    def flags(self, value: Any, name: str, layout: Layout) -> Any:
+        """A bool for every step of every row: reset or mask."""
+        if value is None:
+            return None
+        require_array(self.device, value, name, np.dtype(bool))
+        require_shape(value, name, layout.outer())
+        return value
