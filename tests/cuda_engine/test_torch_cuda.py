@@ -48,7 +48,10 @@ from torch_support import LAYERS as KINDS  # noqa: E402
 
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn.engines.cuda import blocks  # noqa: E402
-from fusedrnn.torch import calls, device, engine  # noqa: E402
+from fusedrnn.torch import device, dispatch  # noqa: E402
+from fusedrnn.torch.autocast import under_autocast  # noqa: E402
+from fusedrnn.torch.call import Call  # noqa: E402
+from fusedrnn.torch.config import config_of  # noqa: E402
 from fusedrnn.torch.optional_cells import OPTIONAL_CELLS  # noqa: E402
 
 T, B = 6, 4
@@ -721,7 +724,7 @@ def test_autocast_converts_nothing_else(where: str) -> None:
     x = torch.randn(T, B, SIZE["input_size"]).to(where)
     for module, given in ((ours, (x.long(),)), (ours, (x, torch.zeros(1, B, SIZE["hidden_size"]).double().to(where)))):
         with autocast(torch.bfloat16):
-            _, _, _, _, reason = calls.under_autocast(module, given[0], given[1:])
+            _, _, _, _, reason = under_autocast(module, given[0], given[1:])
         assert reason is not None and reason.startswith("autocast to torch.bfloat16 of a")
         assert reason.endswith(str(given[-1].dtype))
 
@@ -741,11 +744,11 @@ def test_a_loaded_library_is_found_whatever_its_path(tmp_path: Path) -> None:
 def test_a_tape_is_as_large_as_the_engine_asks_for(cuda_host_module: Any, cell: str, dtype: Any) -> None:
     with on_the_host(cuda_host_module) as place:
         for layers, both, hidden in itertools.product((1, 3), (False, True), (1, 7, 64)):
-            config = engine.config_of(cell, 5, hidden, layers, both, True)
+            config = config_of(cell, 5, hidden, layers, both, True)
             net = device._net(place.native, config, dtype, 0, False)
             for steps, rows in itertools.product((1, 2, 7, 100), (0, 1, 3, 64)):
                 for mask in (None, torch.ones(1)):
-                    call = engine.Call(config, "time", steps, rows, mask=mask, on_device=True)
+                    call = Call(config, "time", steps, rows, mask=mask, on_device=True)
                     present = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), (1, 0, 0))
                     present["mask"] = (0 if mask is None else 1, 0, 0)
                     numbers = {"steps": steps, "rows": rows, "recompute": 0, "lengths": 1, "calls": 0}
@@ -785,7 +788,7 @@ def test_the_current_stream_is_the_engines(cuda_host_module: Any, kind: Any) -> 
 
 
 def test_without_an_engine_torchs_own_forward_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls._warned.clear()
+    dispatch._warned.clear()
     own, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     module = accelerated(own)
     monkeypatch.setattr(device, "place", HostPlace(None, "the module is on holiday"))
@@ -795,7 +798,7 @@ def test_without_an_engine_torchs_own_forward_runs_and_says_so(monkeypatch: pyte
     assert torch.equal(y, own(x)[0])
     assert_near([module(x, lengths=[5, 5])[0]], [y], 64)
     assert not ft.accelerate(nn.Sequential(own)).swapped
-    calls._warned.clear()
+    dispatch._warned.clear()
     with pytest.warns(UserWarning, match="step by step in torch's operations.*on holiday"):
         ft.GRU(3, 4, reset_after=False)(x)
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():

@@ -42,7 +42,7 @@ from torch_support import (  # noqa: E402
 
 import fusedrnn as fr  # noqa: E402
 import fusedrnn.torch as ft  # noqa: E402
-from fusedrnn.torch import calls  # noqa: E402
+from fusedrnn.torch import autocast, dispatch  # noqa: E402
 from fusedrnn.torch.optional_cells import OPTIONAL_CELLS  # noqa: E402
 
 T, B = 6, 4
@@ -482,8 +482,8 @@ def test_autocast_of_states_in_other_dtypes_than_the_input(kind: Any, dtypes: An
 
 @each_layer
 def test_autocast_that_the_engine_does_not_take_warns_of_its_cause_once_for_each_class(kind: Any) -> None:
-    calls._warned.discard((kind.__name__, "autocast to torch.bfloat16 of an input of torch.float16"))
-    calls._warned.discard((kind.__name__, "autocast to torch.bfloat16 of a state of torch.float16"))
+    dispatch._warned.discard((kind.__name__, "autocast to torch.bfloat16 of an input of torch.float16"))
+    dispatch._warned.discard((kind.__name__, "autocast to torch.bfloat16 of a state of torch.float16"))
     x, h = torch.randn(T, B, SIZE["input_size"]), torch.zeros(1, B, SIZE["hidden_size"]).half()
     module = accelerated(build(kind, dtype=torch.float32))
     if kind is nn.LSTM and not onednn_has_the_lstm():
@@ -516,7 +516,7 @@ def test_autocast_on_a_cpu_with_matrix_units_is_torchs_from_a_size_on(
     if kind is nn.LSTM and not onednn_has_the_lstm():
         pytest.skip("torch's own forward fails")
     for there in (True, False):
-        monkeypatch.setattr(calls, "has_amx", lambda there=there: there)
+        monkeypatch.setattr(autocast, "has_amx", lambda there=there: there)
         for size in (rows, rows // 2):
             own = kind(8, units)
             x = torch.randn(*[2] * (kind in LAYERS), max(size, 1), 8)
@@ -724,7 +724,7 @@ def test_accelerate_reports_and_restores() -> None:
 
 
 def test_what_the_engine_does_not_take_runs_torchs_own_and_says_so_once() -> None:
-    calls._warned.clear()
+    dispatch._warned.clear()
     module = accelerated(nn.LSTM(3, 4))
     x = torch.randn(5, 2, 3)
     with pytest.warns(UserWarning, match="torch's own forward.*trac"):
@@ -742,7 +742,7 @@ def test_what_the_engine_does_not_take_runs_torchs_own_and_says_so_once() -> Non
 
 
 def test_options_run_elsewhere_too_and_say_so_once() -> None:
-    calls._warned.clear()
+    dispatch._warned.clear()
     module = ft.GRU(3, 4, reset_after=False)
     x = torch.randn(5, 2, 3)
     expected, _ = module(x)
@@ -904,16 +904,16 @@ def test_lengths_and_resets_may_be_written_after_the_call(kind: Any) -> None:
 
 @each_layer
 def test_a_torch_without_dlpacks_exchange_functions(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusedrnn.torch import engine
+    from fusedrnn.torch import config
 
     module, x = accelerated(build(kind, num_layers=2, bidirectional=True)), sequence()
     expected = outputs_and_gradients(module, x)
-    monkeypatch.setattr(engine, "TENSORS", engine._core.Tensors(torch, None))
-    engine._cached_config.cache_clear()
+    monkeypatch.setattr(config, "TENSORS", config._core.Tensors(torch, None))
+    config._cached_config.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(outputs_and_gradients(module, x), expected, strict=True))
     with pytest.raises(ValueError, match="dtype"):
         module(x.float())
-    engine._cached_config.cache_clear()
+    config._cached_config.cache_clear()
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS], ids=lambda kind: kind.__name__)

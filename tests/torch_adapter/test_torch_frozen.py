@@ -19,6 +19,9 @@ from torch.nn.utils import parametrizations  # noqa: E402
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn import _core  # noqa: E402
 from fusedrnn.torch import frozen  # noqa: E402
+from fusedrnn.torch.engine import bind  # noqa: E402
+from fusedrnn.torch.fitting import fit_cell  # noqa: E402
+from fusedrnn.torch.weights import stored_weights  # noqa: E402
 
 I, H = 5, 19  # noqa: E741
 
@@ -359,10 +362,8 @@ def test_packed_parameters_of_other_layers_are_refused() -> None:
     module, x = make_kept("GRUCell")
     packed = frozen.find(module).packed
     other = ft.GRUCell(I, H + 1)
-    from fusedrnn.torch.calls import fit_cell, stored_weights
-
     call, x, _ = fit_cell(other, x, None)
-    bound = call.bind(x, None, None, stored_weights(other, other._weight_names()))
+    bound = bind(call, x, None, None, stored_weights(other, other._weight_names()))
     assert not bound.fits(packed)
     with pytest.raises(ValueError, match="packed"):
         bound.forward(1, False, packed)

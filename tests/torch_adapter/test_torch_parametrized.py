@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 from torch_support import CELLS, LAYERS, SIZE, assert_near, tensors_in  # noqa: E402
 
 import fusedrnn.torch as ft  # noqa: E402
-from fusedrnn.torch import calls  # noqa: E402
+from fusedrnn.torch import dispatch  # noqa: E402
 from fusedrnn.torch.modules import CLASSES  # noqa: E402
 
 T, B = 6, 4
@@ -156,7 +156,7 @@ def test_a_call_left_to_torch_reads_the_weights_once(kind: Any) -> None:
     own, module = make(kind, "counted", False), make(kind, "counted", False)
     ft.accelerate(module)
     x = torch.randn(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=torch.float64)
-    calls._warned.clear()
+    dispatch._warned.clear()
     with warns(kind, "trac"):
         for m in (own, module):
             torch.jit.trace(m, (x,), check_trace=False)
@@ -184,7 +184,7 @@ def test_weights_that_turn_out_to_be_of_a_subclass_are_read_once(kind: Any) -> N
     for m in (own, module):
         parametrize.register_parametrization(m, names_of(m)[1], Tagging())
     ft.accelerate(module)
-    calls._warned.clear()
+    dispatch._warned.clear()
     torch.manual_seed(3)
     x = torch.randn(*[T] * (kind in LAYERS), B, SIZE["input_size"], dtype=torch.float64)
     torch.manual_seed(4)

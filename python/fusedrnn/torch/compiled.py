@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch import calls, device, engine
-from fusedrnn.torch.engine import Call, config_of
+from fusedrnn.torch import device, dispatch, engine
+from fusedrnn.torch.autocast import under_autocast, weights_under_autocast
+from fusedrnn.torch.call import Call
+from fusedrnn.torch.config import TWO_STATES, config_of
+from fusedrnn.torch.fitting import State, fit_cell, fit_layer, unfit_cell, unfit_layer
+from fusedrnn.torch.obstacles import odd_tensor, place_obstacle, tensor_obstacle
+from fusedrnn.torch.options import add_options, has_options, refuse_nested
 from fusedrnn.torch.rerun import LAYERS
+from fusedrnn.torch.weights import traced_weights
 
-# A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, peephole, form.
+# A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, form.
 Plan = tuple[str, int, bool, bool, str]
 PLAN = "str cell, int layers, bool bidirectional, bool bias, str form"
 SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
@@ -39,7 +45,7 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, options: Opt
     """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
     call = call_of(plan, x, weights, options)
     states = tuple(s for s in (h0, c0) if s is not None)
-    reason = calls.tensor_obstacle((x, *states, *weights))
+    reason = tensor_obstacle((x, *states, *weights))
     config = call.config
     fits = x.shape[-1] == config.input_size and all(s.shape == call.state_shape for s in states)
     flags = (x.shape[:-1], torch.bool)
@@ -49,7 +55,7 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, options: Opt
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.lengths = None if call.lengths is None else call.lengths.contiguous()
     call.make_lists(x)
-    call.bound = call.bind(x, h0, c0, weights) or call.bind_copies(x, h0, c0, weights)
+    call.bound = engine.bind(call, x, h0, c0, weights) or engine.bind_copies(call, x, h0, c0, weights)
     return call
 
 
@@ -69,7 +75,8 @@ def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
-    y, hn, cn, tape = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask)).run(training)
+    bound = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask)).take_bound()
+    y, hn, cn, tape = bound.forward(torch.get_num_threads(), training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
     return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
@@ -82,7 +89,7 @@ def _layers_fake(
     *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
     call = call_of(tuple(plan), x, weights, (lengths, reset, mask))
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
-    size, dtype = call.tape_form(x) if training else (0, x.dtype)
+    size, dtype = engine.tape_form(call, x) if training else (0, x.dtype)
     tape = x.new_empty(size, dtype=dtype)
     return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
 
@@ -94,9 +101,9 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
-    size, dtype = call.tape_form(x)
+    size, dtype = engine.tape_form(call, x)
     made &= tape.shape == (size,) and tape.dtype == dtype and tape.device == x.device
-    if not (all(like) and made) or calls.tensor_obstacle([t for t in (x, y, dy, dhn, dcn) if t is not None]):
+    if not (all(like) and made) or tensor_obstacle([t for t in (x, y, dy, dhn, dcn) if t is not None]):
         raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
     found = engine.differentiate(call.take_bound(), None if call.form == "step" else y, tape, (dy, dhn, dcn), wanted)
     return [x.new_empty(0) if gradient is None else gradient for gradient in found]
@@ -130,7 +137,7 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
     wanted = [needs[0], needs[1], needs[2], *asked]
     if ctx.plan[-1] == "step":
         dy = None
-    dcn = dcn if engine.TWO_STATES[ctx.plan[0]] else None
+    dcn = dcn if TWO_STATES[ctx.plan[0]] else None
     found = torch.ops.fusedrnn.layers_backward(
         x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted, mask
     )
@@ -141,8 +148,8 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
 torch.library.register_autograd("fusedrnn::layers", _differentiate, setup_context=_save)
 
 
-def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -> tuple[Tensor, calls.State]:
-    """As `calls.run`, through the operator."""
+def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    """As `dispatch.run`, through the operator."""
     h0, c0 = (*states, None, None)[:2]
     config = call.config
     plan = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
@@ -154,24 +161,6 @@ def run(call: Call, x: Tensor, states: calls.State, weights: Sequence[Tensor]) -
     # the copy with what comes next.
     y = hn if call.form == "step" else y.clone() if asked else y
     return y, (hn, cn) if config.two_states else (hn,)
-
-
-def weights_of(module: Any) -> list[Any]:
-    """A module's weights; those that parametrizations compute are read as often as `calls.computed_weights` reads them.
-
-    That looks twice for a layer's first such weight, to see a change, and then twice for each.
-    """
-    names = module._weight_names()
-    lists = module._modules.get("parametrizations")
-    computed = [] if lists is None or module._is_cell else [name for name in names if name in lists]
-    for name in computed[:1] * 2:
-        getattr(module, name)
-    weights = []
-    for name in names:
-        if name in computed:
-            getattr(module, name)
-        weights.append(getattr(module, name))
-    return weights
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -194,35 +183,35 @@ def compiled_forward(
     reset: Any = None,
     mask: Any = None,
 ) -> Any:
-    """As `calls.module_forward`, while a compiler traces it.
+    """As `dispatch.module_forward`, while a compiler traces it.
 
     What is exported, and cells, which the compiler fuses with what is around them, are torch's own operations.
     """
-    options = calls.has_options(module, input, lengths, reset, mask)
+    options = has_options(module, input, lengths, reset, mask)
     standard = module._cell_name in LAYERS and not options
     if standard and (module._is_cell or exporting()):
         return own(input, hx)
     if isinstance(input, PackedSequence):
         return _eagerly(module, input, hx)
-    if calls.odd_tensor(input, hx) is not None:
+    if odd_tensor(input, hx) is not None:
         if standard:
             return own(input, hx)
-        calls.refuse_nested(input, hx)
-    fitted = calls.fit_cell(module, input, hx) if module._is_cell else calls.fit_layer(module, input, hx)
-    usable = calls.place_obstacle(input) is None and module._static_obstacle() is None
+        refuse_nested(input, hx)
+    fitted = fit_cell(module, input, hx) if module._is_cell else fit_layer(module, input, hx)
+    usable = place_obstacle(input) is None and module._static_obstacle() is None
     if fitted is None or (standard and (not usable or torch.is_autocast_enabled("cpu"))):
         return own(input, hx)
     call, x, states = fitted
     low = None
     if device.place.holds(x):
-        x, states, low, _, obstacle = calls.under_autocast(module, x, states)
+        x, states, low, _, obstacle = under_autocast(module, x, states)
         if standard and obstacle is not None:
             return own(input, hx)
-    weights = weights_of(module)
-    weights = weights if low is None else calls.weights_under_autocast(weights, low)
+    weights = traced_weights(module)
+    weights = weights if low is None else weights_under_autocast(weights, low)
     if options:
-        calls.add_options(call, module, input, lengths, reset, mask)
+        add_options(call, module, input, lengths, reset, mask)
     dropout = module.dropout if module.training and not module._is_cell else 0.0
-    how = run if usable and not exporting() else calls.through_torch
-    y, states = calls.run_layers(how, call, x, states, weights, dropout)
-    return calls.unfit_cell(module, input, states) if module._is_cell else calls.unfit_layer(module, input, y, states)
+    how = run if usable and not exporting() else dispatch.through_torch
+    y, states = dispatch.run_layers(how, call, x, states, weights, dropout)
+    return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)

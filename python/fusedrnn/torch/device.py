@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from torch import Tensor
 from fusedrnn.engines.cuda import blocks
 from fusedrnn.engines.cuda.layout import ABSENT
 from fusedrnn.native import Unavailable, load_native, open_blas
+from fusedrnn.torch.call import Call
+from fusedrnn.torch.config import Config
 from fusedrnn.torch.tensors import address
-
-if TYPE_CHECKING:
-    from fusedrnn.torch.engine import Call, Config
 
 DTYPES = {
     torch.float32: "float32",

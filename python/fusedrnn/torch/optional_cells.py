@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-if TYPE_CHECKING:
-    from fusedrnn.torch.engine import Config
+from fusedrnn.torch.config import Config
 
 States = tuple[Tensor, ...]
 Step = Callable[[Tensor, States, Sequence[Tensor], bool], States]

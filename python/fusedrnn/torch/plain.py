@@ -1,6 +1,6 @@
 """The call that nearly all calls are: whole sequences in plain tensors of the CPU, and nothing of torch's at work.
 
-What `calls.py` asks of every call takes longer than a small cell's step. Here the questions are few, and whatever is
+What `dispatch.py` asks of every call takes longer than a small cell's step. Here the questions are few, and whatever is
 not plain is left to it.
 """
 
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from fusedrnn.torch import device
-from fusedrnn.torch.calls import mode_obstacle, module_forward, run, stored_weights
-from fusedrnn.torch.engine import Call, config_of
+from fusedrnn.torch.call import Call
+from fusedrnn.torch.config import config_of
+from fusedrnn.torch.dispatch import module_forward, run
+from fusedrnn.torch.engine import bind
 from fusedrnn.torch.frozen import may_keep
+from fusedrnn.torch.obstacles import mode_obstacle
+from fusedrnn.torch.weights import stored_weights
 
 
 def eager_forward(
@@ -47,7 +51,7 @@ def plain_call(module: Any, input: Any, hx: Any) -> Any:
     if call is None:
         return None
     h0, c0 = (*states, None, None)[:2]
-    call.bound = call.bind(input, h0, c0, weights)
+    call.bound = bind(call, input, h0, c0, weights)
     if call.bound is None:
         return None
     call.names = names

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import _VF, Tensor
 
+from fusedrnn.torch.call import Call
 from fusedrnn.torch.optional_cells import OPTIONAL_CELLS, check_weights
-
-if TYPE_CHECKING:
-    from fusedrnn.torch.engine import Call
 
 LAYERS: dict[str, Any] = {"rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu, "lstm": _VF.lstm, "gru": _VF.gru}
 CELLS: dict[str, Any] = {

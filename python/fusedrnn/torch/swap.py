@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 
-from fusedrnn.torch.calls import tensor_obstacle
 from fusedrnn.torch.frozen import forget
 from fusedrnn.torch.modules import CLASSES, _Fused
+from fusedrnn.torch.obstacles import tensor_obstacle
 
 
 @dataclass
