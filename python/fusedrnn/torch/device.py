@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,33 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+
+
+class Place(Protocol):
+    """Tensors of one kind of device, and the compiled module for them."""
+
+    @property
+    def native(self) -> Any:
+        """The compiled module."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is none."""
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies on a device of this kind."""
+
+    def index(self, tensor: Tensor) -> int:
+        """Number of a tensor's device."""
+
+    def stream(self, index: int) -> int:
+        """A device's current stream."""
+
+    def memory(self, like: Tensor, count: int) -> Tensor:
+        """So many bytes on a tensor's device."""
+
+    def upload(self, tensor: Tensor, device: torch.device, name: str) -> Tensor:
+        """A copy of a host tensor, for which nothing waits."""
 
 
 class Cuda:
@@ -81,7 +108,7 @@ class Cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
-place: Any = Cuda()
+place: Place = Cuda()
 
 
 def loaded_blas(maps_of_process: str = "/proc/self/maps") -> str | None:
@@ -97,7 +124,7 @@ def loaded_blas(maps_of_process: str = "/proc/self/maps") -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def missing() -> str | None:
     """Why there is no engine for CUDA tensors."""
-    return place.reason  # type: ignore[no-any-return]
+    return place.reason
 
 
 def allows_tf32(single_step: bool) -> bool:
