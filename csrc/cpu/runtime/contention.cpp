@@ -17,28 +17,32 @@ constexpr Nanoseconds kSpinOversubscribed = kMicrosecond;
 
 // A thread that was ready to run and did not for so long was kept from it by other work.
 constexpr Nanoseconds kKept = 500 * kMicrosecond;
-// Beside a busy process a team is kept for a third of the time or more, beside the system's own work for a few
-// hundredths, in time slices of a few milliseconds. So it is too much where more than this share is lost, and over
-// several slices: a smaller team for the sake of a slice now and then took twice the time.
-constexpr int kBearableShare = 4;  // one part in so many
-constexpr Nanoseconds kTooMuch = 8 * kMillisecond;
+// Beside a busy process a team is kept for most of the time, beside the system's own work and light loads for a tenth
+// or less, in time slices of a few milliseconds. One thread takes twice the time of two, so it is too much where more
+// than this share is lost, and over several slices: a smaller team for the sake of a slice now and then took twice the
+// time.
+constexpr int kBearableShare = 3;  // one part in so many
+constexpr Nanoseconds kTooMuch = 25 * kMillisecond;
 // Waiting for a team to disband that calls for a closer look, in so many of the next calls.
 constexpr Nanoseconds kSlowEnd = 100 * kMicrosecond;
 constexpr int kCarefulCalls = 16;
 
-// Smaller teams for so many times what was lost, so that trying costs a small part of the time; within these bounds.
-constexpr int kPatience = 16;
-constexpr Nanoseconds kShortestPeriod = 10 * kMillisecond, kLongestPeriod = 1000 * kMillisecond;
 // The system counts processor time in hundredths of a second: between two looks at it there should be a few of them.
 constexpr Nanoseconds kBetweenLooks = 50 * kMillisecond;
+// Teams are tried again once a look finds room. Where the system tells nothing they stay smaller for so many times what
+// was lost, so that trying costs a small part of the time. Either period doubles, up to the longest, while trials come
+// to nothing.
+constexpr int kPatience = 16;
+constexpr Nanoseconds kLongestPeriod = 500 * kMillisecond;
 // A look that finds no free processor is not believed for ever.
 constexpr Nanoseconds kLongestWithoutTrial = 3000 * kMillisecond;
 // A whole thread's worth of idle time, less what the count and the system itself take.
 constexpr double kNearlyFree = 0.7;
 
-// Calls longer than a few time slices run on whole teams even so: while one thread is kept from running the others
-// sleep, and with as many other processes as processors one thread alone has half of one.
+// Where a smaller team has no processors of its own either, calls longer than a few time slices run on whole teams: the
+// more threads, the larger their share. It has none where it gets less than this part of them.
 constexpr double kLongCycles = 4e7;
+constexpr double kOwn = 0.85;
 
 class Contention {
  public:
@@ -48,31 +52,30 @@ class Contention {
   void kept(Nanoseconds lost) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return;  // somebody else tells
+    const int asked = asked_.load(std::memory_order_relaxed);
+    if (limit_ > 0 && asked > limit_) return;  // a larger team: of this size it says nothing
     const Nanoseconds now = clock_now();
-    const bool limited = now < until_.load(std::memory_order_relaxed);
-    if (!limited) {
-      lost_ = std::max<Nanoseconds>(0, lost_ - (now - noted_) / kBearableShare) + lost;
-      noted_ = now;
-      if (lost_ < kTooMuch) return;
-      lost = std::exchange(lost_, 0);
-      const int asked = asked_.load(std::memory_order_relaxed);
-      limit_ = std::max(1, (limit_ > 0 ? std::min(limit_, asked) : asked) / 2);
-      // Again, soon after a trial: the trials become rarer.
-      period_ = now - tried_ < 4 * period_ ? 2 * period_ : 0;
-      looked_ = look();
-      first_look_ = now;
-    }
-    period_ = std::clamp(std::max(period_, kPatience * lost), kShortestPeriod, kLongestPeriod);
-    until_.store(std::max(until_.load(std::memory_order_relaxed), now + period_), std::memory_order_relaxed);
+    lost_ = std::max<Nanoseconds>(0, lost_ - (now - noted_) / kBearableShare) + lost;
+    noted_ = now;
+    if (lost_ < kTooMuch) return;
+    lost = std::exchange(lost_, 0);
+    crowded_ = false;
+    limit_ = std::max(1, (limit_ > 0 ? std::min(limit_, asked) : asked) / 2);
+    looked_ = look();
+    first_look_ = now;
+    const Nanoseconds least = looked_.known ? kBetweenLooks : kPatience * lost;
+    const bool in_vain = now - tried_ < 4 * period_;
+    period_ = std::min(std::max(in_vain ? 2 * period_ : 0, least), kLongestPeriod);
+    until_.store(now + period_, std::memory_order_relaxed);
   }
 
-  int limit(int allowed) {
+  int limit(int allowed, bool is_long) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return 1;  // another thread is about to tell; or one that a fork left behind was
+    if (!lock) return is_long ? allowed : 1;  // another thread is about to tell; or one that a fork left behind was
     const Nanoseconds until = until_.load(std::memory_order_relaxed);
     if (until == 0) return allowed;
     if (clock_now() >= until) try_again(allowed);
-    return limit_ > 0 ? std::min(limit_, allowed) : allowed;
+    return limit_ == 0 || (is_long && crowded_) ? allowed : std::min(limit_, allowed);
   }
 
   // The team that is about to start, which may be kept waiting.
@@ -86,6 +89,7 @@ class Contention {
   std::mutex mutex_;
   std::atomic<Nanoseconds> until_{0};  // nothing is tried before; 0 while nobody waits
   int limit_ = 0;                      // threads of a team, 0 for no limit
+  bool crowded_ = false;               // even teams of that size get less than as many processors
   std::atomic<int> asked_{1};
   std::atomic<Nanoseconds> started_{0};
   Nanoseconds lost_ = 0, noted_ = 0;  // lost beyond the bearable share, up to that time
@@ -99,6 +103,7 @@ class Contention {
     if (now.known && looked_.known && now.time - first_look_ < kLongestWithoutTrial) {
       if (time < kBetweenLooks) return until_.store(looked_.time + kBetweenLooks, std::memory_order_relaxed);
       const double free = static_cast<double>(now.idle - looked_.idle + now.ours - looked_.ours) / time;
+      crowded_ = crowded_ || free < kOwn * limit_;
       const int room = static_cast<int>(free + 1 - kNearlyFree);
       looked_ = now;
       if (room <= limit_) return until_.store(now.time + kBetweenLooks, std::memory_order_relaxed);
@@ -107,6 +112,7 @@ class Contention {
       limit_ *= 2;
     }
     looked_ = now;
+    crowded_ = false;
     first_look_ = tried_ = now.time;
     if (limit_ >= allowed) {
       limit_ = 0;
@@ -129,7 +135,7 @@ Nanoseconds longest_spin() {
 
 int team_size(int allowed, double cycles) {
   if (allowed == 1 || always.load(std::memory_order_relaxed)) return allowed;
-  const int threads = contention.any() && cycles < kLongCycles ? contention.limit(allowed) : allowed;
+  const int threads = contention.any() ? contention.limit(allowed, cycles >= kLongCycles) : allowed;
   contention.started(threads);
   return threads;
 }
@@ -142,7 +148,7 @@ void others_slept() {
   // What kept the thread from other work, between teams, says nothing of a team either.
   const Nanoseconds lost = std::min(now - before, contention.since_start());
   before = now;
-  if (lost >= kKept) contention.kept(lost);
+  if (lost >= kKept && !always.load(std::memory_order_relaxed)) contention.kept(lost);
 }
 
 bool meets_at_end() {
