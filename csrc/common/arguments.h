@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/traits.h"
 #include "common/attributes.h"
 #include "common/number.h"
 
@@ -18,28 +19,6 @@ FUSEDRNN_INLINE constexpr Index blocks_of(Index units) { return (units + kBlock 
 FUSEDRNN_INLINE constexpr Index padded(Index units) { return blocks_of(units) * kBlock; }
 FUSEDRNN_INLINE constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
 FUSEDRNN_INLINE constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
-
-constexpr int kMaxSlots = 4;
-constexpr int kMaxPhases = 2;
-
-// A run of consecutive slots, and the gate (torch's order) whose weights feed each of them.
-struct Window {
-  int first;
-  int count;
-  int gate[kMaxSlots];
-};
-
-// What the driver must know of a cell; filled from the traits in csrc/cells.
-struct CellTraits {
-  const char* name;
-  int gates;      // gate blocks in weight_ih and weight_hh
-  int slots;      // values a unit keeps for each step: on the tape after activation
-  int states;     // 1: h, 2: h and c
-  int peepholes;  // rows of the peephole array
-  int phases;     // products with weight_hh in a step
-  Window input;   // slots that x . weight_ih feeds
-  Window recurrent[kMaxPhases];
-};
 
 // Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous. Where the
 // rows of a step follow those of the step before without padding, `starts` says how many came before.
@@ -112,15 +91,25 @@ struct Schedule {
   }
 };
 
-// One direction of one layer's parameters, as the caller holds them; every array C-contiguous.
-template <class Real>
-struct Weights {
-  const Real* weight_ih;  // (gates * H, I)
-  const Real* weight_hh;  // (gates * H, H)
-  const Real* bias_ih;    // (gates * H,) or null
-  const Real* bias_hh;    // (gates * H,) or null
-  const Real* peephole;   // (peepholes, H) or null
+// One direction of one layer's parameters or their gradients, as the caller holds them; every array C-contiguous, null
+// where there is none or nobody wants it.
+template <class Item>
+struct ParameterArrays {
+  Item* weight_ih = nullptr;  // (gates * H, I)
+  Item* weight_hh = nullptr;  // (gates * H, H)
+  Item* bias_ih = nullptr;    // (gates * H,)
+  Item* bias_hh = nullptr;    // (gates * H,)
+  Item* per_unit = nullptr;   // (rows, H)
+
+  Item*& operator[](Role role) {
+    Item** const arrays[] = {&weight_ih, &weight_hh, &bias_ih, &bias_hh, &per_unit};
+    return *arrays[static_cast<int>(role)];
+  }
 };
+template <class T>
+using Weights = ParameterArrays<const T>;
+template <class A>
+using WeightGradients = ParameterArrays<A>;
 
 // One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
 // on every instruction set the same.
@@ -129,8 +118,8 @@ struct PackedWeights {
   Real* weight_ih = nullptr;  // (blocks, input.count, I, 16)
   Real* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
   Real* bias = nullptr;       // (blocks, slots, 16): the sum of what a slot is fed
-  Real* peephole = nullptr;   // (blocks, peepholes, 16)
-  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, peephole}; }
+  Real* per_unit = nullptr;   // (blocks, rows of it, 16)
+  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, per_unit}; }
 };
 
 // Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
@@ -178,16 +167,6 @@ struct ForwardArguments {
   }
 };
 
-// Arrays like one direction's parameters, to be written; in gradients null where nobody wants them.
-template <class A>
-struct WeightGradients {
-  A* weight_ih;
-  A* weight_hh;
-  A* bias_ih;
-  A* bias_hh;
-  A* peephole;
-};
-
 // One direction of one layer going backward.
 template <class T>
 struct BackwardArguments {
@@ -212,7 +191,7 @@ struct BackwardArguments {
   // Scratch, shared by the threads of the direction.
   A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
-  A* peephole;               // blocks * peepholes * 16
+  A* per_unit;               // blocks * rows of it * 16
   Blocked<A> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
   Blocked<A> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
   Blocked<A> h_panel;        // chunk_rows rows of the previous h

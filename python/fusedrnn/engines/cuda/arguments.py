@@ -23,8 +23,6 @@ from fusedrnn.engines.cpu import compiled
 from fusedrnn.engines.cuda.layout import Layout
 from fusedrnn.options import Options
 
-_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
-
 
 class Arguments:
     """The sizes of a net, and every check that needs them."""
@@ -64,15 +62,9 @@ class Arguments:
         """Arrays for the gradients of all parameters."""
         return {name: self.device.empty(shape, self.dtype) for name, shape in self.shapes}
 
-    def addresses(self, arrays: Sequence[Any]) -> list[tuple[int, ...]]:
-        """Addresses by direction, in the order of `_ROLES`; 0 for what there is not."""
-        groups: list[list[int]] = []
-        for array, (name, _) in zip(arrays, self.shapes, strict=True):
-            role = next(i for i, prefix in enumerate(_ROLES) if name.startswith(prefix))
-            if role == 0:
-                groups.append([0] * len(_ROLES))
-            groups[-1][role] = self.device.address(array)
-        return [tuple(group) for group in groups]
+    def addresses(self, arrays: Sequence[Any]) -> list[int]:
+        """Where the arrays of all parameters are, in order."""
+        return [self.device.address(array) for array in arrays]
 
     # ---- the sequence ----
 

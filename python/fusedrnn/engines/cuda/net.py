@@ -41,6 +41,7 @@ class Net:
             hidden_size=options.hidden_size,
             layers=options.num_layers,
             directions=options.directions,
+            bias=options.bias,
             reverse=options.reverse,
             clip=options.clip,
             dropout=options.dropout,
