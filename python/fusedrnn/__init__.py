@@ -6,6 +6,15 @@ and, on a CUDA device, over CuPy arrays.
 
 from fusedrnn import init, optim
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.ctc import (
+    ctc_align,
+    ctc_beam_decode,
+    ctc_greedy_decode,
+    ctc_loss,
+    ctc_loss_backward,
+    ctc_loss_forward,
+    ctc_spans,
+)
 from fusedrnn.functions import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
@@ -30,6 +39,13 @@ __all__ = [
     "RNNCell",
     "__version__",
     "clip_grad_norm",
+    "ctc_align",
+    "ctc_beam_decode",
+    "ctc_greedy_decode",
+    "ctc_loss",
+    "ctc_loss_backward",
+    "ctc_loss_forward",
+    "ctc_spans",
     "get_num_threads",
     "info",
     "init",

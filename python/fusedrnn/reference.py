@@ -16,10 +16,15 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn.reference_ctc import ctc_align, ctc_loss, ctc_loss_backward
+
 __all__ = [
     "Tape",
     "backward",
     "cells",
+    "ctc_align",
+    "ctc_loss",
+    "ctc_loss_backward",
     "forward",
     "linear",
     "linear_backward",

@@ -2,6 +2,7 @@
 // dloss/dlogits_n = softmax(logits_n) - onehot(target(n)). The logits exist a chunk at a time and are computed again in
 // the backward pass. The products are those of linear/kernel.h, and stop as they do.
 #pragma once
+#include "cpu/simd/rows.h"
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/arguments.h"
 
@@ -9,8 +10,6 @@ namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-inline float natural_log(float x) { return __builtin_logf(x); }
-inline double natural_log(double x) { return __builtin_log(x); }
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 

@@ -1,0 +1,390 @@
+"""Connectionist temporal classification (CTC): the loss and its gradient, the most probable path, greedy decoding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusedrnn import _core
+from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
+from fusedrnn.gradients import Array
+
+_REDUCTIONS = ("mean", "sum", "none")
+_LONGEST = 2**62
+
+
+@dataclass(frozen=True)
+class CtcTape:
+    """What the backward pass needs: it refers to the logits, and holds the forward variables of every frame."""
+
+    core: _core.CtcTape
+    lengths: Array
+    reduction: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds beyond the array it refers to."""
+        return int(self.core.nbytes)
+
+
+def _integers(values: Any, name: str) -> Array:
+    """A new array of int64, whatever integers are given; TypeError for anything else."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, not {type(values).__name__}")
+    if isinstance(values, (list, tuple)):
+        values = np.array(values) if values else np.zeros(0, np.int64)
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{name} must be an array of integers, not {type(values).__name__}")
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be an array of integers, not of {values.dtype}")
+    if values.dtype.kind == "u" and values.size and int(values.max()) > _LONGEST:
+        raise ValueError(f"{name} must be integers of 64 bits, not {int(values.max())}")
+    return values.astype(np.int64)
+
+
+def _lengths(values: Any, name: str, rows: int, most: int) -> Array:
+    """Lengths of all rows, each in [0, most]; `most` where none are given."""
+    if values is None:
+        return np.full(rows, most, np.int64)
+    lengths = _integers(values, name)
+    if lengths.shape != (rows,):
+        raise ValueError(f"{name} must have shape ({rows},), not {lengths.shape}")
+    if rows and not 0 <= int(lengths.min()) <= int(lengths.max()) <= most:
+        wrong = int(lengths.min()) if lengths.min() < 0 else int(lengths.max())
+        raise ValueError(f"{name} must lie in [0, {most}], not {wrong}")
+    return lengths
+
+
+def _require_logits(logits: Any) -> None:
+    """Three axes; the compiled part checks the rest."""
+    if not isinstance(logits, np.ndarray):
+        raise TypeError(f"logits must be a numpy.ndarray of float32 or float64, not {type(logits).__name__}")
+    if logits.ndim != 3 or logits.shape[2] < 1:
+        raise ValueError(f"logits must have shape (T, B, C) with C at least 1, not {logits.shape}")
+
+
+def _batch(logits: Any, targets: Any, input_lengths: Any, target_lengths: Any) -> tuple[Array, Array, Array]:
+    """The targets of all rows one after the other, and the lengths; what the compiled part does not check itself."""
+    _require_logits(logits)
+    steps, rows = logits.shape[:2]
+    given = _integers(targets, "targets")
+    if given.ndim == 2:
+        if given.shape[0] != rows:
+            raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
+        counts = _lengths(target_lengths, "target_lengths", rows, given.shape[1])
+        given = given[np.arange(given.shape[1]) < counts[:, None]]
+    elif given.ndim == 1:
+        if target_lengths is None:
+            raise ValueError("target_lengths must be given for targets that are concatenated, not None")
+        counts = _lengths(target_lengths, "target_lengths", rows, _LONGEST)
+        total = sum(map(int, counts))
+        if total != given.size:
+            raise ValueError(f"targets must have shape ({total},), the sum of target_lengths, not {given.shape}")
+    else:
+        raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
+    return given, _lengths(input_lengths, "input_lengths", rows, steps), counts
+
+
+def _blank(blank: Any, logits: Any) -> int:
+    return require_integer(blank, "blank", least=0, most=logits.shape[2] - 1)
+
+
+def _reduced(losses: Array, lengths: Array, reduction: str, zero_infinity: bool) -> Any:
+    if zero_infinity:
+        losses = np.where(np.isposinf(losses), losses.dtype.type(0), losses)
+    if reduction == "none":
+        return losses
+    wide = losses.astype(np.float64)
+    if reduction == "sum":
+        return losses.dtype.type(wide.sum())
+    if len(wide) == 0:
+        return losses.dtype.type(np.nan)
+    return losses.dtype.type((wide / np.maximum(lengths, 1)).mean())
+
+
+def _forward(
+    logits: Any,
+    targets: Any,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int,
+    reduction: str,
+    zero_infinity: bool,
+    training: bool,
+) -> tuple[Any, Any]:
+    require_choice(reduction, "reduction", _REDUCTIONS)
+    zero_infinity = require_flag(zero_infinity, "zero_infinity")
+    labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
+    losses, tape = _core.ctc_loss_forward(logits, labels, steps, lengths, _blank(blank, logits), training)
+    loss = _reduced(losses, lengths, reduction, zero_infinity)
+    return loss, CtcTape(tape, lengths, reduction) if training else None
+
+
+def ctc_loss(
+    logits: Array,
+    targets: Array,
+    input_lengths: Any = None,
+    target_lengths: Any = None,
+    *,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> Any:
+    """Loss of connectionist temporal classification: ``-log p(targets | logits)``, summed over all alignments.
+
+    Graves, Fernández, Gomez & Schmidhuber, "Connectionist temporal classification: labelling unsegmented sequence data
+    with recurrent neural networks", 2006. A path names a class for each frame; merging what repeats in it and removing
+    blanks leaves the targets. A row's loss and gradient depend on that row alone, to the last bit.
+
+    Parameters
+    ----------
+    logits : ndarray
+        (T, B, C), float32 or float64, unit stride in the last axis. They need not be normalised: the log-softmax over C
+        is a part of the loss, and log-probabilities give the same. -inf is a class of probability 0.
+    targets : ndarray of integers
+        (B, S), of which only the first ``target_lengths[b]`` of a row count, or all labels of the batch one after the
+        other, (sum of target_lengths,). Labels lie in [0, C) and are not `blank`.
+    input_lengths : ndarray of integers, optional
+        (B,), each in [0, T]: frames of a row. T if None. What lies past them influences nothing.
+    target_lengths : ndarray of integers, optional
+        (B,), each in [0, S]. S if None; needed for concatenated targets.
+    blank : int
+        The class that stands for no label.
+    reduction : {'mean', 'sum', 'none'}
+        Mean over the batch of each loss divided by its target length (at least 1), as in torch; the sum; or each one.
+    zero_infinity : bool
+        Whether a row that cannot be aligned has loss 0 instead of inf. Its gradient is 0 either way.
+
+    Returns
+    -------
+    scalar or ndarray
+        Of the logits' dtype; (B,) for 'none'.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    return _forward(logits, targets, input_lengths, target_lengths, blank, reduction, zero_infinity, False)[0]
+
+
+def ctc_loss_forward(
+    logits: Array,
+    targets: Array,
+    input_lengths: Any = None,
+    target_lengths: Any = None,
+    *,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> tuple[Any, CtcTape]:
+    """As `ctc_loss`, and return (loss, tape).
+
+    The tape refers to the logits: do not write them before the backward pass.
+    """
+    return _forward(logits, targets, input_lengths, target_lengths, blank, reduction, zero_infinity, True)  # type: ignore[return-value]
+
+
+def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
+    """Gradient of `ctc_loss`.
+
+    Parameters
+    ----------
+    tape : CtcTape
+        From `ctc_loss_forward`. It is not written: it may be used again.
+    dloss : float or ndarray
+        Gradient of the loss: a number, or for reduction 'none' also an array (B,) of the loss's dtype.
+
+    Returns
+    -------
+    ndarray
+        (T, B, C): gradient of the logits. The gradients of a frame sum to 0 but for rounding; those past a row's length
+        and of a row that cannot be aligned are 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype or shape; the message names it.
+    """
+    if not isinstance(tape, CtcTape):
+        raise TypeError(f"tape must be the one that ctc_loss_forward returned, not {type(tape).__name__}")
+    rows, dtype = len(tape.lengths), tape.core.dtype
+    if tape.reduction == "none" and isinstance(dloss, np.ndarray) and dloss.ndim > 0:
+        if dloss.dtype != dtype:
+            raise TypeError(f"dloss must be an array of {dtype}, not of {dloss.dtype}")
+        if dloss.shape != (rows,):
+            raise ValueError(f"dloss must have shape ({rows},), not {dloss.shape}")
+        scale = np.ascontiguousarray(dloss)
+    else:
+        scale = np.full(rows, _number(dloss, tape.reduction))
+        if tape.reduction == "mean":
+            scale /= np.maximum(tape.lengths, 1) * max(rows, 1)
+    return _core.ctc_loss_backward(tape.core, scale.astype(dtype))
+
+
+def _number(value: Any, reduction: str) -> float:
+    wanted = "a number or an array (B,)" if reduction == "none" else "a number"
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
+        raise TypeError(f"dloss must be {wanted}, not {type(value).__name__}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"dloss must be {wanted}, not {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError("dloss must be within the range of a float") from None
+
+
+def ctc_align(
+    logits: Array, targets: Array, input_lengths: Any = None, target_lengths: Any = None, *, blank: int = 0
+) -> tuple[Array, Array]:
+    """Most probable path of given targets: the class of each frame (forced alignment by Viterbi's algorithm, 1967).
+
+    Parameters
+    ----------
+    logits, targets, input_lengths, target_lengths, blank
+        As for `ctc_loss`.
+
+    Returns
+    -------
+    path : ndarray of int64
+        (T, B): the class of each frame, `blank` past a row's length. `ctc_spans` gives the frames of each label.
+    log_prob : ndarray
+        (B,): the path's log-probability, of the logits' dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ctc_loss`; also where a row cannot be aligned, which the message names.
+    """
+    labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
+    path, log_prob = _core.ctc_align(logits, labels, steps, lengths, _blank(blank, logits))
+    return path, log_prob
+
+
+def _path_labels(path: Any) -> Array:
+    labels = _integers(path, "path_b")
+    if labels.ndim != 1:
+        raise ValueError(f"path_b must have shape (T,), not {labels.shape}")
+    return labels
+
+
+def ctc_spans(path_b: Any, blank: int = 0) -> list[tuple[int, int, int]]:
+    """Frames of each label of one row's path.
+
+    Parameters
+    ----------
+    path_b : ndarray of integers
+        (T,): the class of each frame, such as a column of `ctc_align`'s path.
+    blank : int
+        The class that stands for no label.
+
+    Returns
+    -------
+    list of (label, first, last + 1)
+        In order of time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype or shape; the message names it.
+    """
+    labels, blank = _path_labels(path_b), require_integer(blank, "blank", least=0)
+    edges = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist(), len(labels)] if len(labels) else [0]
+    spans = ((int(labels[first]), first, end) for first, end in itertools.pairwise(edges))
+    return [span for span in spans if span[0] != blank]
+
+
+def ctc_greedy_decode(logits: Array, lengths: Any = None, *, blank: int = 0) -> list[Array]:
+    """Labels of the most probable class of each frame, repetitions merged and blanks removed.
+
+    Parameters
+    ----------
+    logits : ndarray
+        (T, B, C), as for `ctc_loss`. Of equal logits the first class counts.
+    lengths : ndarray of integers, optional
+        (B,), each in [0, T]. T if None.
+    blank : int
+        The class that stands for no label.
+
+    Returns
+    -------
+    list of B ndarrays of int64
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    _require_logits(logits)
+    steps = _lengths(lengths, "lengths", logits.shape[1], logits.shape[0])
+    found: list[Array] = _core.ctc_greedy_decode(logits, steps, _blank(blank, logits))
+    return found
+
+
+def ctc_beam_decode(
+    logits: Array,
+    lengths: Any = None,
+    *,
+    blank: int = 0,
+    beam_width: int = 16,
+    top: int = 1,
+    prune_log_prob: float | None = None,
+    top_classes: int | None = None,
+    score: Callable[[tuple[int, ...], int], float] | None = None,
+) -> list[list[tuple[Array, float]]]:
+    """Most probable label sequences, by prefix search that adds up all paths of a prefix.
+
+    Hannun, Maas, Jurafsky & Ng, "First-pass large vocabulary continuous speech recognition using bi-directional
+    recurrent DNNs", 2014. Without pruning, and with a beam as wide as there are prefixes, it is exact.
+
+    Parameters
+    ----------
+    logits : ndarray
+        (T, B, C), as for `ctc_loss`.
+    lengths : ndarray of integers, optional
+        (B,), each in [0, T]. T if None.
+    blank : int
+        The class that stands for no label.
+    beam_width : int
+        Prefixes that are kept after each frame.
+    top : int
+        Sequences wanted of each row, at most `beam_width`.
+    prune_log_prob : float, optional
+        A frame does not look at classes of a lower log-probability; its most probable one always counts.
+    top_classes : int, optional
+        Nor at classes that are not among so many most probable ones. The blank is a class like others.
+    score : callable, optional
+        ``score(prefix, label) -> float`` is added to a prefix's log-probability when a label is appended, such as a
+        language model's log-probability. The prefix is a tuple of labels. It is called once for each pair.
+
+    Returns
+    -------
+    list of B lists of (labels, log_prob)
+        Best first: an int64 array, and the log of its probability with all scores added.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    _require_logits(logits)
+    steps = _lengths(lengths, "lengths", logits.shape[1], logits.shape[0])
+    beam_width = require_integer(beam_width, "beam_width", least=1)
+    top = require_integer(top, "top", least=1, most=beam_width)
+    prune = (
+        -math.inf
+        if prune_log_prob is None
+        else require_number(prune_log_prob, "prune_log_prob", least=-math.inf, most=0)
+    )
+    classes = logits.shape[2] if top_classes is None else require_integer(top_classes, "top_classes", least=1)
+    if score is not None and not callable(score):
+        raise TypeError(f"score must be callable, not {type(score).__name__}")
+    found: list[list[tuple[Array, float]]] = _core.ctc_beam_decode(
+        logits, steps, _blank(blank, logits), beam_width, top, prune, classes, score
+    )
+    return found
