@@ -5,6 +5,7 @@
 #include "cpu/simd/activations.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 inline float natural_log(float x) { return __builtin_logf(x); }
@@ -41,6 +42,13 @@ struct Partials {
   }
 };
 
+// 0, 1, 2, ...
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> lane_numbers() {
+  static constexpr Real kNumbers[kBlock] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return Vec<Real>::load(kNumbers);
+}
+
 // Calls use(k, first, count, vector) for each vector of a row: it is the k-th of its block of sixteen and begins at
 // element `first`; `count` of its lanes are the row's, the others hold `absent`.
 template <class Real, class Use>
@@ -52,9 +60,8 @@ FUSEDRNN_INLINE void each_vector(const Real* row, Index columns, Real absent, co
       use(k, first + k * V::lanes, V::lanes, V::load(row + first + k * V::lanes));
   for (Index k = 0; first < columns; ++k, first += V::lanes) {
     const int count = static_cast<int>(smaller(V::lanes, columns - first));
-    Real lanes[V::lanes];
-    for (int u = 0; u < V::lanes; ++u) lanes[u] = u < count ? row[first + u] : absent;
-    use(k, first, count, V::load(lanes));
+    const V value = V::load_partial(row + first, count);
+    use(k, first, count, count == V::lanes ? value : select(lane_numbers<Real>() < V(Real(count)), value, V(absent)));
   }
 }
 
@@ -77,4 +84,5 @@ FUSEDRNN_INLINE Real row_exponential_sum(const Real* row, Index columns, Real ma
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -12,6 +12,7 @@
 #include "ops/ctc/scaled.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <class Real>
@@ -216,4 +217,5 @@ class Ctc {
 };
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -4,6 +4,7 @@
 #include "cpu/simd/activations.h"
 
 namespace fusedrnn {
+inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // The exponent of zero, whose mantissa is 0: below that of any product of probabilities, and far enough from the
@@ -78,4 +79,5 @@ FUSEDRNN_INLINE Scaled<Real> scaled_exp(Vec<Real> u) {
 }
 
 }  // namespace
+}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn
