@@ -25,6 +25,7 @@ from fusedrnn.gradients import Gradients
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
 from fusedrnn.readouts import linear, linear_backward, linear_forward, softmax, softmax_backward, softmax_forward
+from fusedrnn.search import beam_search, sample
 from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 
 from ._core import version as __version__
@@ -38,6 +39,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "__version__",
+    "beam_search",
     "clip_grad_norm",
     "ctc_align",
     "ctc_beam_decode",
@@ -59,6 +61,7 @@ __all__ = [
     "optim",
     "readout_buffers",
     "release_memory",
+    "sample",
     "set_num_threads",
     "softmax",
     "softmax_backward",

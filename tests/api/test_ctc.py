@@ -229,7 +229,9 @@ def test_rows_threads_and_strides_do_not_change_a_bit(rng: np.random.Generator) 
     batch_first = {**arguments, "logits": arguments["logits"].swapaxes(0, 1).copy().swapaxes(0, 1)}
     assert_same(fr.ctc_loss(**batch_first, reduction="none"), results[0][0])
     for b in range(9):
-        alone = {name: array[:, b : b + 1] if name == "logits" else array[b : b + 1] for name, array in arguments.items()}
+        alone = {
+            name: array[:, b : b + 1] if name == "logits" else array[b : b + 1] for name, array in arguments.items()
+        }
         assert_same(fr.ctc_loss(**alone, reduction="none"), results[0][0][b : b + 1])
 
 
@@ -262,11 +264,6 @@ def test_greedy_decoding() -> None:
 def test_a_beam_finds_at_least_what_greedy_finds(rng: np.random.Generator) -> None:
     logits = (2 * rng.standard_normal((40, 3, 12))).astype(np.float32)
     greedy = fr.ctc_greedy_decode(logits)
-    for width in (1, 4, 32):
-        for row, labels in zip(fr.ctc_beam_decode(logits, beam_width=width), greedy, strict=True):
-            found, log_prob = row[0]
-            own = fr.ctc_loss(logits[:, :1] * 0, [[1]]) is not None and log_prob
-            assert own <= 0 and found.dtype == np.int64
     wide = fr.ctc_beam_decode(logits, beam_width=64)
     for b, row in enumerate(wide):
         labels, log_prob = row[0]
