@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "bindings/gil.h"
 #include "cpu/runtime/parallel.h"
 
 namespace fusedrnn {
@@ -26,14 +27,14 @@ void run_without_gil(const Work& work) {
   const auto asked = [](void* context) {
     auto& before = *static_cast<SignalClock::time_point*>(context);
     const SignalClock::time_point now = SignalClock::now();
-    if (now - before < signal_interval()) return false;
+    if (now - before < signal_interval() || interpreter_ends()) return false;
     before = now;
     const pybind11::gil_scoped_acquire held;
     return PyErr_CheckSignals() != 0;
   };
   bool finished;
   {
-    const pybind11::gil_scoped_release released;
+    const GilReleased released;
     finished = work(Interrupt{asked, &last});
   }
   if (!finished) throw pybind11::error_already_set();

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "bindings/gil.h"
 #include "bindings/interrupt.h"
 #include "bindings/numpy/arrays.h"
 #include "bindings/register.h"
@@ -36,7 +37,7 @@ py::array activate_as(const std::string& name, const py::array& x, const std::op
   const Real* const from = data_of<Real>(x);
   Real* const to = mutable_data_of<Real>(y);
   const Index count = x.shape(0);
-  const py::gil_scoped_release released;
+  const GilReleased released;
   parallel(1, [&](int, int) { function(from, to, count); });
   return y;
 }
@@ -76,7 +77,7 @@ void require_threads(int threads) {
 template <class Real>
 double peak(int threads, const std::optional<std::string>& isa) {
   const Kernels<Real>& table = chosen<Real>(isa);
-  const py::gil_scoped_release released;
+  const GilReleased released;
   return best_rate(threads, 100, [&](int) { return table.multiply_adds(100000); }) / 1e9;
 }
 
@@ -97,7 +98,7 @@ double read_bandwidth(Index bytes, int threads) {
   const Buffer buffer(static_cast<std::size_t>(slice) * threads);  // from where the engine's weights are
   std::fill_n(buffer.as<float>(), count * threads, 0.0f);
   const Kernels<float>& table = kernels<float>();
-  const py::gil_scoped_release released;
+  const GilReleased released;
   const auto read = [&](int thread) { return table.read(buffer.as<float>() + thread * count, count, rounds); };
   return best_rate(threads, 30, read) / 1e9;
 }
@@ -145,7 +146,7 @@ void register_machine(py::module_& module) {
         set_pool_span(seconds);
       },
       py::arg("seconds"), "How long idle memory is kept at least, of which no more was used; for tests.");
-  module.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>());
+  module.def("release_memory", &release_memory, py::call_guard<GilReleased>());
   module.def("activate", &activate, py::arg("name"), py::arg("x"), py::arg("isa") = py::none(),
              "The engine's exp, sigmoid or tanh of each element of a 1-d float32 or float64 array.");
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("isa") = py::none(), py::arg("dtype") = "float32",

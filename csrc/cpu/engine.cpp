@@ -63,8 +63,6 @@ template <class Operation, class Arguments>
 void operation_backward(const Arguments& arguments, Worker& worker) {
   Operation(arguments, worker).backward();
 }
-void ctc_forward(const CtcArguments<Real>& arguments, Worker& worker) { Ctc<Real>(arguments, worker).forward(); }
-void ctc_backward(const CtcArguments<Real>& arguments, Worker& worker) { Ctc<Real>(arguments, worker).backward(); }
 
 template <V function(V)>
 void map(const Real* x, Real* y, Index count) {

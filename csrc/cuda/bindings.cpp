@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "bindings/gil.h"
 #include "cuda/kernels.h"
 #ifdef FUSEDRNN_CUDA_HOST
 #include "cuda/runtime/host_backend.h"
@@ -126,7 +127,7 @@ void run_forward(const NetConfig& config, int device, Address stream, PyForward&
   given.kept = pointer(kept);
   given.workspace = pointer(workspace);
   const NetForward call = given.on(config);
-  const py::gil_scoped_release released;
+  const GilReleased released;
   device_kernels(config.type).forward({device, pointer(stream)}, config, call);
 }
 
@@ -144,7 +145,7 @@ void run_backward(const NetConfig& config, int device, Address stream, const PyF
   gradient.accumulate = accumulate;
   gradient.workspace = pointer(workspace);
   const NetForward call = given.on(config);
-  const py::gil_scoped_release released;
+  const GilReleased released;
   device_kernels(config.type).backward({device, pointer(stream)}, config, call, gradient);
 }
 
@@ -176,7 +177,7 @@ void add_operation(py::module_& module, const char* name, DeviceOperation<Call> 
   const auto method = [operation](Run run) {
     return [operation, run](Call call, int device, Address stream, Address workspace) {
       call.workspace = pointer(workspace);
-      const py::gil_scoped_release released;
+      const GilReleased released;
       (device_kernels(call.type).*operation.*run)({device, pointer(stream)}, call);
     };
   };
@@ -192,7 +193,7 @@ void clip(int device, Address stream, const std::vector<std::tuple<Address, Inde
           Address norm, Address workspace) {
   std::vector<ClippedArray> clipped;
   for (const auto& [address, size, dtype] : arrays) clipped.push_back({pointer(address), size, type_of(dtype)});
-  const py::gil_scoped_release released;
+  const GilReleased released;
   Engine::clip({device, pointer(stream)}, clipped, limit, static_cast<double*>(pointer(norm)), pointer(workspace));
 }
 

@@ -8,13 +8,15 @@
   APPLY(linear, Linear)                           \
   APPLY(linear_cross_entropy, LinearCrossEntropy)
 
-// Those, and the ones that on a device are the array library's.
+// Those, and the ones that on a device are the array library's, or are not there.
 #define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
-  APPLY(softmax, Softmax)
+  APPLY(softmax, Softmax)                   \
+  APPLY(ctc_loss, CtcLoss)
 
 // An engine is compiled with the kernels, all else with their arguments alone.
 #if defined(FUSEDRNN_REAL)
+#include "ops/ctc_loss/kernel.h"
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/kernel.h"
 #include "ops/softmax/kernel.h"
@@ -22,6 +24,7 @@
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
 #else
+#include "ops/ctc_loss/arguments.h"
 #include "ops/linear/arguments.h"
 #include "ops/linear_cross_entropy/arguments.h"
 #include "ops/softmax/arguments.h"

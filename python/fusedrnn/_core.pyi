@@ -93,31 +93,6 @@ class Recurrent:
     def unfreeze(self, packed: Packed) -> dict[str, _Array]: ...
     def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[_Array, Any, dict[str, _Array]]: ...
 
-class CtcTape:
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-def ctc_loss_forward(
-    logits: _Array, targets: _Array, input_lengths: _Array, target_lengths: _Array, blank: int, training: bool
-) -> tuple[_Array, CtcTape | None]: ...
-def ctc_loss_backward(tape: CtcTape, scale: _Array) -> _Array: ...
-def ctc_align(
-    logits: _Array, targets: _Array, input_lengths: _Array, target_lengths: _Array, blank: int
-) -> tuple[_Array, _Array]: ...
-def ctc_greedy_decode(logits: _Array, lengths: _Array, blank: int) -> list[_Array]: ...
-def ctc_beam_decode(
-    logits: _Array,
-    lengths: _Array,
-    blank: int,
-    beam_width: int,
-    top: int,
-    prune_log_prob: float,
-    top_classes: int,
-    score: Any,
-) -> list[list[tuple[_Array, float]]]: ...
-
 class RowLists:
     @staticmethod
     def padded(

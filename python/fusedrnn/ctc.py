@@ -14,6 +14,7 @@ from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
 from fusedrnn.gradients import Array
 
+_ctc: Any = _core.operations["ctc_loss"]
 _REDUCTIONS = ("mean", "sum", "none")
 _LONGEST = 2**62
 
@@ -22,7 +23,7 @@ _LONGEST = 2**62
 class CtcTape:
     """What the backward pass needs: it refers to the logits, and holds the forward variables of every frame."""
 
-    core: _core.CtcTape
+    core: Any
     lengths: Array
     reduction: str
 
@@ -120,7 +121,7 @@ def _forward(
     require_choice(reduction, "reduction", _REDUCTIONS)
     zero_infinity = require_flag(zero_infinity, "zero_infinity")
     labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
-    losses, tape = _core.ctc_loss_forward(logits, labels, steps, lengths, _blank(blank, logits), training)
+    losses, tape = _ctc.forward(logits, labels, steps, lengths, _blank(blank, logits), training)
     loss = _reduced(losses, lengths, reduction, zero_infinity)
     return loss, CtcTape(tape, lengths, reduction) if training else None
 
@@ -187,7 +188,7 @@ def ctc_loss_forward(
 
     The tape refers to the logits: do not write them before the backward pass.
     """
-    return _forward(logits, targets, input_lengths, target_lengths, blank, reduction, zero_infinity, True)  # type: ignore[return-value]
+    return _forward(logits, targets, input_lengths, target_lengths, blank, reduction, zero_infinity, True)
 
 
 def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
@@ -224,7 +225,8 @@ def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
         scale = np.full(rows, _number(dloss, tape.reduction))
         if tape.reduction == "mean":
             scale /= np.maximum(tape.lengths, 1) * max(rows, 1)
-    return _core.ctc_loss_backward(tape.core, scale.astype(dtype))
+    gradient: Array = _ctc.backward(tape.core, scale.astype(dtype))
+    return gradient
 
 
 def _number(value: Any, reduction: str) -> float:
@@ -262,7 +264,7 @@ def ctc_align(
         As `ctc_loss`; also where a row cannot be aligned, which the message names.
     """
     labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
-    path, log_prob = _core.ctc_align(logits, labels, steps, lengths, _blank(blank, logits))
+    path, log_prob = _ctc.align(logits, labels, steps, lengths, _blank(blank, logits))
     return path, log_prob
 
 
@@ -322,7 +324,7 @@ def ctc_greedy_decode(logits: Array, lengths: Any = None, *, blank: int = 0) -> 
     """
     _require_logits(logits)
     steps = _lengths(lengths, "lengths", logits.shape[1], logits.shape[0])
-    found: list[Array] = _core.ctc_greedy_decode(logits, steps, _blank(blank, logits))
+    found: list[Array] = _ctc.greedy_decode(logits, steps, _blank(blank, logits))
     return found
 
 
@@ -384,7 +386,7 @@ def ctc_beam_decode(
     classes = logits.shape[2] if top_classes is None else require_integer(top_classes, "top_classes", least=1)
     if score is not None and not callable(score):
         raise TypeError(f"score must be callable, not {type(score).__name__}")
-    found: list[list[tuple[Array, float]]] = _core.ctc_beam_decode(
+    found: list[list[tuple[Array, float]]] = _ctc.beam_decode(
         logits, steps, _blank(blank, logits), beam_width, top, prune, classes, score
     )
     return found

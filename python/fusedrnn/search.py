@@ -28,7 +28,7 @@ def _rows_of(state: Any) -> int | None:
     if isinstance(state, dict):
         state = tuple(state.values())
     if isinstance(state, tuple):
-        return _rows_of(state[0]) if state else None
+        return next((_rows_of(part) for part in state), None)
     shape = getattr(state, "shape", ())
     return int(shape[0]) if len(shape) else None
 
@@ -139,7 +139,7 @@ def beam_search(
     rows, width = [_Row() for _ in tokens], None
 
     def rated(hypothesis: tuple[list[int], float]) -> float:
-        return hypothesis[1] / ((5 + len(hypothesis[0])) / 6) ** penalty
+        return float(hypothesis[1] / ((5 + len(hypothesis[0])) / 6) ** penalty)
 
     for _ in range(max_steps):
         if not tokens.size:

@@ -228,7 +228,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   void pack(const std::vector<py::array>& arrays, PyPacked& packed) const {
     const std::vector<Weights<Real>> weights = weights_of<Real>(arrays);
     const int threads = num_threads();
-    const py::gil_scoped_release released;
+    const GilReleased released;
     packed.net.template emplace<PackedNet<Real>>(config_, weights, threads);
   }
   template <class Real>
@@ -430,7 +430,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     }
     call.threads = num_threads();
     if (single_step) {
-      std::optional<py::gil_scoped_release> released;
+      std::optional<GilReleased> released;
       if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
       run_single_step(config_, call);
       released.reset();

@@ -61,7 +61,7 @@ void PyStepper::exclusively(const Work& work) const {
     return;
   }
   notice_fork();
-  const py::gil_scoped_release released;
+  const GilReleased released;
   const std::lock_guard<std::mutex> lock(*mutex_);
   std::visit(work, stepper_);
 }

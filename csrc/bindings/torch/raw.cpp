@@ -205,7 +205,7 @@ class RawCall {
   template <class Real>
   void pack_weights(int threads, RawPacked& packed) const {
     const auto weights = arrays_of<const Real>(inputs_);
-    const py::gil_scoped_release released;
+    const GilReleased released;
     packed.net.template emplace<PackedNet<Real>>(layers_->config, weights, threads);
   }
 
@@ -282,7 +282,7 @@ class RawCall {
     call.final = {state<Real>(hn), state<Real>(cn)};
     if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
     if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
-      std::optional<py::gil_scoped_release> released;
+      std::optional<GilReleased> released;
       if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
       return run_single_step(layers_->config, call);
     }

@@ -1,6 +1,5 @@
 // CTC: array -> view -> check -> allocate -> release the GIL -> call. Lengths and targets come as arrays of int64 that
 // nobody else has; python/fusedrnn/ctc.py makes them.
-#include "ops/linear/binding.h"
 
 #include <algorithm>
 #include <limits>
@@ -11,9 +10,9 @@
 #include "bindings/numpy/arrays.h"
 #include "bindings/register.h"
 #include "cpu/runtime/pool.h"
-#include "ops/ctc/arguments.h"
-#include "ops/ctc/beam.h"
-#include "ops/ctc/paths.h"
+#include "ops/ctc_loss/arguments.h"
+#include "ops/ctc_loss/beam.h"
+#include "ops/ctc_loss/paths.h"
 
 namespace fusedrnn {
 namespace {
@@ -105,9 +104,9 @@ struct CtcTape {
 };
 
 template <class Real>
-CtcArguments<Real> arguments_of(const CtcBatch& batch, const py::array& losses, const py::array& normalizers,
-                                const Buffer& alphas) {
-  CtcArguments<Real> a = {};
+CtcLossArguments<Real> arguments_of(const CtcBatch& batch, const py::array& losses, const py::array& normalizers,
+                                    const Buffer& alphas) {
+  CtcLossArguments<Real> a = {};
   a.rows = batch.rows;
   a.classes = batch.classes;
   a.blank = batch.blank;
@@ -123,7 +122,7 @@ CtcArguments<Real> arguments_of(const CtcBatch& batch, const py::array& losses, 
 
 template <class Real>
 void forward_as(const CtcTape& tape) {
-  const CtcArguments<Real> a = arguments_of<Real>(tape.batch, tape.losses, tape.normalizers, tape.alphas);
+  const CtcLossArguments<Real> a = arguments_of<Real>(tape.batch, tape.losses, tape.normalizers, tape.alphas);
   run_without_gil([&](const Interrupt& interrupt) { return run_ctc_forward(a, num_threads(), interrupt); });
 }
 
@@ -144,7 +143,7 @@ py::tuple forward(py::handle logits, const py::array& targets, const py::array& 
 
 template <class Real>
 void backward_as(const CtcTape& tape, const py::array& scale, py::array& dlogits) {
-  CtcArguments<Real> a = arguments_of<Real>(tape.batch, tape.losses, tape.normalizers, tape.alphas);
+  CtcLossArguments<Real> a = arguments_of<Real>(tape.batch, tape.losses, tape.normalizers, tape.alphas);
   a.scale = data_of<Real>(scale);
   a.dlogits = {mutable_data_of<Real>(dlogits), a.rows * a.classes, a.classes};
   run_without_gil([&](const Interrupt& interrupt) { return run_ctc_backward(a, num_threads(), interrupt); });
@@ -277,16 +276,17 @@ py::list beam(py::handle logits, const py::array& lengths, Index blank, Index wi
 
 }  // namespace
 
-void register_ctc(py::module_& module) {
-  py::class_<CtcTape>(module, "CtcTape", "What the backward pass needs; it refers to the logits.")
-      .def_property_readonly("nbytes", &CtcTape::bytes)
-      .def_property_readonly("dtype", [](const CtcTape& tape) { return tape.losses.dtype(); })
-      .def_static("__new__", &only_from_forward);
-  module.def("ctc_loss_forward", &forward);
-  module.def("ctc_loss_backward", &backward);
-  module.def("ctc_align", &align);
-  module.def("ctc_greedy_decode", &greedy);
-  module.def("ctc_beam_decode", &beam);
+void register_ctc_loss(py::module_& operation) {
+  operation.attr("Tape") =
+      py::class_<CtcTape>(operation, "CtcTape", "What the backward pass needs; it refers to the logits.")
+          .def_property_readonly("nbytes", &CtcTape::bytes)
+          .def_property_readonly("dtype", [](const CtcTape& tape) { return tape.losses.dtype(); })
+          .def_static("__new__", &only_from_forward);
+  operation.def("forward", &forward);
+  operation.def("backward", &backward);
+  operation.def("align", &align);
+  operation.def("greedy_decode", &greedy);
+  operation.def("beam_decode", &beam);
 }
 
 }  // namespace fusedrnn

@@ -1,4 +1,4 @@
-#include "ops/ctc/paths.h"
+#include "ops/ctc_loss/paths.h"
 
 #include <algorithm>
 #include <cmath>

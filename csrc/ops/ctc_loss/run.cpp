@@ -5,7 +5,7 @@
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/operation.h"
 #include "cpu/runtime/pool.h"
-#include "ops/ctc/arguments.h"
+#include "ops/ctc_loss/arguments.h"
 
 namespace fusedrnn {
 namespace {
@@ -34,8 +34,8 @@ std::vector<Index> divide(const std::vector<double>& cost, int parts) {
 }
 
 template <class Real>
-bool run(CtcArguments<Real> a, int threads, const Interrupt& interrupt,
-         void (*kernel)(const CtcArguments<Real>&, Worker&)) {
+bool run(CtcLossArguments<Real> a, int threads, const Interrupt& interrupt,
+         void (*kernel)(const CtcLossArguments<Real>&, Worker&)) {
   std::vector<double> cost;
   double total = 0;
   Index longest = 0;
@@ -62,17 +62,17 @@ bool run(CtcArguments<Real> a, int threads, const Interrupt& interrupt,
 Index ctc_workspace(Index longest) { return 4 * ctc_frame(longest) + kBlock; }
 
 template <class Real>
-bool run_ctc_forward(CtcArguments<Real> a, int threads, const Interrupt& interrupt) {
-  return run(a, threads, interrupt, kernels<Real>().ctc_forward);
+bool run_ctc_forward(CtcLossArguments<Real> a, int threads, const Interrupt& interrupt) {
+  return run(a, threads, interrupt, kernels<Real>().ctc_loss.forward);
 }
 template <class Real>
-bool run_ctc_backward(CtcArguments<Real> a, int threads, const Interrupt& interrupt) {
-  return run(a, threads, interrupt, kernels<Real>().ctc_backward);
+bool run_ctc_backward(CtcLossArguments<Real> a, int threads, const Interrupt& interrupt) {
+  return run(a, threads, interrupt, kernels<Real>().ctc_loss.backward);
 }
 
-template bool run_ctc_forward(CtcArguments<float>, int, const Interrupt&);
-template bool run_ctc_forward(CtcArguments<double>, int, const Interrupt&);
-template bool run_ctc_backward(CtcArguments<float>, int, const Interrupt&);
-template bool run_ctc_backward(CtcArguments<double>, int, const Interrupt&);
+template bool run_ctc_forward(CtcLossArguments<float>, int, const Interrupt&);
+template bool run_ctc_forward(CtcLossArguments<double>, int, const Interrupt&);
+template bool run_ctc_backward(CtcLossArguments<float>, int, const Interrupt&);
+template bool run_ctc_backward(CtcLossArguments<double>, int, const Interrupt&);
 
 }  // namespace fusedrnn

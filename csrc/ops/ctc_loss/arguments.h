@@ -1,4 +1,4 @@
-// Arguments of the loss of connectionist temporal classification (CTC); see csrc/ops/ctc/kernel.h.
+// Arguments of the loss of connectionist temporal classification (CTC); see csrc/ops/ctc_loss/kernel.h.
 #pragma once
 #include "common/arguments.h"
 #include "cpu/runtime/parallel.h"
@@ -10,7 +10,7 @@ struct CtcRow {
   Index steps;                  // frames
   const std::int64_t* targets;  // (length,) labels
   Index length;
-  Index alphas;  // where its frames begin in CtcArguments::alphas
+  Index alphas;  // where its frames begin in CtcLossArguments::alphas
 };
 
 // A frame of forward variables: mantissas and exponents of the blanks, then those of the labels, which begin at
@@ -20,7 +20,7 @@ FUSEDRNN_INLINE constexpr Index ctc_labels(Index length) { return padded(length 
 FUSEDRNN_INLINE constexpr Index ctc_frame(Index length) { return 2 * (ctc_blanks(length) + ctc_labels(length)); }
 
 template <class Real>
-struct CtcArguments {
+struct CtcLossArguments {
   Index rows, classes, blank;
   const CtcRow* row;            // (B,)
   int parts;                    // of the rows: as many as there are threads, unless fewer came
@@ -43,8 +43,8 @@ Index ctc_workspace(Index longest);
 
 // Both allocate the workspace and run on at most `threads` threads; false when interrupted.
 template <class Real>
-bool run_ctc_forward(CtcArguments<Real> arguments, int threads, const Interrupt& interrupt);
+bool run_ctc_forward(CtcLossArguments<Real> arguments, int threads, const Interrupt& interrupt);
 template <class Real>
-bool run_ctc_backward(CtcArguments<Real> arguments, int threads, const Interrupt& interrupt);
+bool run_ctc_backward(CtcLossArguments<Real> arguments, int threads, const Interrupt& interrupt);
 
 }  // namespace fusedrnn

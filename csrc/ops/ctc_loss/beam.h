@@ -3,7 +3,7 @@
 #include <functional>
 #include <vector>
 
-#include "ops/ctc/arguments.h"
+#include "ops/ctc_loss/arguments.h"
 
 namespace fusedrnn {
 

@@ -8,15 +8,15 @@
 #pragma once
 #include "cpu/runtime/worker.h"
 #include "cpu/simd/rows.h"
-#include "ops/ctc/arguments.h"
-#include "ops/ctc/scaled.h"
+#include "ops/ctc_loss/arguments.h"
+#include "ops/ctc_loss/scaled.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <class Real>
-class Ctc {
+class CtcLoss {
   using V = Vec<Real>;
   using Number = Scaled<Real>;
   static constexpr Index kLanes = V::lanes;
@@ -33,7 +33,7 @@ class Ctc {
   };
 
  public:
-  Ctc(const CtcArguments<Real>& arguments, Worker& worker)
+  CtcLoss(const CtcLossArguments<Real>& arguments, Worker& worker)
       : a(arguments), w(worker), workspace(a.workspace + w.thread * a.workspace_size) {}
 
   void forward() {
@@ -44,7 +44,7 @@ class Ctc {
   }
 
  private:
-  const CtcArguments<Real>& a;
+  const CtcLossArguments<Real>& a;
   Worker& w;
   Real* const workspace;
   // Of the row at hand.

@@ -1,13 +1,13 @@
 // Prefix search (Hannun, Maas, Jurafsky & Ng, "First-pass large vocabulary continuous speech recognition using
 // bi-directional recurrent DNNs", 2014): all paths of a prefix are added up, those that end in a blank apart from those
 // that end in its last label. Prefixes are nodes of a tree, so that two ways to one prefix meet.
-#include "ops/ctc/beam.h"
+#include "ops/ctc_loss/beam.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "ops/ctc/paths.h"
+#include "ops/ctc_loss/paths.h"
 
 namespace fusedrnn {
 namespace {
