@@ -29,8 +29,8 @@ def _rows_of(state: Any) -> int | None:
         state = tuple(state.values())
     if isinstance(state, tuple):
         return next((_rows_of(part) for part in state), None)
-    shape = getattr(state, "shape", ())
-    return int(shape[0]) if len(shape) else None
+    shape: Any = getattr(state, "shape", None)
+    return int(shape[0]) if shape else None
 
 
 def _selected(state: Any, rows: Array) -> Any:
