@@ -25,7 +25,7 @@ SETTLING_SECONDS = 0.3
 """Time for the busy processes to start, and for teams to notice them."""
 
 LONGEST_WAIT = 5.0
-"""Seconds until teams are whole again after the busy processes have ended. On an idle machine it takes a tenth of one."""
+"""Seconds until teams are whole again after the busy processes have ended; on an idle machine a tenth of one."""
 
 FEWEST_CALLS = 3
 
