@@ -4,26 +4,34 @@
 #include <string>
 
 #include "bindings/register.h"
-#include "cpu/isa.h"
+#include "cpu/layers/recurrent.h"
+#include "net/parameters.h"
 
 namespace fusedrnn {
 namespace {
 
 namespace py = pybind11;
 
-py::tuple state_names(const CellTraits& traits) {
-  if (traits.states == 1) return py::make_tuple("h");
-  return py::make_tuple("h", "c");
+py::tuple tuple_of(const Names& names) {
+  py::tuple result(names.count());
+  for (int i = 0; i < names.count(); ++i) result[i] = names.name[i];
+  return result;
 }
 
-// Shapes in terms of the gates G, the units H and the inputs I.
+// A dimension in terms of the units H and the inputs I.
+std::string text_of(const Dimension& dimension) {
+  if (dimension.of == Dimension::Of::itself) return std::to_string(dimension.count);
+  const std::string size = dimension.of == Dimension::Of::units ? "H" : "I";
+  return dimension.count == 1 ? size : std::to_string(dimension.count) + "*" + size;
+}
+
 py::dict parameter_shapes(const CellTraits& traits) {
   py::dict shapes;
-  shapes["weight_ih"] = py::make_tuple("G*H", "I");
-  shapes["weight_hh"] = py::make_tuple("G*H", "H");
-  shapes["bias_ih"] = py::make_tuple("G*H");
-  shapes["bias_hh"] = py::make_tuple("G*H");
-  if (traits.peepholes) shapes["peephole"] = py::make_tuple(std::to_string(traits.peepholes), "H");
+  for (const ParameterTraits& parameter : parameters_of(traits, true)) {
+    py::tuple shape(parameter.shape.size());
+    for (std::size_t i = 0; i < parameter.shape.size(); ++i) shape[i] = text_of(parameter.shape[i]);
+    shapes[parameter.name] = shape;
+  }
   return shapes;
 }
 
@@ -33,17 +41,16 @@ void register_cells(py::module_& module) {
   py::class_<CellTraits>(module, "Cell", "What a registered cell is made of.")
       .def_property_readonly("name", [](const CellTraits& traits) { return traits.name; })
       .def_property_readonly(
-          "gates", [](const CellTraits& traits) { return traits.gates; }, "Gate blocks of weight_ih and weight_hh, G.")
-      .def_property_readonly("states", &state_names, "Names of the state's halves: h is the output.")
+          "gates", [](const CellTraits& traits) { return tuple_of(traits.gate_names); },
+          "Names of the gate blocks of weight_ih and weight_hh, in their order.")
+      .def_property_readonly(
+          "states", [](const CellTraits& traits) { return tuple_of(traits.state_names); },
+          "Names of the states; the first is the output.")
       .def_property_readonly("parameters", &parameter_shapes,
-                             "Shapes of one direction's parameters by name, in the order of a layer's parameters; "
+                             "Shapes of one direction's parameters by name, in terms of H and I and in their order; "
                              "without bias the two biases are missing.");
   py::dict cells;
-  const Kernels<float>& table = kernels<float>();
-  for (int cell = 0; cell < table.cell_count; ++cell) {
-    const CellTraits& traits = table.cells[cell].traits;
-    cells[traits.name] = py::cast(traits);
-  }
+  for (const CellTraits& traits : registered_cells()) cells[traits.name] = py::cast(traits);
   module.attr("cells") = py::module_::import("types").attr("MappingProxyType")(cells);
 }
 

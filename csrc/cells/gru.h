@@ -29,7 +29,8 @@ FUSEDRNN_HOST_DEVICE inline void gru_blend_backward(V n, V z, V previous_h, V gr
 template <>
 struct Gru<true> {
   static constexpr int N = 0, R = 1, Z = 2, Q = 3;
-  static constexpr CellTraits traits = {"gru", 3, 4, 1, 0, 1, {N, 3, {2, 0, 1}}, {{R, 3, {0, 1, 2}}}};
+  static constexpr CellTraits traits = {
+      "gru", {{"r", "z", "n"}}, {{"h"}}, 4, {}, 1, {N, 3, {2, 0, 1}}, {{R, 3, {0, 1, 2}}}};
 
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next,
@@ -53,8 +54,8 @@ struct Gru<true> {
 template <>
 struct Gru<false> {
   static constexpr int N = 0, R = 1, Z = 2;
-  static constexpr CellTraits traits = {"gru_reset_before",           3, 3, 1, 0, 2, {N, 3, {2, 0, 1}},
-                                        {{R, 2, {0, 1}}, {N, 1, {2}}}};
+  static constexpr CellTraits traits = {
+      "gru_reset_before", {{"r", "z", "n"}}, {{"h"}}, 3, {}, 2, {N, 3, {2, 0, 1}}, {{R, 2, {0, 1}}, {N, 1, {2}}}};
 
   // After the first phase: activates its gates and gives the second phase's left operand.
   template <class V, class Clip = Unclipped>

@@ -13,15 +13,16 @@ namespace {
 
 template <bool Peephole, bool Coupled>
 struct Lstm {
-  static constexpr int kGates = Coupled ? 3 : 4;
+  static constexpr Names kGateNames = Coupled ? Names{{"f", "g", "o"}} : Names{{"i", "f", "g", "o"}};
+  static constexpr int kGates = kGateNames.count();
   static constexpr int I = 0, F = Coupled ? 0 : 1, G = F + 1, O = F + 2;  // slots, in torch's gate order
   static constexpr int PI = 0, PF = Coupled ? 0 : 1, PO = PF + 1;         // rows of the peephole array
   static constexpr CellTraits traits = {
       Peephole ? (Coupled ? "lstm_peephole_coupled" : "lstm_peephole") : (Coupled ? "lstm_coupled" : "lstm"),
+      kGateNames,
+      {{"h", "c"}},
       kGates,
-      kGates,
-      2,
-      Peephole ? kGates - 1 : 0,
+      {"peephole", Peephole ? kGates - 1 : 0},
       1,
       {0, kGates, {0, 1, 2, 3}},
       {{0, kGates, {0, 1, 2, 3}}}};
@@ -76,7 +77,7 @@ struct Lstm {
 
   // Adds one step's part of the gradient of each row of the peephole array.
   template <class V>
-  FUSEDRNN_HOST_DEVICE static void peephole_gradient(const V* dslot, const V& previous_c, const V& c, V* gradient) {
+  FUSEDRNN_HOST_DEVICE static void per_unit_gradient(const V* dslot, const V& previous_c, const V& c, V* gradient) {
     if constexpr (Peephole) {
       if constexpr (!Coupled) gradient[PI] = fma(dslot[I], previous_c, gradient[PI]);
       gradient[PF] = fma(dslot[F], previous_c, gradient[PF]);

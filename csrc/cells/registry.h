@@ -1,5 +1,9 @@
-// Every cell, in the order of its identifier. A new cell is registered by its line here.
+// Every cell, in the order of its identifier. A new cell is registered by its line here. A build may have a registry of
+// its own, of the same form, in the header that FUSEDRNN_REGISTRY names.
 #pragma once
+#ifdef FUSEDRNN_REGISTRY
+#include FUSEDRNN_REGISTRY
+#else
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
@@ -13,3 +17,5 @@
   APPLY(Lstm<true, true>)             \
   APPLY(Gru<true>)                    \
   APPLY(Gru<false>)
+
+#endif

@@ -8,7 +8,8 @@ namespace {
 
 template <bool Relu>
 struct Rnn {
-  static constexpr CellTraits traits = {Relu ? "rnn_relu" : "rnn_tanh", 1, 1, 1, 0, 1, {0, 1, {0}}, {{0, 1, {0}}}};
+  static constexpr CellTraits traits = {
+      Relu ? "rnn_relu" : "rnn_tanh", {{"h"}}, {{"h"}}, 1, {}, 1, {0, 1, {0}}, {{0, 1, {0}}}};
 
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>&, const V*, State<V>& next, const Clip& clip = {}) {

@@ -1,6 +1,6 @@
 // What every cell header speaks of: a value V is a SIMD vector on the CPU and a scalar on the GPU.
 #pragma once
-#include "common/arguments.h"
+#include "cells/traits.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/traits.h"
 #include "common/attributes.h"
 
 namespace fusedrnn {
@@ -16,28 +17,6 @@ FUSEDRNN_INLINE constexpr Index blocks_of(Index units) { return (units + kBlock 
 FUSEDRNN_INLINE constexpr Index padded(Index units) { return blocks_of(units) * kBlock; }
 FUSEDRNN_INLINE constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
 FUSEDRNN_INLINE constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
-
-constexpr int kMaxSlots = 4;
-constexpr int kMaxPhases = 2;
-
-// A run of consecutive slots, and the gate (torch's order) whose weights feed each of them.
-struct Window {
-  int first;
-  int count;
-  int gate[kMaxSlots];
-};
-
-// What the driver must know of a cell; filled from the traits in csrc/cells.
-struct CellTraits {
-  const char* name;
-  int gates;      // gate blocks in weight_ih and weight_hh
-  int slots;      // values a unit keeps for each step: on the tape after activation
-  int states;     // 1: h, 2: h and c
-  int peepholes;  // rows of the peephole array
-  int phases;     // products with weight_hh in a step
-  Window input;   // slots that x . weight_ih feeds
-  Window recurrent[kMaxPhases];
-};
 
 // Rows of a sequence array: address(t, b) = data + t * time + b * row, strides in elements, units contiguous. Where the
 // rows of a step follow those of the step before without padding, `starts` says how many came before.
@@ -110,15 +89,25 @@ struct Schedule {
   }
 };
 
-// One direction of one layer's parameters, as the caller holds them; every array C-contiguous.
+// One direction of one layer's parameters or their gradients, as the caller holds them; every array C-contiguous, null
+// where there is none or nobody wants it.
 template <class Real>
-struct Weights {
-  const Real* weight_ih;  // (gates * H, I)
-  const Real* weight_hh;  // (gates * H, H)
-  const Real* bias_ih;    // (gates * H,) or null
-  const Real* bias_hh;    // (gates * H,) or null
-  const Real* peephole;   // (peepholes, H) or null
+struct ParameterArrays {
+  Real* weight_ih = nullptr;  // (gates * H, I)
+  Real* weight_hh = nullptr;  // (gates * H, H)
+  Real* bias_ih = nullptr;    // (gates * H,)
+  Real* bias_hh = nullptr;    // (gates * H,)
+  Real* per_unit = nullptr;   // (rows, H)
+
+  Real*& operator[](Role role) {
+    Real** const arrays[] = {&weight_ih, &weight_hh, &bias_ih, &bias_hh, &per_unit};
+    return *arrays[static_cast<int>(role)];
+  }
 };
+template <class Real>
+using Weights = ParameterArrays<const Real>;
+template <class Real>
+using WeightGradients = ParameterArrays<Real>;
 
 // One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
 // on every instruction set the same.
@@ -127,8 +116,8 @@ struct PackedWeights {
   Real* weight_ih = nullptr;  // (blocks, input.count, I, 16)
   Real* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
   Real* bias = nullptr;       // (blocks, slots, 16): the sum of what a slot is fed
-  Real* peephole = nullptr;   // (blocks, peepholes, 16)
-  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, peephole}; }
+  Real* per_unit = nullptr;   // (blocks, rows of it, 16)
+  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, per_unit}; }
 };
 
 // Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
@@ -174,16 +163,6 @@ struct ForwardArguments {
   }
 };
 
-// Arrays like one direction's parameters, to be written; in gradients null where nobody wants them.
-template <class Real>
-struct WeightGradients {
-  Real* weight_ih;
-  Real* weight_hh;
-  Real* bias_ih;
-  Real* bias_hh;
-  Real* peephole;
-};
-
 // One direction of one layer going backward.
 template <class Real>
 struct BackwardArguments {
@@ -206,7 +185,7 @@ struct BackwardArguments {
   // Scratch, shared by the threads of the direction.
   Real* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   Real* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
-  Real* peephole;               // blocks * peepholes * 16
+  Real* per_unit;               // blocks * its rows * 16
   Blocked<Real> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
   Blocked<Real> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
   Blocked<Real> h_panel;        // chunk_rows rows of the previous h

@@ -24,20 +24,17 @@ namespace {
 namespace py = pybind11;
 using Address = std::uintptr_t;
 using View = std::tuple<Address, Index, Index>;  // data, stride of time or layers, stride of rows
-using Five = std::tuple<Address, Address, Address, Address, Address>;
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 SequenceView sequence(const View& view) { return {pointer(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
 StateView state(const View& view) { return {pointer(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
 
-// The addresses of weight_ih, weight_hh, bias_ih, bias_hh, peephole, for each direction of each layer.
-template <class Arrays>
-std::vector<Arrays> directions_of(const std::vector<Five>& addresses) {
-  std::vector<Arrays> all;
-  for (const auto& [ih, hh, bias_ih, bias_hh, peephole] : addresses)
-    all.push_back({pointer(ih), pointer(hh), pointer(bias_ih), pointer(bias_hh), pointer(peephole)});
-  return all;
+// The arrays of each direction of each layer, of the addresses of all parameters in their order; of no addresses none.
+template <class Item>
+std::vector<ParameterArrays<Item>> directions_of(const NetConfig& config, const std::vector<Address>& addresses) {
+  if (addresses.empty()) return {};
+  return by_direction<Item>(config.parameters, [&](std::size_t i) { return pointer(addresses.at(i)); });
 }
 
 Type type_of(const std::string& name) {
@@ -48,22 +45,17 @@ Type type_of(const std::string& name) {
   throw py::value_error("dtype must be 'float32', 'float64', 'bfloat16' or 'float16', not '" + name + "'");
 }
 
-int find_cell(const std::string& name) {
-  const std::vector<CellTraits> cells = Engine::cells();
-  for (std::size_t cell = 0; cell < cells.size(); ++cell)
-    if (name == cells[cell].name) return static_cast<int>(cell);
-  throw py::value_error("cell must be the name of a registered cell, not '" + name + "'");
-}
-
 NetConfig make_config(const std::string& cell, Index input_size, Index hidden_size, int layers, int directions,
-                      bool reverse, double clip, double dropout, std::uint64_t seed, const std::string& dtype,
-                      bool tf32, bool loop_inside, int device) {
+                      bool bias, bool reverse, double clip, double dropout, std::uint64_t seed,
+                      const std::string& dtype, bool tf32, bool loop_inside, int device) {
   NetConfig config;
-  config.cell = find_cell(cell);
+  const std::vector<CellTraits> cells = Engine::cells();
+  config.cell = find_cell(cells, cell);
   config.input_size = input_size;
   config.hidden_size = hidden_size;
   config.layers = layers;
   config.directions = directions;
+  config.bias = bias;
   config.reverse = reverse;
   config.clip = clip;
   config.dropout = dropout;
@@ -72,20 +64,31 @@ NetConfig make_config(const std::string& cell, Index input_size, Index hidden_si
   config.tf32 = tf32;
   config.loop_inside = loop_inside;
   config.multiprocessors = Engine::multiprocessors(device);
+  config.parameters = parameters_of(cells[config.cell], config);
   return config;
 }
 
-NetForward make_forward(Index steps, Index rows, bool training, bool persistent, Index recompute,
-                        const std::vector<Five>& weights, const View& x, const View& y, const View& h0, const View& c0,
-                        const View& hn, const View& cn, Address lengths, const View& reset, const View& mask,
-                        Address calls, Address kept) {
-  NetForward call;
+// A call before it has met its net, which knows whose parameter an address is.
+struct PyForward : NetForward {
+  std::vector<Address> addresses;
+  NetForward on(const NetConfig& config) const {
+    NetForward call = *this;
+    call.weights = directions_of<const void>(config, addresses);
+    return call;
+  }
+};
+
+PyForward make_forward(Index steps, Index rows, bool training, bool persistent, Index recompute,
+                       const std::vector<Address>& weights, const View& x, const View& y, const View& h0,
+                       const View& c0, const View& hn, const View& cn, Address lengths, const View& reset,
+                       const View& mask, Address calls, Address kept) {
+  PyForward call;
   call.steps = steps;
   call.rows = rows;
   call.training = training;
   call.persistent = persistent;
   call.recompute = recompute;
-  call.weights = directions_of<Weights<void>>(weights);
+  call.addresses = weights;
   call.x = sequence(x);
   call.y = sequence(y);
   call.h0 = state(h0);
@@ -104,17 +107,23 @@ NetForward make_forward(Index steps, Index rows, bool training, bool persistent,
   return call;
 }
 
-void run_forward(const NetConfig& config, int device, Address stream, NetForward& call, Address kept,
+template <std::size_t (*count)(const NetConfig&, const NetForward&)>
+std::size_t bytes_of(const NetConfig& config, const PyForward& call) {
+  return count(config, call);
+}
+
+void run_forward(const NetConfig& config, int device, Address stream, PyForward& given, Address kept,
                  Address workspace) {
-  call.kept = pointer(kept);
-  call.workspace = pointer(workspace);
+  given.kept = pointer(kept);
+  given.workspace = pointer(workspace);
+  const NetForward call = given.on(config);
   const py::gil_scoped_release released;
   Engine::forward({device, pointer(stream)}, config, call);
 }
 
-void run_backward(const NetConfig& config, int device, Address stream, const NetForward& call, const View& dy,
+void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
                   const View& dx, const View& dhn, const View& dcn, const View& dh0, const View& dc0,
-                  const std::vector<Five>& gradients, bool accumulate, Address workspace) {
+                  const std::vector<Address>& gradients, bool accumulate, Address workspace) {
   NetBackward gradient;
   gradient.dy = sequence(dy);
   gradient.dx = sequence(dx);
@@ -122,9 +131,10 @@ void run_backward(const NetConfig& config, int device, Address stream, const Net
   gradient.dcn = state(dcn);
   gradient.dh0 = state(dh0);
   gradient.dc0 = state(dc0);
-  gradient.gradients = directions_of<WeightGradients<void>>(gradients);
+  gradient.gradients = directions_of<void>(config, gradients);
   gradient.accumulate = accumulate;
   gradient.workspace = pointer(workspace);
+  const NetForward call = given.on(config);
   const py::gil_scoped_release released;
   Engine::backward({device, pointer(stream)}, config, call, gradient);
 }
@@ -210,19 +220,20 @@ void clip(int device, Address stream, const std::vector<std::tuple<Address, Inde
 PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   using namespace fusedrnn;
   // Local: a process may hold both builds of this file.
-  py::class_<NetForward>(module, "ForwardCall", py::module_local())
+  py::class_<PyForward>(module, "ForwardCall", py::module_local())
       .def(py::init(&make_forward), py::kw_only(), py::arg("steps"), py::arg("rows"), py::arg("training"),
            py::arg("persistent"), py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"),
            py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("mask") = View(),
            py::arg("calls"), py::arg("kept") = 0);
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
-           py::arg("layers"), py::arg("directions"), py::arg("reverse"), py::arg("clip"), py::arg("dropout"),
-           py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"), py::arg("device"))
+           py::arg("layers"), py::arg("directions"), py::arg("bias"), py::arg("reverse"), py::arg("clip"),
+           py::arg("dropout"), py::arg("seed"), py::arg("dtype"), py::arg("tf32"), py::arg("loop_inside"),
+           py::arg("device"))
       .def("persistent_refusal", &Engine::persistent_refusal)
-      .def("kept_bytes", &Engine::kept_bytes)
-      .def("forward_bytes", &Engine::forward_bytes)
-      .def("backward_bytes", &Engine::backward_bytes)
+      .def("kept_bytes", &bytes_of<&Engine::kept_bytes>)
+      .def("forward_bytes", &bytes_of<&Engine::forward_bytes>)
+      .def("backward_bytes", &bytes_of<&Engine::backward_bytes>)
       .def("forward", &run_forward)
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dhn"), py::arg("dcn"), py::arg("dh0"), py::arg("dc0"),
@@ -248,9 +259,6 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   module.def("clip", &clip);
   module.def("capturing", [](int device, Address stream) { return Engine::capturing({device, pointer(stream)}); });
   module.attr("backend") = Engine::name();
-  py::list cells;
-  for (const CellTraits& traits : Engine::cells()) cells.append(traits.name);
-  module.attr("cells") = py::tuple(cells);
 #ifdef FUSEDRNN_CUDA_HOST
   module.def("set_reversed", [](bool reversed) { host_reversed = reversed; });
   module.def("set_chunk_bytes", [](Index bytes) { host_chunk_bytes = bytes; });

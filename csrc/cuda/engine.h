@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/arguments.h"
+#include "net/parameters.h"
 
 namespace fusedrnn {
 
@@ -16,21 +17,12 @@ struct Place {
   void* stream = nullptr;
 };
 
-struct NetConfig {
-  int cell = 0;  // index into Engine::cells
-  Index input_size = 1, hidden_size = 1;
-  int layers = 1, directions = 1;
-  bool reverse = false;  // of one direction: from the end
-  double clip = 0;       // bound on every gate's pre-activation, or 0
-  double dropout = 0;
-  std::uint64_t seed = 0;
+struct NetConfig : RecurrentConfig {
+  std::vector<Parameter> parameters;
   Type type = Type::float32;
   bool tf32 = false;        // products of floats may round their operands to 10 bits of mantissa
   int multiprocessors = 1;  // of the device
   bool loop_inside = true;  // block programs: all steps in one kernel, where the device holds all of its blocks at once
-
-  Index width() const { return directions * hidden_size; }
-  Index input_of(int layer) const { return layer == 0 ? input_size : width(); }
 };
 
 // A sequence array (T, B, units) of the net's type; strides in elements. Null data: absent.

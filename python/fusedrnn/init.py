@@ -89,9 +89,10 @@ def forget_bias_(layer: Object, value: float = 1.0) -> Object:
     layer = _require_recurrent(layer)
     largest = np.finfo(accumulator(layer.dtype)).max
     value = require_number(value, "value", least=-largest, most=largest)
-    if "c" not in _core.cells[layer.cell_name].states or not layer.bias:
+    gates = _core.cells[layer.cell_name].gates
+    if "f" not in gates or not layer.bias:
         raise ValueError(f"layer must be an LSTM with bias, not {layer!r}")
-    first = 0 if layer.cell_name.endswith("coupled") else layer.hidden_size
+    first = gates.index("f") * layer.hidden_size
     for name, array in layer.parameters.items():
         if name.startswith("bias"):
             array[first : first + layer.hidden_size] = value if name.startswith("bias_ih") else 0

@@ -71,8 +71,8 @@ class Cell(Protocol):
         """Arrays that make up the state: 1, ``(h,)``, or 2, ``(h, c)``."""
 
     @property
-    def peepholes(self) -> int:
-        """Rows of the peephole array, 0 where the cell has none."""
+    def per_unit(self) -> dict[str, int]:
+        """Rows of the parameter (rows, H) that no product reads, by its name; empty where the cell has none."""
 
     def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         """Map x (B, I) and the state before the step to the state after it and what `backward` needs."""
@@ -104,7 +104,10 @@ class Elman:
 
     gates = 1
     states = 1
-    peepholes = 0
+
+    @property
+    def per_unit(self) -> dict[str, int]:
+        return {}
 
     def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         z, outside = _bounded(_affine(w, x, state[0]), self.clip)
@@ -147,13 +150,13 @@ class LSTM:
         return 3 if self.coupled else 4
 
     @property
-    def peepholes(self) -> int:
-        return self.gates - 1 if self.peephole else 0
+    def per_unit(self) -> dict[str, int]:
+        return {"peephole": self.gates - 1} if self.peephole else {}
 
     def _peephole_rows(self, w: Weights, hidden: int) -> Array:
         """The peephole weights in the order i f o; rows the cell does not have are zero."""
-        absent = np.zeros((3 - self.peepholes, hidden))
-        return np.concatenate([absent, w["peephole"]]) if self.peephole else absent
+        rows = w["peephole"] if self.peephole else np.zeros((0, hidden))
+        return np.concatenate([np.zeros((3 - len(rows), hidden)), rows])
 
     def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         h_prev, c_prev = state
@@ -190,7 +193,7 @@ class LSTM:
         dx, dh_prev, dw = _affine_backward(w, x, h_prev, dz)
         if self.peephole:
             rows = np.stack([(dz_i * c_prev).sum(0), (dz_f * c_prev).sum(0), (dz_o * c).sum(0)])
-            dw["peephole"] = rows[3 - self.peepholes :]
+            dw["peephole"] = rows[4 - self.gates :]
         return dx, (dh_prev, dc_prev), dw
 
 
@@ -214,7 +217,10 @@ class GRU:
 
     gates = 3
     states = 1
-    peepholes = 0
+
+    @property
+    def per_unit(self) -> dict[str, int]:
+        return {}
 
     def forward(self, w: Weights, x: Array, state: State) -> tuple[State, Saved]:
         (h_prev,) = state
@@ -302,7 +308,7 @@ class Tape:
 
 def _weights(cell: Cell, parameters: Mapping[str, Any], suffix: str) -> dict[str, Array]:
     """The parameters of one layer and direction; biases that a layer does not have are zero."""
-    names = ["weight_ih", "weight_hh"] + (["peephole"] if cell.peepholes else [])
+    names = ["weight_ih", "weight_hh", *cell.per_unit]
     weights = {name: _array(parameters[name + suffix]) for name in names}
     for name in ("bias_ih", "bias_hh"):
         bias = parameters.get(name + suffix)

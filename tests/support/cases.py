@@ -172,8 +172,7 @@ def make_parameters(case: Case, rng: np.random.Generator, *, bias: bool = True) 
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden)}
         if bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        if cell.peepholes:
-            shapes["peephole"] = (cell.peepholes, hidden)
+        shapes |= {name: (count, hidden) for name, count in cell.per_unit.items()}
         for name, shape in shapes.items():
             values = rng.uniform(-1.0, 1.0, shape) / np.sqrt(hidden)
             parameters[f"{name}_l{layer}{suffix}"] = values.astype(case.dtype)

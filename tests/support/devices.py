@@ -168,7 +168,8 @@ def build_host_module(directory: Path) -> Any:
         pytest.skip("the sources of the CUDA engine are not here")
     includes = [f"-I{path}" for path in (SOURCES, pybind11.get_include(), sysconfig.get_path("include"))]
     flags = ["-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-fvisibility=hidden", "-DFUSEDRNN_CUDA_HOST", *includes]
-    sources = sorted(path for room in ("common", "cells", "cuda", "ops") for path in (SOURCES / room).rglob("*.*"))
+    rooms = ("common", "cells", "net", "cuda", "ops")
+    sources = sorted(path for room in rooms for path in (SOURCES / room).rglob("*.*"))
     digest = hashlib.sha256(repr([compiler, flags, sys.version]).encode())
     for path in sources:
         digest.update(path.read_bytes())
@@ -186,7 +187,7 @@ def build_host_module(directory: Path) -> Any:
 def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     units = [("instance.cu", f"-DFUSEDRNN_NUMBER={number}") for number in ("float", "double", "Bfloat16", "Float16")]
-    others = ("engine.cu", "bindings.cpp", "persistent/plan.cpp", "persistent/host.cpp")
+    others = ("engine.cu", "bindings.cpp", "persistent/plan.cpp", "persistent/host.cpp", "../net/parameters.cpp")
     units += [(source, "-DHOST") for source in others]
     objects = [target.parent / f"{os.getpid()}-{number}.o" for number in range(len(units))]
 

@@ -187,7 +187,7 @@ def _onnx_layer(case: Case, parameters: dict[str, np.ndarray], layer: int) -> An
         "R": stacked("weight_hh"),
         "B": np.concatenate([stacked("bias_ih"), stacked("bias_hh")], axis=1),
     }
-    if reference.cells[case.cell].peepholes:
+    if reference.cells[case.cell].per_unit:
         row_signs = [-1, 1, 1] if "coupled" in case.cell else [1, 1, 1]
         constants["P"] = np.stack([_blocks(parameters["peephole" + s], rows, row_signs).reshape(-1) for s in suffixes])
     states = ["h0", "c0"][: 1 + case.two_states]

@@ -11,12 +11,14 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/numpy/arrays.h"
+#include "bindings/numpy/states.h"
 #include "bindings/numpy/stepper.h"
 #include "bindings/register.h"
 #include "cpu/isa.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
 #include "cpu/layers/step_team.h"
+#include "net/parameters.h"
 
 namespace fusedrnn {
 namespace {
@@ -81,36 +83,32 @@ struct PyPacked {
   }
 };
 
-struct Parameter {
-  std::string name;
-  std::vector<Index> shape;
-  py::str key = py::str(name);
-};
-
 class Recurrent : public std::enable_shared_from_this<Recurrent> {
  public:
   Recurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bias, bool bidirectional,
             double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step,
             bool reverse, double clip)
-      : dtype_(dtype), single_(dtype == "float32"), bias_(bias), batch_first_(batch_first), single_step_(single_step) {
+      : dtype_(dtype), single_(dtype == "float32"), batch_first_(batch_first), single_step_(single_step) {
     config_.input_size = input_size;
     config_.hidden_size = hidden_size;
     config_.layers = layers;
     config_.directions = bidirectional ? 2 : 1;
+    config_.bias = bias;
     config_.reverse = reverse;
     config_.clip = clip;
     config_.dropout = dropout;
     config_.seed = seed;
-    config_.cell = find_cell(cell);
-    if (config_.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
-    traits_ = kernels<float>().cells[config_.cell].traits;
-    list_parameters();
+    const std::vector<CellTraits> cells = registered_cells();
+    config_.cell = find_cell(cells, cell);
+    traits_ = cells[config_.cell];
+    parameters_ = parameters_of(traits_, config_, !single_step);
+    for (const Parameter& parameter : parameters_) keys_.emplace_back(parameter.name);
   }
 
   py::list parameter_shapes() const {
     py::list shapes;
-    for (const Parameter& parameter : parameters_)
-      shapes.append(py::make_tuple(parameter.key, py::tuple(py::cast(parameter.shape))));
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      shapes.append(py::make_tuple(keys_[i], py::tuple(py::cast(parameters_[i].shape))));
     return shapes;
   }
   std::uint64_t calls() const { return calls_.load(); }
@@ -153,9 +151,9 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     require_own(packed);
     py::dict result;
     std::vector<py::array> arrays;
-    for (const Parameter& parameter : parameters_) {
-      arrays.push_back(new_array(dtype_, parameter.shape));
-      result[parameter.key] = arrays.back();
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      arrays.push_back(new_array(dtype_, parameters_[i].shape));
+      result[keys_[i]] = arrays.back();
     }
     single_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
     return result;
@@ -169,24 +167,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   RecurrentConfig config_;
   CellTraits traits_;
   py::dtype dtype_;
-  bool single_, bias_, batch_first_, single_step_;
+  bool single_, batch_first_, single_step_;
   std::vector<Parameter> parameters_;
+  std::vector<py::str> keys_;  // their names, for look-ups
   std::atomic<std::uint64_t> calls_{0};
-
-  void list_parameters() {
-    const Index hidden = config_.hidden_size, gates = traits_.gates * hidden;
-    for (int layer = 0; layer < config_.layers; ++layer)
-      for (int direction = 0; direction < config_.directions; ++direction) {
-        const std::string suffix = single_step_ ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
-        parameters_.push_back({"weight_ih" + suffix, {gates, config_.input_of(layer)}});
-        parameters_.push_back({"weight_hh" + suffix, {gates, hidden}});
-        if (bias_) {
-          parameters_.push_back({"bias_ih" + suffix, {gates}});
-          parameters_.push_back({"bias_hh" + suffix, {gates}});
-        }
-        if (traits_.peepholes) parameters_.push_back({"peephole" + suffix, {traits_.peepholes, hidden}});
-      }
-  }
 
   static std::string entry(const std::string& mapping, const Parameter& parameter) {
     return mapping + "['" + parameter.name + "']";
@@ -206,8 +190,9 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::vector<py::array> parameter_arrays(const py::dict& mapping, const std::string& name) const {
     std::vector<py::array> arrays;
     arrays.reserve(parameters_.size());
-    for (const Parameter& parameter : parameters_) {
-      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), parameter.key.ptr());
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const Parameter& parameter = parameters_[i];
+      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), keys_[i].ptr());
       if (found && is_plain(found, parameter.shape)) {
         arrays.push_back(py::reinterpret_borrow<py::array>(found));
         continue;
@@ -235,30 +220,9 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     throw py::value_error(name + " has entries that are not parameters of this object");
   }
 
-  // Hands each direction's arrays, in the order weight_ih, weight_hh, bias_ih, bias_hh, peephole, to make(...).
-  template <class Item, class Make>
-  auto by_direction(const std::vector<Item*>& data, const Make& make) const {
-    std::vector<decltype(make(nullptr, nullptr, nullptr, nullptr, nullptr))> result;
-    result.reserve(static_cast<std::size_t>(config_.layers * config_.directions));
-    std::size_t next = 0;
-    for (int i = 0; i < config_.layers * config_.directions; ++i) {
-      Item* weight_ih = data[next++];
-      Item* weight_hh = data[next++];
-      Item* bias_ih = bias_ ? data[next++] : nullptr;
-      Item* bias_hh = bias_ ? data[next++] : nullptr;
-      Item* peephole = traits_.peepholes ? data[next++] : nullptr;
-      result.push_back(make(weight_ih, weight_hh, bias_ih, bias_hh, peephole));
-    }
-    return result;
-  }
-
   template <class Real>
   std::vector<Weights<Real>> weights_of(const std::vector<py::array>& arrays) const {
-    std::vector<const Real*> data;
-    data.reserve(arrays.size());
-    for (const py::array& array : arrays) data.push_back(data_of<Real>(array));
-    return by_direction(data, [](const Real* ih, const Real* hh, const Real* bias_ih, const Real* bias_hh,
-                                 const Real* peephole) { return Weights<Real>{ih, hh, bias_ih, bias_hh, peephole}; });
+    return by_direction<const Real>(parameters_, [&](std::size_t i) { return data_of<Real>(arrays[i]); });
   }
   template <class Real>
   void pack(const std::vector<py::array>& arrays, PyPacked& packed) const {
@@ -292,11 +256,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   template <class Real>
   std::vector<WeightGradients<Real>> gradients_of(std::vector<py::array>& arrays) const {
-    std::vector<Real*> data;
-    for (py::array& array : arrays) data.push_back(mutable_data_of<Real>(array));
-    return by_direction(data, [](Real* ih, Real* hh, Real* bias_ih, Real* bias_hh, Real* peephole) {
-      return WeightGradients<Real>{ih, hh, bias_ih, bias_hh, peephole};
-    });
+    return by_direction<Real>(parameters_, [&](std::size_t i) { return mutable_data_of<Real>(arrays[i]); });
   }
 
   Layout layout_of(const py::array& x) const {
@@ -344,32 +304,22 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   Index state_layers() const { return config_.layers * config_.directions; }
 
-  // The halves (h, c) of a state or its gradient; c is empty for cells with one state. None halves are allowed in
-  // gradients, where they mean zeros.
+  // The arrays of a state or its gradient, none where it is None. Parts may be None in gradients, where they mean
+  // zeros.
   std::vector<std::optional<py::array>> state_arrays(py::handle state, const std::string& name, const Layout& layout,
-                                                     bool halves_may_be_none) const {
-    std::vector<std::optional<py::array>> arrays(2);
+                                                     bool parts_may_be_none) const {
+    std::vector<std::optional<py::array>> arrays(traits_.states);
     if (state.is_none()) return arrays;
-    if (traits_.states == 1) {
-      arrays[0] = state_array(state, name, layout);
-      return arrays;
-    }
-    if (!(py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)))
-      throw py::type_error(name + " must be a pair (h, c) of arrays, not " + type_name(state));
-    const auto pair = py::reinterpret_borrow<py::sequence>(state);
-    if (pair.size() != 2)
-      throw py::value_error(name + " must be a pair (h, c), not of length " + std::to_string(pair.size()));
-    for (int half = 0; half < 2; ++half) {
-      const py::object item = pair[half];
-      if (halves_may_be_none && item.is_none()) continue;
-      arrays[half] = state_array(item, name + "[" + std::to_string(half) + "]", layout);
-    }
+    const auto parts = split_state(state, name, traits_);
+    for (int i = 0; i < traits_.states; ++i)
+      if (!(parts_may_be_none && parts[i].is_none())) arrays[i] = state_array(parts[i], name, i, layout);
     return arrays;
   }
-  py::array state_array(py::handle state, const std::string& name, const Layout& layout) const {
+  py::array state_array(py::handle part, const std::string& state, int index, const Layout& layout) const {
     const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
-    if (is_plain(state, shape)) return py::reinterpret_borrow<py::array>(state);
-    py::array array = require_array(state, name, dtype_, Use::input_of_layer);
+    if (is_plain(part, shape)) return py::reinterpret_borrow<py::array>(part);
+    const std::string name = state_name(state, traits_, index);
+    py::array array = require_array(part, name, dtype_, Use::input_of_layer);
     require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
@@ -445,10 +395,6 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
                                             flags_of(cuts, layout), flags_of(kept, layout));
   }
 
-  py::object state_result(const std::vector<py::array>& arrays) const {
-    if (traits_.states == 1) return arrays[0];
-    return py::make_tuple(arrays[0], arrays[1]);
-  }
   std::vector<py::array> new_state(const Layout& layout) const {
     std::vector<py::array> arrays;
     for (int half = 0; half < traits_.states; ++half)
@@ -478,17 +424,17 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.rows = layout.rows;
     call.x = sequence_of<Real>(x, layout);
     call.y = mutable_sequence_of<Real>(y, layout);
-    call.h0 = state_of<Real>(state[0], layout);
-    call.c0 = state_of<Real>(state[1], layout);
-    call.hn = mutable_state_of<Real>(final_state[0], layout);
-    if (traits_.states == 2) call.cn = mutable_state_of<Real>(final_state[1], layout);
+    for (int i = 0; i < traits_.states; ++i) {
+      call.initial[i] = state_of<Real>(state[i], layout);
+      call.final[i] = mutable_state_of<Real>(final_state[i], layout);
+    }
     call.threads = num_threads();
     if (single_step) {
       std::optional<py::gil_scoped_release> released;
       if (step_work(traits_, config_, layout.rows) > kShortStep) released.emplace();
       run_single_step(config_, call);
       released.reset();
-      return py::make_tuple(y, state_result(final_state));
+      return py::make_tuple(y, joined_state(final_state));
     }
     call.recompute = recompute;
     if (training) call.call = calls_.fetch_add(1);
@@ -507,20 +453,20 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       call.interrupt = interrupt;
       return run_forward(config_, call, tape);
     });
-    if (!training) return py::make_tuple(y, state_result(final_state));
+    if (!training) return py::make_tuple(y, joined_state(final_state));
     call.interrupt = {};
-    call.h0 = call.c0 = {};  // the tape has copies of its own
-    call.hn = call.cn = {};
+    call.initial = {};  // the tape has copies of its own
+    call.final = {};
     tape->call = std::move(call);
-    return py::make_tuple(y, state_result(final_state), std::move(kept));
+    return py::make_tuple(y, joined_state(final_state), std::move(kept));
   }
 
   std::vector<py::array> gradient_arrays(py::handle given, bool written, py::dict& result) const {
     if (given.is_none()) {
       std::vector<py::array> arrays;
-      for (const Parameter& parameter : parameters_) {
-        arrays.push_back(new_gradient(dtype_, parameter.shape, written));
-        result[py::str(parameter.name)] = arrays.back();
+      for (std::size_t i = 0; i < parameters_.size(); ++i) {
+        arrays.push_back(new_gradient(dtype_, parameters_[i].shape, written));
+        result[keys_[i]] = arrays.back();
       }
       return arrays;
     }
@@ -567,11 +513,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     std::vector<py::array> initial = new_state(layout);
     BackwardCall<Real> call;
     if (dy) call.dy = sequence_of<Real>(*dy, layout);
-    call.dhn = state_of<Real>(dstate[0], layout);
-    call.dcn = state_of<Real>(dstate[1], layout);
     call.dx = mutable_sequence_of<Real>(dx, layout);
-    call.dh0 = mutable_state_of<Real>(initial[0], layout);
-    if (traits_.states == 2) call.dc0 = mutable_state_of<Real>(initial[1], layout);
+    for (int i = 0; i < traits_.states; ++i) {
+      call.dfinal[i] = state_of<Real>(dstate[i], layout);
+      call.dinitial[i] = mutable_state_of<Real>(initial[i], layout);
+    }
     call.gradients = gradients_of<Real>(gradients);
     call.accumulate = !given.is_none();
     call.threads = num_threads();
@@ -579,7 +525,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       call.interrupt = interrupt;
       return run_backward(tape, call);
     });
-    return py::make_tuple(dx, state_result(initial), result);
+    return py::make_tuple(dx, joined_state(initial), result);
   }
 };
 

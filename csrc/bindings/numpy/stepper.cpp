@@ -6,6 +6,7 @@
 #include <new>
 #include <utility>
 
+#include "bindings/numpy/states.h"
 #include "bindings/register.h"
 
 namespace fusedrnn {
@@ -119,15 +120,18 @@ py::object PyStepper::step(py::handle x, py::handle out) {
 py::object PyStepper::state() const {
   require_whole();
   std::vector<py::array> halves;
-  for (int half = 0; half < states_; ++half) halves.push_back(new_array(dtype_, {layers_, rows_, hidden_}));
-  const Index layer = rows_ * hidden_;
-  void *const h = halves.front().mutable_data(), *const c = halves.back().mutable_data();
+  States<void*> data = {};
+  for (int i = 0; i < traits_.states; ++i) {
+    halves.push_back(new_array(dtype_, {layers_, rows_, hidden_}));
+    data[i] = halves[i].mutable_data();
+  }
   exclusively([&](const auto& stepper) {
     using Real = RealOf<decltype(stepper)>;
-    stepper->read_state({static_cast<Real*>(h), layer, hidden_}, {static_cast<Real*>(c), layer, hidden_});
+    States<StateArray<Real>> arrays;
+    for (int i = 0; i < traits_.states; ++i) arrays[i] = {static_cast<Real*>(data[i]), rows_ * hidden_, hidden_};
+    stepper->read_state(arrays);
   });
-  if (states_ == 1) return std::move(halves[0]);
-  return py::make_tuple(halves[0], halves[1]);
+  return joined_state(halves);
 }
 
 py::array PyStepper::state_array(py::handle object, const std::string& name) const {
@@ -138,23 +142,20 @@ py::array PyStepper::state_array(py::handle object, const std::string& name) con
 }
 
 std::vector<py::array> PyStepper::state_arrays(py::handle state) const {
-  if (states_ == 1) return {state_array(state, "state")};
-  if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-    throw py::type_error("state must be a pair (h, c) of arrays, not " + type_name(state));
-  const auto pair = py::reinterpret_borrow<py::sequence>(state);
-  if (pair.size() != 2)
-    throw py::value_error("state must be a pair (h, c), not of length " + std::to_string(pair.size()));
-  return {state_array(pair[0], "state[0]"), state_array(pair[1], "state[1]")};
+  std::vector<py::array> arrays;
+  const auto parts = split_state(state, "state", traits_);
+  for (int i = 0; i < traits_.states; ++i) arrays.push_back(state_array(parts[i], state_name("state", traits_, i)));
+  return arrays;
 }
 
 void PyStepper::set_state(py::handle state) {
   const std::vector<py::array> halves = state_arrays(state);
-  const py::array &h = halves.front(), &c = halves.back();
-  const void *const h_data = h.data(), *const c_data = c.data();
   exclusively([&](const auto& stepper) {
     using Real = RealOf<decltype(stepper)>;
-    stepper->write_state({static_cast<const Real*>(h_data), stride_of(h, 0), stride_of(h, 1)},
-                         {static_cast<const Real*>(c_data), stride_of(c, 0), stride_of(c, 1)});
+    States<StateArray<const Real>> arrays;
+    for (std::size_t i = 0; i < halves.size(); ++i)
+      arrays[i] = {static_cast<const Real*>(halves[i].data()), stride_of(halves[i], 0), stride_of(halves[i], 1)};
+    stepper->write_state(arrays);
   });
   torn_ = false;
 }

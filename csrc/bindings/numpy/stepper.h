@@ -22,7 +22,7 @@ class PyStepper {
         hidden_(config.hidden_size),
         rows_(rows),
         layers_(config.layers),
-        states_(traits.states),
+        traits_(traits),
         stepper_(std::make_unique<Stepper<Real>>(config, weights, rows)) {
     long_ = std::get<std::unique_ptr<Stepper<Real>>>(stepper_)->work() > kShortStep;
   }
@@ -36,7 +36,8 @@ class PyStepper {
  private:
   py::dtype dtype_;
   Index itemsize_, inputs_, hidden_, rows_;
-  int layers_, states_;
+  int layers_;
+  CellTraits traits_;
   bool long_;  // steps release the GIL
   std::variant<std::unique_ptr<Stepper<float>>, std::unique_ptr<Stepper<double>>> stepper_;
   mutable std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of who has stepper_ without the GIL

@@ -21,6 +21,7 @@
 #include "cpu/layers/recurrent.h"
 #include "cpu/layers/single_step.h"
 #include "cpu/layers/step_team.h"
+#include "net/parameters.h"
 
 namespace fusedrnn {
 namespace {
@@ -75,20 +76,9 @@ struct Form {
 struct RawLayers {
   RecurrentConfig config;
   CellTraits traits;
-  int bits;          // of an element
-  bool bias, cells;  // a cell state too
+  int bits;  // of an element
   std::shared_ptr<const Tensors> tensors;
-  std::vector<Shape> parameter_shapes;  // in torch's order, without names
-
-  void set_parameter_shapes() {
-    const Index hidden = config.hidden_size, gates = traits.gates * hidden;
-    for (int i = 0; i < config.layers * config.directions; ++i) {
-      parameter_shapes.push_back({gates, config.input_of(i / config.directions)});
-      parameter_shapes.push_back({gates, hidden});
-      if (bias) parameter_shapes.insert(parameter_shapes.end(), 2, {gates});
-      if (traits.peepholes) parameter_shapes.push_back({traits.peepholes, hidden});
-    }
-  }
+  std::vector<Parameter> parameters;
 };
 
 // Some elements of a parameter. torch does not count every write to a tensor: one through .data or NumPy that changes
@@ -123,17 +113,18 @@ class RawCall {
 
   // Whether the engine can read the tensors where they lie.
   bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
-    const std::vector<Shape>& shapes = layers_->parameter_shapes;
-    if (weights.size() != shapes.size()) return false;
-    given_ = py::tuple(kWeights + shapes.size());
+    const std::vector<Parameter>& parameters = layers_->parameters;
+    if (weights.size() != parameters.size()) return false;
+    given_ = py::tuple(kWeights + parameters.size());
     inputs_.resize(given_.size());
     given_[0] = x, given_[1] = h0, given_[2] = c0;
     if (!read_sequence(x, layers_->config.input_size, inputs_[0])) return false;
     if (!read_state(h0, inputs_[1]) || !read_state(c0, inputs_[2])) return false;
-    for (std::size_t i = 0; i < shapes.size(); ++i) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
       const py::object weight = weights[i];
       TensorView& view = inputs_[kWeights + i];
-      if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(shapes[i]) || !view.data) return false;
+      if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(parameters[i].shape) || !view.data)
+        return false;
       given_[kWeights + i] = weight;
     }
     return true;
@@ -155,7 +146,8 @@ class RawCall {
     if (packed && (training || packed->layers != layers_)) throw py::value_error("packed must be of the same layers");
     TensorView y, hn, cn, tape;
     const py::object x = given_[0], none = py::none();
-    const py::object new_hn = make(x, state_shape(), hn), new_cn = layers_->cells ? make(x, state_shape(), cn) : none;
+    const py::object new_hn = make(x, state_shape(), hn),
+                     new_cn = layers_->traits.states == 2 ? make(x, state_shape(), cn) : none;
     const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
     const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
     if (is_step()) y = hn;
@@ -189,7 +181,8 @@ class RawCall {
   }
 
  private:
-  static constexpr std::size_t kWeights = 3;  // what comes before them in lists of inputs: x, h0, c0
+  // Where they begin in lists of inputs: x, h0, c0, weights.
+  static constexpr std::size_t kStates = 1, kWeights = kStates + kMaxStates;
 
   struct Backward {
     TensorView y, tape, dy, dhn, dcn;
@@ -211,7 +204,7 @@ class RawCall {
   }
   template <class Real>
   void pack_weights(int threads, RawPacked& packed) const {
-    const auto weights = by_direction<Weights<Real>, const Real>(inputs_);
+    const auto weights = arrays_of<const Real>(inputs_);
     const py::gil_scoped_release released;
     packed.net.template emplace<PackedNet<Real>>(layers_->config, weights, threads);
   }
@@ -259,15 +252,10 @@ class RawCall {
             given ? given->starts() : nullptr};
   }
 
-  // Of a list of inputs, or of their gradients, the weights' as one Target of pointers for each direction.
-  template <class Target, class Real>
-  std::vector<Target> by_direction(const std::vector<TensorView>& views) const {
-    std::vector<Target> result(static_cast<std::size_t>(layers_->config.layers * layers_->config.directions));
-    const bool bias = layers_->bias, peephole = layers_->traits.peepholes > 0;
-    std::size_t next = kWeights;
-    const auto take = [&](bool there) { return there ? data<Real>(views[next++]) : nullptr; };
-    for (Target& target : result) target = {take(true), take(true), take(bias), take(bias), take(peephole)};
-    return result;
+  // Of a list of inputs, or of their gradients, the weights' for each direction.
+  template <class Real>
+  std::vector<ParameterArrays<Real>> arrays_of(const std::vector<TensorView>& views) const {
+    return by_direction<Real>(layers_->parameters, [&](std::size_t i) { return data<Real>(views[kWeights + i]); });
   }
 
   template <class Real>
@@ -275,11 +263,10 @@ class RawCall {
     ForwardCall<Real> call;
     call.steps = steps_;
     call.rows = rows_;
-    call.weights = by_direction<Weights<Real>, const Real>(inputs_);
+    call.weights = arrays_of<const Real>(inputs_);
     call.x = sequence<const Real>(inputs_[0]);
     call.y = sequence<Real>(y);
-    call.h0 = state<const Real>(inputs_[1]);
-    call.c0 = state<const Real>(inputs_[2]);
+    for (std::size_t i = 0; i < kMaxStates; ++i) call.initial[i] = state<const Real>(inputs_[kStates + i]);
     call.threads = threads;
     if (lists_) call.lists = *lists_;
     return call;
@@ -292,8 +279,7 @@ class RawCall {
   void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory,
            const RawPacked* packed) const {
     ForwardCall<Real> call = call_of<Real>(threads, y);
-    call.hn = state<Real>(hn);
-    call.cn = state<Real>(cn);
+    call.final = {state<Real>(hn), state<Real>(cn)};
     if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
     if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
       std::optional<py::gil_scoped_release> released;
@@ -319,12 +305,10 @@ class RawCall {
     borrow_tape(forward, data<Real>(b.tape), tape);
     BackwardCall<Real> call;
     call.dy = sequence<const Real>(b.dy);
-    call.dhn = state<const Real>(b.dhn);
-    call.dcn = state<const Real>(b.dcn);
+    call.dfinal = {state<const Real>(b.dhn), state<const Real>(b.dcn)};
     call.dx = sequence<Real>(b.gradients[0]);
-    call.dh0 = state<Real>(b.gradients[1]);
-    call.dc0 = state<Real>(b.gradients[2]);
-    call.gradients = by_direction<WeightGradients<Real>, Real>(b.gradients);
+    for (std::size_t i = 0; i < kMaxStates; ++i) call.dinitial[i] = state<Real>(b.gradients[kStates + i]);
+    call.gradients = arrays_of<Real>(b.gradients);
     call.threads = threads;
     tape.call = std::move(forward);
     run_without_gil([&](const Interrupt& interrupt) {
@@ -347,23 +331,26 @@ class RawRecurrent {
                const std::string& dtype, std::shared_ptr<const Tensors> tensors) {
     RawLayers made;
     RecurrentConfig& config = made.config;
-    config.cell = find_cell(cell);
-    if (config.cell < 0) throw py::value_error("cell must be the name of a registered cell, not '" + cell + "'");
+    const std::vector<CellTraits> cells = registered_cells();
+    config.cell = find_cell(cells, cell);
     config.input_size = input_size;
     config.hidden_size = hidden_size;
     config.layers = layers;
     config.directions = bidirectional ? 2 : 1;
-    made.traits = kernels<float>().cells[config.cell].traits;
+    config.bias = bias;
+    made.traits = cells[static_cast<std::size_t>(config.cell)];
     made.bits = dtype == "float32" ? 32 : 64;
-    made.bias = bias;
-    made.cells = made.traits.states == 2;
     made.tensors = std::move(tensors);
-    made.set_parameter_shapes();
+    made.parameters = parameters_of(made.traits, config);
     layers_ = std::make_shared<const RawLayers>(std::move(made));
   }
 
   Index tape_row() const { return tape_row_elements(layers_->config); }
-  std::vector<Shape> parameter_shapes() const { return layers_->parameter_shapes; }
+  std::vector<Shape> parameter_shapes() const {
+    std::vector<Shape> shapes;
+    for (const Parameter& parameter : layers_->parameters) shapes.push_back(parameter.shape);
+    return shapes;
+  }
 
   // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
   // device or shape, has other strides, or its storage has become too small for it.

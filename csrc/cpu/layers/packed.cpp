@@ -30,7 +30,7 @@ void unpack_window(const Real* packed, const Window& window, Index inner, Index 
     unpack_gate(packed, window.count, slot, inner, hidden, weight + window.gate[slot] * hidden * inner);
 }
 
-// One slot's row of `count` (biases, peepholes) in blocks of units.
+// One slot's row of `count` (biases, the per-unit parameter) in blocks of units.
 template <class Real>
 void unpack_row(const Real* packed, Index count, Index row, Index hidden, Real* to) {
   for (Index unit = 0; unit < hidden; ++unit) to[unit] = packed[(unit / kBlock * count + row) * kBlock + unit % kBlock];
@@ -56,8 +56,8 @@ void unpack_direction(const CellTraits& traits, const PackedWeights<const Real>&
   for (int i = 0; to.bias_ih && i < traits.input.count; ++i)
     unpack_row(packed.bias, traits.slots, traits.input.first + i, hidden_size,
                to.bias_ih + traits.input.gate[i] * hidden_size);
-  for (int row = 0; row < traits.peepholes; ++row)
-    unpack_row(packed.peephole, traits.peepholes, row, hidden_size, to.peephole + row * hidden_size);
+  for (int row = 0; row < traits.per_unit.rows; ++row)
+    unpack_row(packed.per_unit, traits.per_unit.rows, row, hidden_size, to.per_unit + row * hidden_size);
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner) {
 Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_size) {
   const Index blocks = blocks_of(hidden_size);
   return blocks * traits.input.count * input_size * kBlock + recurrent_elements(traits, blocks, hidden_size) +
-         blocks * (traits.slots + traits.peepholes) * kBlock;
+         blocks * (traits.slots + traits.per_unit.rows) * kBlock;
 }
 
 template <class Real>
@@ -82,7 +82,7 @@ PackedWeights<Real> lay_out_packed(const CellTraits& traits, Index input_size, I
   packed.weight_ih = memory;
   packed.weight_hh = packed.weight_ih + blocks * traits.input.count * input_size * kBlock;
   packed.bias = packed.weight_hh + recurrent_elements(traits, blocks, hidden_size);
-  packed.peephole = packed.bias + blocks * traits.slots * kBlock;
+  packed.per_unit = packed.bias + blocks * traits.slots * kBlock;
   return packed;
 }
 

@@ -212,8 +212,8 @@ template <class Real>
 void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<Real>& a,
                typename Tape<Real>::Direction& tape, Index packed_rows) {
   const Index hidden = padded(a.hidden_size);
-  keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.h0);
-  keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.c0);
+  keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.initial[0]);
+  keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.initial[1]);
   if (recompute > 0) {
     if (traits.states == 2)
       tape.cells = buffer_of<Real>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
@@ -264,10 +264,10 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   a.x = x;
   a.y = y;
   if (a.y.data) a.y.data += direction * config.hidden_size;
-  a.h0 = call.h0.at(index);
-  a.c0 = call.c0.at(index);
-  a.hn = call.hn.at(index);
-  a.cn = call.cn.at(index);
+  a.h0 = call.initial[0].at(index);
+  a.c0 = call.initial[1].at(index);
+  a.hn = call.final[0].at(index);
+  a.cn = call.final[1].at(index);
   a.training = training;
   a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
                                 padded(config.hidden_size) * traits.slots * sizeof(Real), kForwardChunkBytes);
@@ -337,14 +337,14 @@ struct ReplayScratch {
 // Scratch of one direction going backward.
 template <class Real>
 struct BackwardScratch {
-  Buffer packed_ih, packed_hh, peephole, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
+  Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
 
   void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
     const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
     const Index inputs = padded(a.input_size);
     packed_ih = buffer_of<Real>(inputs * hidden * traits.input.count);
     packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, hidden));
-    peephole = buffer_of<Real>(hidden * std::max(traits.peepholes, 1));
+    per_unit = buffer_of<Real>(hidden * std::max(traits.per_unit.rows, 1));
     dgates = buffer_of<Real>(a.chunk_rows * hidden * traits.slots);
     x_panel = buffer_of<Real>(a.chunk_rows * inputs);
     h_panel = buffer_of<Real>(a.chunk_rows * hidden);
@@ -354,7 +354,7 @@ struct BackwardScratch {
     carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
     a.packed_ih = packed_ih.template as<Real>();
     a.packed_hh = packed_hh.template as<Real>();
-    a.peephole = peephole.template as<Real>();
+    a.per_unit = per_unit.template as<Real>();
     a.dgates = blocked<Real>(dgates, a.chunk_rows, kBlock);
     a.x_panel = blocked<Real>(x_panel, a.chunk_rows, kBlock);
     a.h_panel = blocked<Real>(h_panel, a.chunk_rows, kBlock);
@@ -384,12 +384,12 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   a.y.data += offset;
   a.dy = dy;
   if (a.dy.data) a.dy.data += offset;
-  a.h0 = {kept.h0.template as<const Real>(), config.hidden_size};
-  a.c0 = {kept.c0.template as<const Real>(), config.hidden_size};
-  a.dhn = call.dhn.at(index);
-  a.dcn = call.dcn.at(index);
-  a.dh0 = call.dh0.at(index);
-  a.dc0 = call.dc0.at(index);
+  a.h0 = {kept.initial[0].template as<const Real>(), config.hidden_size};
+  a.c0 = {kept.initial[1].template as<const Real>(), config.hidden_size};
+  a.dhn = call.dfinal[0].at(index);
+  a.dcn = call.dfinal[1].at(index);
+  a.dh0 = call.dinitial[0].at(index);
+  a.dc0 = call.dinitial[1].at(index);
   a.gradients = call.gradients[index];
   a.accumulate = call.accumulate;
   a.gates = {kept.gates.template as<const Real>(), packed_rows, traits.slots * kBlock};
@@ -463,16 +463,19 @@ Sequence<const Real> dropped(const RecurrentConfig& config, const ForwardCall<Re
 template <class Real>
 std::size_t Tape<Real>::bytes() const {
   std::size_t bytes = call.lists->bytes();
-  for (const Direction& d : directions) bytes += d.gates.bytes() + d.cells.bytes() + d.h0.bytes() + d.c0.bytes();
+  for (const Direction& d : directions) {
+    bytes += d.gates.bytes() + d.cells.bytes();
+    for (const Buffer& state : d.initial) bytes += state.bytes();
+  }
   for (const Buffer& output : outputs) bytes += output.bytes();
   return bytes;
 }
 
-int find_cell(const std::string& name) {
+std::vector<CellTraits> registered_cells() {
   const Kernels<float>& table = kernels<float>();
-  for (int cell = 0; cell < table.cell_count; ++cell)
-    if (name == table.cells[cell].traits.name) return cell;
-  return -1;
+  std::vector<CellTraits> cells;
+  for (int cell = 0; cell < table.cell_count; ++cell) cells.push_back(table.cells[cell].traits);
+  return cells;
 }
 
 Index tape_row_elements(const RecurrentConfig& config) {
@@ -500,8 +503,8 @@ void borrow_tape(const ForwardCall<Real>& call, Real* memory, Tape<Real>& tape) 
   for (std::size_t i = 0; i < tape.directions.size(); ++i) {
     tape.directions[i].gates = next(rows * hidden * traits.slots);
     if (traits.states == 2) tape.directions[i].cells = next(rows * hidden);
-    tape.directions[i].h0 = lent(call.h0.at(static_cast<int>(i)));
-    if (traits.states == 2) tape.directions[i].c0 = lent(call.c0.at(static_cast<int>(i)));
+    for (int state = 0; state < traits.states; ++state)
+      tape.directions[i].initial[state] = lent(call.initial[state].at(static_cast<int>(i)));
   }
   for (Buffer& output : tape.outputs) output = next(rows * config.width());
 }

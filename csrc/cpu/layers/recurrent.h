@@ -1,29 +1,16 @@
 // Layers of a recurrent net: both directions of every layer, dropout between layers, and the tape.
 #pragma once
+#include <array>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "common/arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/layers/schedule.h"
 #include "cpu/runtime/pool.h"
+#include "net/config.h"
 
 namespace fusedrnn {
-
-struct RecurrentConfig {
-  int cell = 0;  // index into Kernels::cells
-  Index input_size = 1, hidden_size = 1;
-  int layers = 1, directions = 1;
-  bool reverse = false;  // a single direction, from the end to the beginning
-  double clip = 0;       // bound on every gate's pre-activation, or 0
-  double dropout = 0;
-  std::uint64_t seed = 0;
-
-  bool reversed(int direction) const { return reverse || direction == 1; }
-  Index width() const { return directions * hidden_size; }
-  Index input_of(int layer) const { return layer == 0 ? input_size : width(); }
-};
 
 // A state array (layers * directions, B, H).
 template <class Real>
@@ -33,6 +20,10 @@ struct StateArray {
   StateRows<Real> at(int index) const { return {data ? data + index * layer : nullptr, row}; }
 };
 
+// One for each of a cell's states, in their order; what comes after them is empty.
+template <class Item>
+using States = std::array<Item, kMaxStates>;
+
 template <class Real>
 struct ForwardCall {
   Index steps = 0, rows = 0;
@@ -41,8 +32,8 @@ struct ForwardCall {
   bool reversed = false;                              // with them, a single step: in the reverse order of memory
   Sequence<const Real> x;
   Sequence<Real> y;
-  StateArray<const Real> h0, c0;
-  StateArray<Real> hn, cn;
+  States<StateArray<const Real>> initial;
+  States<StateArray<Real>> final;
   std::shared_ptr<const RowLists> lists;
   std::uint64_t call = 0;  // which forward call of the layer this is: dropout's counter
   Index recompute = 0;     // training: keep states every so many steps only; 0: keep all
@@ -56,7 +47,8 @@ struct Tape {
   RecurrentConfig config;
   ForwardCall<Real> call;
   struct Direction {
-    Buffer gates, cells, h0, c0;  // recomputing: no gates, and c on entering each segment but the first
+    Buffer gates, cells;  // recomputing: no gates, and c on entering each segment but the first
+    States<Buffer> initial;
   };
   std::vector<Direction> directions;  // layers * directions
   std::vector<Buffer> outputs;        // of every layer but the last, before dropout: (T, B, width)
@@ -66,17 +58,17 @@ struct Tape {
 template <class Real>
 struct BackwardCall {
   Sequence<const Real> dy;  // data null: zeros
-  StateArray<const Real> dhn, dcn;
+  States<StateArray<const Real>> dfinal;
   Sequence<Real> dx;
-  StateArray<Real> dh0, dc0;
+  States<StateArray<Real>> dinitial;
   std::vector<WeightGradients<Real>> gradients;  // layers * directions
   bool accumulate = false;                       // add to them
   int threads = 1;
   Interrupt interrupt;
 };
 
-// Index of a cell by its name, or -1.
-int find_cell(const std::string& name);
+// What the registered cells are, in their order.
+std::vector<CellTraits> registered_cells();
 
 // A tape on memory of the caller's, who keeps it: tape_row_elements(config) for each row of the sequence arrays, padded
 // rows too where those have them, aligned to a cache line. The call's initial states must have contiguous rows; they

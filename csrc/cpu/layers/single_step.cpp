@@ -71,10 +71,10 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
       else
         a.weights = call.weights[index];
       a.x = x;
-      a.h = or_zeros(call.h0.at(index), scratch.zeros);
-      a.c = or_zeros(call.c0.at(index), scratch.zeros);
-      a.h_next = call.hn.at(index);
-      a.c_next = call.cn.at(index);
+      a.h = or_zeros(call.initial[0].at(index), scratch.zeros);
+      a.c = or_zeros(call.initial[1].at(index), scratch.zeros);
+      a.h_next = call.final[0].at(index);
+      a.c_next = call.final[1].at(index);
       a.y = {y.data + direction * config.hidden_size, y.row};
       a.operand = scratch.operand;
       a.kept = scratch.kept;

@@ -43,12 +43,10 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
       team_(step_cost(traits_, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes)) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   step_ = kernels.step;
-  h_ = zeros_of<Real>(config.layers, rows, hidden_);
   h_next_ = zeros_of<Real>(config.layers, rows, hidden_);
-  first_h_ = zeros_of<Real>(config.layers, rows, hidden_);
-  if (traits_.states == 2) {
-    c_ = zeros_of<Real>(config.layers, rows, hidden_);
-    first_c_ = zeros_of<Real>(config.layers, rows, hidden_);
+  for (int i = 0; i < traits_.states; ++i) {
+    state_[i] = zeros_of<Real>(config.layers, rows, hidden_);
+    first_[i] = zeros_of<Real>(config.layers, rows, hidden_);
   }
   if (traits_.phases == 2) {
     operand_ = zeros_of<Real>(1, rows, padded(hidden_));
@@ -64,7 +62,7 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
     kernels.pack_step(a, weights[layer], packed_.back().template as<Real>());
     a.packed = packed_.back().template as<Real>();
     if (traits_.states == 2) {
-      a.c_next = rows_of(c_, layer);
+      a.c_next = rows_of(state_[1], layer);
       a.c = read_only(a.c_next);
     }
     a.operand = operand_.as<Real>();
@@ -79,48 +77,42 @@ void Stepper<Real>::step(StateRows<const Real> x, StateRows<Real> y, int threads
     StepArguments<Real>& a = layers_[layer];
     a.x = x;
     a.h_next = rows_of(h_next_, layer);
-    a.h = read_only(rows_of(h_, layer));
+    a.h = read_only(rows_of(state_[0], layer));
     a.reversed = !a.reversed;
     x = read_only(a.h_next);
   }
   layers_.back().y = y;
   team_.run(step_, layers_.data(), layers_.size(), threads);
-  std::swap(h_, h_next_);
+  std::swap(state_[0], h_next_);
   if (++steps_ % kStepsBetweenLooks == 0) age_memory();
 }
 
 template <class Real>
-void Stepper<Real>::read_state(const StateArray<Real>& h, const StateArray<Real>& c) const {
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    const int index = static_cast<int>(layer);
-    copy_rows(rows_of(h_, layer), h.at(index), rows_, hidden_);
-    if (traits_.states == 2) copy_rows(rows_of(c_, layer), c.at(index), rows_, hidden_);
-  }
+void Stepper<Real>::read_state(const States<StateArray<Real>>& to) const {
+  for (int i = 0; i < traits_.states; ++i)
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+      copy_rows(rows_of(state_[i], layer), to[i].at(static_cast<int>(layer)), rows_, hidden_);
 }
 
 template <class Real>
-void Stepper<Real>::write_state(const StateArray<const Real>& h, const StateArray<const Real>& c) {
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    const int index = static_cast<int>(layer);
-    copy_rows(h.at(index), rows_of(h_, layer), rows_, hidden_);
-    if (traits_.states == 2) copy_rows(c.at(index), rows_of(c_, layer), rows_, hidden_);
-  }
+void Stepper<Real>::write_state(const States<StateArray<const Real>>& from) {
+  for (int i = 0; i < traits_.states; ++i)
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+      copy_rows(from[i].at(static_cast<int>(layer)), rows_of(state_[i], layer), rows_, hidden_);
 }
 
 template <class Real>
 void Stepper<Real>::keep_as_first() {
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    copy_rows(rows_of(h_, layer), rows_of(first_h_, layer), rows_, hidden_);
-    if (traits_.states == 2) copy_rows(rows_of(c_, layer), rows_of(first_c_, layer), rows_, hidden_);
-  }
+  for (int i = 0; i < traits_.states; ++i)
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+      copy_rows(rows_of(state_[i], layer), rows_of(first_[i], layer), rows_, hidden_);
 }
 
 template <class Real>
 void Stepper<Real>::reset(Index row) {
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    std::copy_n(rows_of(first_h_, layer).at(row), hidden_, rows_of(h_, layer).at(row));
-    if (traits_.states == 2) std::copy_n(rows_of(first_c_, layer).at(row), hidden_, rows_of(c_, layer).at(row));
-  }
+  for (int i = 0; i < traits_.states; ++i)
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+      std::copy_n(rows_of(first_[i], layer).at(row), hidden_, rows_of(state_[i], layer).at(row));
 }
 
 template class Stepper<float>;

@@ -22,9 +22,9 @@ class Stepper {
   // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.
   void step(StateRows<const Real> x, StateRows<Real> y, int threads);
 
-  // State arrays are (L, B, H); that of c is ignored by cells without one.
-  void read_state(const StateArray<Real>& h, const StateArray<Real>& c) const;
-  void write_state(const StateArray<const Real>& h, const StateArray<const Real>& c);
+  // State arrays are (L, B, H).
+  void read_state(const States<StateArray<Real>>& to) const;
+  void write_state(const States<StateArray<const Real>>& from);
   void keep_as_first();   // the state, as what a reset sets it to
   void reset(Index row);  // to the first state
 
@@ -38,8 +38,8 @@ class Stepper {
   double work_;
   StepTeam<Real> team_;
   std::vector<Buffer> packed_;
-  Buffer h_, h_next_, c_;     // (L, B, H)
-  Buffer first_h_, first_c_;  // what h_ and c_ are reset to
+  States<Buffer> state_, first_;  // (L, B, H): between two steps, and what a reset sets it to
+  Buffer h_next_;                 // of the step that runs; c is written where it is read
   Buffer operand_, kept_;
   unsigned steps_ = 0;
   std::vector<StepArguments<Real>> layers_;

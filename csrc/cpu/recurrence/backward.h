@@ -104,9 +104,9 @@ class Backward {
         pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
     const Range mine = part_of(blocks, w.thread, w.threads());
     for (Index j = mine.first; j < mine.last; ++j)
-      for (int row = 0; row < traits.peepholes; ++row)
-        copy_padded(a.weights.peephole + row * hidden + j * kBlock, units_in(j),
-                    a.peephole + (j * traits.peepholes + row) * kBlock);
+      for (int row = 0; row < traits.per_unit.rows; ++row)
+        copy_padded(a.weights.per_unit + row * hidden + j * kBlock, units_in(j),
+                    a.per_unit + (j * traits.per_unit.rows + row) * kBlock);
   }
   void pack_weight(const Real* weight, Index columns, const Window& window, Real* packed) {
     const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
@@ -289,15 +289,15 @@ class Backward {
     const Real* slot = a.gates.at(block, packed_row - segment_row);
     const Real* previous_h = a.h_panel.at(block, packed_row - chunk_row);
     const Real* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
-    const Real* peephole = a.peephole + block * traits.peepholes * kBlock;
+    const Real* per_unit = a.per_unit + block * traits.per_unit.rows * kBlock;
     Real* dslot = a.dgates.at(block, packed_row - chunk_row);
     const Index slot_stride = blocks * a.dgates.block_stride();
     Real* dh = dh_at(p, block);
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
-      V value[slots], weight[traits.peepholes + 1], dvalue[slots], c(Real(0));
+      V value[slots], weight[traits.per_unit.rows + 1], dvalue[slots], c(Real(0));
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
-      for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
+      for (int k = 0; k < traits.per_unit.rows; ++k) weight[k] = V::load(per_unit + k * kBlock + u);
       State<V> previous = {V::load(previous_h + u), V(Real(0))}, grad = {V::load(dh + u), V(Real(0))}, dprevious;
       if (dy) grad.h += V::load_partial(dy + u, units);
       if constexpr (has_c) {
@@ -418,9 +418,9 @@ class Backward {
     if constexpr (traits.phases == 2)
       accumulate(a.operand_panel, hidden, traits.recurrent[1], mine, a.gradients.weight_hh);
     for (Index item = mine.first; item < mine.last; ++item) accumulate_bias(item);
-    if constexpr (traits.peepholes > 0) {
-      const Range peephole_blocks = part_of(a.gradients.peephole ? blocks : 0, w.thread, w.threads());
-      for (Index j = peephole_blocks.first; j < peephole_blocks.last; ++j) accumulate_peephole(first, last, j);
+    if constexpr (traits.per_unit.rows > 0) {
+      const Range per_unit_blocks = part_of(a.gradients.per_unit ? blocks : 0, w.thread, w.threads());
+      for (Index j = per_unit_blocks.first; j < per_unit_blocks.last; ++j) accumulate_per_unit(first, last, j);
     }
     adding = true;
   }
@@ -468,24 +468,28 @@ class Backward {
     return gradient && row >= 0 ? gradient + row : nullptr;
   }
 
-  void accumulate_peephole(Index first, Index last, Index block) {
-    if constexpr (traits.peepholes > 0) {
+  void accumulate_per_unit(Index first, Index last, Index block) {
+    if constexpr (traits.per_unit.rows > 0) {
       for (Index u = 0; u < units_in(block); u += V::lanes) {
         const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
-        V sum[traits.peepholes], dvalue[slots];
-        Real* gradient = a.gradients.peephole + block * kBlock + u;
+        V sum[traits.per_unit.rows], dvalue[slots];
+        Real* gradient = a.gradients.per_unit + block * kBlock + u;
         const Index slot_stride = blocks * a.dgates.block_stride();
-        for (int k = 0; k < traits.peepholes; ++k)
+        for (int k = 0; k < traits.per_unit.rows; ++k)
           sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(Real(0));
         for (Index s = last; s-- > first;)
           for (Index p = schedule.active[s]; p-- > 0;) {
             const Index packed_row = schedule.offset[s] + p;
             const Real* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
             for (int k = 0; k < slots; ++k) dvalue[k] = V::load(dslot + k * slot_stride);
-            Cell::peephole_gradient(dvalue, previous_c(s, p, block, u, schedule.cut(s, p)),
-                                    V::load(a.cells.at(block, packed_row - segment_row) + u), sum);
+            V before(Real(0)), after(Real(0));
+            if constexpr (has_c) {
+              before = previous_c(s, p, block, u, schedule.cut(s, p));
+              after = V::load(a.cells.at(block, packed_row - segment_row) + u);
+            }
+            Cell::per_unit_gradient(dvalue, before, after, sum);
           }
-        for (int k = 0; k < traits.peepholes; ++k) sum[k].store_partial(gradient + k * hidden, units);
+        for (int k = 0; k < traits.per_unit.rows; ++k) sum[k].store_partial(gradient + k * hidden, units);
       }
     }
   }

@@ -142,12 +142,12 @@ class DirectStep : StepTile<Cell, Real> {
   // A vector of units of `count` rows, whose sums lie a `width` apart in the slots of the phase.
   template <int kPhase>
   void finish_vector(Index row, Index count, Index unit, const Real* sums, Index width) const {
-    V peephole[traits.peepholes + 1];
-    for (int k = 0; k < traits.peepholes; ++k)
-      peephole[k] = V::load_partial(a.weights.peephole + k * hidden + unit, this->units_from(unit));
+    V per_unit[traits.per_unit.rows + 1];
+    for (int k = 0; k < traits.per_unit.rows; ++k)
+      per_unit[k] = V::load_partial(a.weights.per_unit + k * hidden + unit, this->units_from(unit));
     for (int m = 0; m < count; ++m)
       this->template finish<kPhase>(row + m, unit, sums + m * summed_slots(traits, kPhase).count * width, width,
-                                    peephole);
+                                    per_unit);
   }
 
   V bias_of(int slot, Index unit) const {

@@ -68,9 +68,9 @@ class Forward {
         pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], block,
                     a.fresh.weight_hh + phase_start(traits, phase, blocks, hidden));
       for (int slot = 0; slot < slots; ++slot) pack_bias(block, slot);
-      for (int row = 0; row < traits.peepholes; ++row)
-        copy_padded(a.weights.peephole + row * hidden + block * kBlock, units_in(block),
-                    a.fresh.peephole + (block * traits.peepholes + row) * kBlock);
+      for (int row = 0; row < traits.per_unit.rows; ++row)
+        copy_padded(a.weights.per_unit + row * hidden + block * kBlock, units_in(block),
+                    a.fresh.per_unit + (block * traits.per_unit.rows + row) * kBlock);
     }
   }
 
@@ -308,14 +308,14 @@ class Forward {
   }
   template <int kPhase, class Clip>
   void finish_rows(Index s, Index p, int rows, Index block, const Clip& clip) {
-    const Real* peephole = a.packed.peephole + block * traits.peepholes * kBlock;
+    const Real* per_unit = a.packed.per_unit + block * traits.per_unit.rows * kBlock;
     for (int i = 0; i < rows; ++i, ++p) {
       Real* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
       const Real* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
       if constexpr (kPhase + 1 < traits.phases) {
         operand_of(slot, h_now, a.operand + p * blocks * kBlock + block * kBlock, clip);
       } else {
-        finish_row(s, p, block, slot, h_now, peephole, clip);
+        finish_row(s, p, block, slot, h_now, per_unit, clip);
       }
     }
   }
@@ -334,7 +334,7 @@ class Forward {
   }
 
   template <class Clip>
-  void finish_row(Index s, Index p, Index block, Real* slot, const Real* h_now, const Real* peephole,
+  void finish_row(Index s, Index p, Index block, Real* slot, const Real* h_now, const Real* per_unit,
                   const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock;
     const bool last = s + 1 == schedule.length[p];
@@ -343,9 +343,9 @@ class Forward {
     Real* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
-      V value[slots], weight[traits.peepholes + 1];
+      V value[slots], weight[traits.per_unit.rows + 1];
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
-      for (int k = 0; k < traits.peepholes; ++k) weight[k] = V::load(peephole + k * kBlock + u);
+      for (int k = 0; k < traits.per_unit.rows; ++k) weight[k] = V::load(per_unit + k * kBlock + u);
       State<V> previous = {V::load(h_now + u), V(Real(0))}, next;
       if constexpr (has_c) previous.c = V::load(a.carry.at(block, p) + u);
       Cell::forward(value, previous, weight, next, clip);

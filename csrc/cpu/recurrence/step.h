@@ -55,14 +55,14 @@ class StepTile {
 
   // One vector of units of a row: sums of the phase's slots at sum, sum + stride, ...
   template <int kPhase>
-  FUSEDRNN_NOINLINE void finish(Index row, Index unit, const Real* sum, Index stride, const V* peephole) const {
+  FUSEDRNN_NOINLINE void finish(Index row, Index unit, const Real* sum, Index stride, const V* per_unit) const {
     if (a.clip > Real(0))
-      finish_with<kPhase>(row, unit, sum, stride, peephole, Clipped<V>(V(a.clip)));
+      finish_with<kPhase>(row, unit, sum, stride, per_unit, Clipped<V>(V(a.clip)));
     else
-      finish_with<kPhase>(row, unit, sum, stride, peephole, Unclipped());
+      finish_with<kPhase>(row, unit, sum, stride, per_unit, Unclipped());
   }
   template <int kPhase, class Clip>
-  FUSEDRNN_INLINE void finish_with(Index row, Index unit, const Real* sum, Index stride, const V* peephole,
+  FUSEDRNN_INLINE void finish_with(Index row, Index unit, const Real* sum, Index stride, const V* per_unit,
                                    const Clip& clip) const {
     constexpr Slots summed = summed_slots(traits, kPhase);
     constexpr bool first_of_two = kPhase + 1 < traits.phases, second_of_two = kPhase > 0;
@@ -80,7 +80,7 @@ class StepTile {
       for (int slot = summed.first; slot < summed.end(); ++slot) value[slot].store(kept(row, slot) + unit);
     } else {
       if constexpr (has_c) previous.c = V::load_partial(a.c.at(row) + unit, units);
-      Cell::forward(value, previous, peephole, next, clip);
+      Cell::forward(value, previous, per_unit, next, clip);
       next.h.store_partial(a.h_next.at(row) + unit, units);
       if (a.y.data) next.h.store_partial(a.y.at(row) + unit, units);
       if constexpr (has_c) next.c.store_partial(a.c_next.at(row) + unit, units);
@@ -119,8 +119,9 @@ struct StepPanel {
   Index block, slot, step;
 };
 
-// A stepper's own order: biases, peepholes, then for each phase a panel for each group of unit blocks, which holds
-// [term of x][block of the group][slot][16] and after it the same of h: a row's tile reads it from end to end.
+// A stepper's own order: biases, the per-unit parameter, then for each phase a panel for each group of unit blocks,
+// which holds [term of x][block of the group][slot][16] and after it the same of h: a row's tile reads it from end to
+// end.
 template <class Cell, class Real>
 class StepOrder {
   static constexpr CellTraits traits = Cell::traits;
@@ -143,8 +144,8 @@ class StepOrder {
         for (int phase = 0; phase < traits.phases; ++phase)
           add_bias(weights.bias_hh, traits.recurrent[phase], slot, unit, bias);
       }
-      for (int row = 0; row < traits.peepholes; ++row)
-        packed[peephole_at(unit / kBlock, row) + unit % kBlock] = weights.peephole[row * hidden + unit];
+      for (int row = 0; row < traits.per_unit.rows; ++row)
+        packed[per_unit_at(unit / kBlock, row) + unit % kBlock] = weights.per_unit[row * hidden + unit];
     }
     for (int phase = 0; phase < traits.phases; ++phase)
       for (Index first = 0; first < blocks; first += group(phase)) {
@@ -159,7 +160,7 @@ class StepOrder {
   }
 
   const Real* bias(Index block, int slot) const { return a.packed + bias_at(block, slot); }
-  const Real* peephole(Index block, int row) const { return a.packed + peephole_at(block, row); }
+  const Real* per_unit(Index block, int row) const { return a.packed + per_unit_at(block, row); }
   // Of the blocks from first + done on, in the group that begins at `first`.
   template <int kPhase>
   FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
@@ -181,9 +182,11 @@ class StepOrder {
   static constexpr Index group(int phase) { return step_blocks<Real>(traits, phase, 1); }
   Index group_width(int phase, Index first) const { return smaller(group(phase), blocks - first); }
   Index bias_at(Index block, int slot) const { return (block * slots + slot) * kBlock; }
-  Index peephole_at(Index block, int row) const { return (blocks * slots + block * traits.peepholes + row) * kBlock; }
+  Index per_unit_at(Index block, int row) const {
+    return (blocks * slots + block * traits.per_unit.rows + row) * kBlock;
+  }
   Index panel_at(int phase, Index first) const {
-    Index start = blocks * (slots + traits.peepholes) * kBlock;
+    Index start = blocks * (slots + traits.per_unit.rows) * kBlock;
     for (int earlier = 0; earlier < phase; ++earlier) start += blocks * panel_of_block(earlier);
     return phase < traits.phases ? start + first * panel_of_block(phase) : start;
   }
@@ -216,8 +219,8 @@ class SequenceOrder {
   explicit SequenceOrder(const StepArguments<Real>& arguments) : a(arguments) {}
 
   const Real* bias(Index block, int slot) const { return a.panels.bias + (block * traits.slots + slot) * kBlock; }
-  const Real* peephole(Index block, int row) const {
-    return a.panels.peephole + (block * traits.peepholes + row) * kBlock;
+  const Real* per_unit(Index block, int row) const {
+    return a.panels.per_unit + (block * traits.per_unit.rows + row) * kBlock;
   }
   template <int kPhase>
   FUSEDRNN_INLINE StepPanel<Real> input(Index first, Index done) const {
@@ -348,9 +351,9 @@ class PackedStep : StepTile<Cell, Real> {
 
   template <int kPhase>
   FUSEDRNN_INLINE void finish_vector(Index row, Index block, int unit, const Real* sum, Index stride) const {
-    V peephole[traits.peepholes + 1];
-    for (int k = 0; k < traits.peepholes; ++k) peephole[k] = V::load(weights.peephole(block, k) + unit);
-    this->template finish<kPhase>(row, block * kBlock + unit, sum, stride, peephole);
+    V per_unit[traits.per_unit.rows + 1];
+    for (int k = 0; k < traits.per_unit.rows; ++k) per_unit[k] = V::load(weights.per_unit(block, k) + unit);
+    this->template finish<kPhase>(row, block * kBlock + unit, sum, stride, per_unit);
   }
 };
 

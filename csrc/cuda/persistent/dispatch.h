@@ -1,10 +1,12 @@
 // The cells and capacities that block programs are compiled for: the one list that plan, kernels and tests go by.
-// Peepholes need a gradient of their own, and reset-before GRUs two exchanges a step: those run step by step elsewhere.
+// A per-unit parameter needs a gradient of its own, and reset-before GRUs two exchanges a step: those run step by step
+// elsewhere.
 #pragma once
 #include <cstring>
 #include <type_traits>
 
-#include "cells/registry.h"
+#include "cells/gru.h"
+#include "cells/lstm.h"
 #include "cuda/persistent/plan.h"
 
 namespace fusedrnn {

@@ -23,7 +23,8 @@ struct Forward {
   using Exchange = persistent::Exchange<T, kLength, kCapacity>;
   static constexpr int kCells = At::kCells;
 
-  static_assert(in_gate_order(Cell::traits.recurrent[0]) && Cell::traits.phases == 1 && Cell::traits.peepholes == 0);
+  static_assert(in_gate_order(Cell::traits.recurrent[0]) && Cell::traits.phases == 1 &&
+                Cell::traits.per_unit.rows == 0);
 
   struct Thread {
     typename Product::Registers product;

@@ -60,7 +60,7 @@ class Backward : Net<T> {
   T *moved_dx, *moved_dy;                                   // with a mask, by step
   A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;    // dx_wide: (T, B, width) where it is needed
   A *gates, *cells, *c, *replay_products;                   // recomputing: a segment
-  A *input_gradient, *recurrent_gradient, *bias_parts, *peephole_parts;
+  A *input_gradient, *recurrent_gradient, *bias_parts, *per_unit_parts;
 
   void lay_out(Arena& arena) {
     const Index slots = traits.slots * hidden,
@@ -91,7 +91,7 @@ class Backward : Net<T> {
     input_gradient = arena.take<A>(directions, traits.input.count * hidden, widest);
     recurrent_gradient = arena.take<A>(directions, traits.gates * hidden, hidden);
     bias_parts = arena.take<A>(directions, kParts, slots);
-    peephole_parts = arena.take<A>(directions, kParts, traits.peepholes * hidden);
+    per_unit_parts = arena.take<A>(directions, kParts, traits.per_unit.rows * hidden);
     this->lay_out_moved(arena);
     moved_dx = arena.take<T>(this->masked() ? all : 0, config.input_size);
     moved_dy = arena.take<T>(this->masked() ? all : 0, config.width());
@@ -144,7 +144,7 @@ class Backward : Net<T> {
       }
       backend.for_each(directions, kParts, traits.slots * hidden,
                        SumRows<T>{dgates, a.capacity, (last - first) * rows, traits.slots * hidden, bias_parts});
-      if (traits.peepholes) cell.peepholes(backend, a, directions, (last - first) * rows, peephole_parts);
+      if (traits.per_unit.rows) cell.per_unit(backend, a, directions, (last - first) * rows, per_unit_parts);
     }
     // 5. The initial state's gradient, and what was added up, to the caller's arrays.
     store_state_gradients(backend, layer, a, gradient);
@@ -169,7 +169,7 @@ class Backward : Net<T> {
     clear(input_gradient, directions * traits.input.count * hidden, config.input_of(layer));
     clear(recurrent_gradient, directions * traits.gates * hidden, hidden);
     clear(bias_parts, directions * kParts, traits.slots * hidden);
-    clear(peephole_parts, directions * kParts, traits.peepholes * hidden);
+    clear(per_unit_parts, directions * kParts, traits.per_unit.rows * hidden);
   }
 
   // Both directions add to dx: a chunk of steps is another part of the time to each.
@@ -189,7 +189,7 @@ class Backward : Net<T> {
     a.hidden = hidden;
     a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
-    a.peephole = weights.peephole;
+    a.per_unit = weights.per_unit;
     a.gates = replays ? gates : own.gates;
     a.cells = replays ? cells : own.cells;
     a.gate_rows = replays ? a.capacity : this->packed_rows;
@@ -229,7 +229,7 @@ class Backward : Net<T> {
     a.first = first;
     a.capacity = a.product_rows = a.h_rows = a.cell_rows = capacity;
     a.bias = weights.bias;
-    a.peephole = weights.peephole;
+    a.per_unit = weights.per_unit;
     a.gates = gates;
     a.products = replay_products;
     a.columns = columns;
@@ -365,7 +365,7 @@ class Backward : Net<T> {
     };
     unpack(bias_parts, slots, to.bias_ih, this->input_slots);
     unpack(bias_parts, slots, to.bias_hh, this->recurrent_slots);
-    if (traits.peepholes) unpack(peephole_parts, traits.peepholes, to.peephole, this->peephole_map);
+    if (traits.per_unit.rows) unpack(per_unit_parts, traits.per_unit.rows, to.per_unit, this->per_unit_map);
   }
 };
 

@@ -12,7 +12,7 @@ struct BackwardArrays {
   Index hidden;
   A clip;                 // bound on every gate's pre-activation, or 0
   Index first, capacity;  // the chunk's first step, and its rows by direction
-  const A* peephole;      // (D, peepholes, H)
+  const A* per_unit;      // (D, rows, H)
   const A* gates;         // (D, gate_rows, slots, H), activated, step order from `gates_first` on
   const A* cells;         // (D, gate_rows, H), the same rows
   Index gates_first, gate_rows;
@@ -60,7 +60,7 @@ struct BackwardStep {
 
   FUSEDRNN_HOST_DEVICE void operator()(Index d, Index b, Index u) const {
     constexpr CellTraits traits = Cell::traits;
-    constexpr int slots = traits.slots, peepholes = traits.peepholes;
+    constexpr int slots = traits.slots, unit_rows = traits.per_unit.rows;
     const Index n = a.steps.length(b), row = a.row(d, s, b), state = (d * a.steps.rows + b) * a.hidden + u;
     T* const dgate = a.dgates + row * slots * a.hidden + u;
     // 1. Past its length a row has no gradient, and hands that of its state on.
@@ -71,11 +71,11 @@ struct BackwardStep {
     }
     // 2. What the tape knows of the step, and the gradient that arrives.
     const A* const gate = a.gates + a.kept_row(d, s, b) * slots * a.hidden + u;
-    V slot[slots], dslot[slots], weight[peepholes + 1], c(A(0));
+    V slot[slots], dslot[slots], weight[unit_rows + 1], c(A(0));
     FUSEDRNN_UNROLL
     for (int k = 0; k < slots; ++k) slot[k] = V(gate[k * a.hidden]);
     FUSEDRNN_UNROLL
-    for (int k = 0; k < peepholes; ++k) weight[k] = V(a.peephole[(d * peepholes + k) * a.hidden + u]);
+    for (int k = 0; k < unit_rows; ++k) weight[k] = V(a.per_unit[(d * unit_rows + k) * a.hidden + u]);
     State<V> previous = {V(widen(a.h_previous[row * a.hidden + u])), V(A(0))}, grad = {V(A(0)), V(A(0))};
     State<V> dprevious = grad;
     grad.h = V(a.incoming(d, s, b, n, u));
@@ -142,9 +142,9 @@ struct StoreInitialGradient {
   }
 };
 
-// Adds the chunk's part of the peepholes' gradient to partial sums (D, kParts, peepholes, H).
+// Adds the chunk's part of the gradient of the per-unit parameter to partial sums (D, kParts, rows, H).
 template <class Cell, class T>
-struct PeepholePart {
+struct PerUnitPart {
   using A = Accumulator<T>;
   using V = Scalar<A>;
   BackwardArrays<T> a;
@@ -152,22 +152,26 @@ struct PeepholePart {
   A* partial;
 
   FUSEDRNN_HOST_DEVICE void operator()(Index d, Index part, Index u) const {
-    constexpr int slots = Cell::traits.slots, peepholes = Cell::traits.peepholes;
-    A* const target = partial + (d * kParts + part) * peepholes * a.hidden + u;
-    V sum[peepholes + 1], dslot[slots];
+    constexpr int slots = Cell::traits.slots, unit_rows = Cell::traits.per_unit.rows;
+    A* const target = partial + (d * kParts + part) * unit_rows * a.hidden + u;
+    V sum[unit_rows + 1], dslot[slots];
     FUSEDRNN_UNROLL
-    for (int k = 0; k < peepholes; ++k) sum[k] = V(target[k * a.hidden]);
+    for (int k = 0; k < unit_rows; ++k) sum[k] = V(target[k * a.hidden]);
     for (Index r = part_begin(rows, part); r < part_begin(rows, part + 1); ++r) {
       const Index s = a.first + r / a.steps.rows, b = r % a.steps.rows, n = a.steps.length(b);
       if (s >= n) continue;
       const T* const dgate = a.dgates + a.row(d, s, b) * slots * a.hidden + u;
       FUSEDRNN_UNROLL
       for (int k = 0; k < slots; ++k) dslot[k] = V(widen(dgate[k * a.hidden]));
-      Cell::peephole_gradient(dslot, V(a.previous_c(d, s, b, n, u)), V(a.cells[a.kept_row(d, s, b) * a.hidden + u]),
-                              sum);
+      V before(A(0)), after(A(0));
+      if constexpr (Cell::traits.states == 2) {
+        before = V(a.previous_c(d, s, b, n, u));
+        after = V(a.cells[a.kept_row(d, s, b) * a.hidden + u]);
+      }
+      Cell::per_unit_gradient(dslot, before, after, sum);
     }
     FUSEDRNN_UNROLL
-    for (int k = 0; k < peepholes; ++k) target[k * a.hidden] = sum[k].value;
+    for (int k = 0; k < unit_rows; ++k) target[k * a.hidden] = sum[k].value;
   }
 };
 

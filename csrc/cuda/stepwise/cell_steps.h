@@ -13,7 +13,7 @@ struct CellSteps {
   void (*forward)(Backend&, const StepArrays<T>&, Index directions, Index begin, Index end);
   void (*backward)(Backend&, const BackwardArrays<T>&, Index directions, Index step);
   void (*backward_operand)(Backend&, const BackwardArrays<T>&, Index directions, Index step);
-  void (*peepholes)(Backend&, const BackwardArrays<T>&, Index directions, Index rows, Accumulator<T>* partial);
+  void (*per_unit)(Backend&, const BackwardArrays<T>&, Index directions, Index rows, Accumulator<T>* partial);
 };
 
 template <class Cell, class T>
@@ -34,10 +34,10 @@ CellSteps<T> steps_of() {
       backend.for_each(directions, a.steps.rows, a.hidden, BackwardOperand<Cell, T>{a, step});
     };
   }
-  if constexpr (Cell::traits.peepholes > 0)
-    steps.peepholes = [](Backend& backend, const BackwardArrays<T>& a, Index directions, Index rows,
-                         Accumulator<T>* partial) {
-      backend.for_each(directions, kParts, a.hidden, PeepholePart<Cell, T>{a, rows, partial});
+  if constexpr (Cell::traits.per_unit.rows > 0)
+    steps.per_unit = [](Backend& backend, const BackwardArrays<T>& a, Index directions, Index rows,
+                        Accumulator<T>* partial) {
+      backend.for_each(directions, kParts, a.hidden, PerUnitPart<Cell, T>{a, rows, partial});
     };
   return steps;
 }

@@ -151,7 +151,7 @@ class Forward : Net<T> {
     a.clip = static_cast<A>(config.clip);
     a.capacity = chunk * rows;
     a.bias = weights.bias;
-    a.peephole = weights.peephole;
+    a.per_unit = weights.per_unit;
     a.gates = own.gates ? own.gates : gates;
     a.products = products;
     a.product_rows = a.h_rows = rows;

@@ -46,7 +46,7 @@ struct StepArrays {
   Index first;        // step of the chunk's first row
   Index capacity;     // rows of a chunk, by direction
   const A* bias;      // (D, slots, H)
-  const A* peephole;  // (D, peepholes, H)
+  const A* per_unit;  // (D, rows, H)
   A* gates;           // (D, capacity, slots, H) in step order: x's part of the slots, then the slots activated
   const A* products;  // (D, product_rows, columns, H): h's part, of one step's rows or of the whole chunk's
   Index product_rows, columns;
@@ -123,7 +123,7 @@ struct ForwardStep {
 
   FUSEDRNN_HOST_DEVICE void step(Index d, Index s, Index b, Index u) const {
     constexpr CellTraits traits = Cell::traits;
-    constexpr int slots = traits.slots, peepholes = traits.peepholes, last = traits.phases - 1;
+    constexpr int slots = traits.slots, unit_rows = traits.per_unit.rows, last = traits.phases - 1;
     constexpr int done_first = traits.recurrent[0].first, done_count = last == 0 ? 0 : traits.recurrent[0].count;
     constexpr int x_first = traits.input.first, x_count = traits.input.count;
     constexpr int h_first = traits.recurrent[last].first, h_count = traits.recurrent[last].count;
@@ -138,7 +138,7 @@ struct ForwardStep {
     const bool cut = a.steps.cut(d, s, b, n);
     A* const gate = a.gates + a.gate_at(d, s, b, slots, u);
     const A* const product = a.products + a.row_of(d, s, b, a.product_rows) * a.columns * a.hidden + u;
-    V slot[slots], weight[peepholes + 1];
+    V slot[slots], weight[unit_rows + 1];
     FUSEDRNN_UNROLL
     for (int k = 0; k < slots; ++k) {
       if (within(done_first, done_count, k)) {
@@ -151,7 +151,7 @@ struct ForwardStep {
       slot[k] = V(value);
     }
     FUSEDRNN_UNROLL
-    for (int k = 0; k < peepholes; ++k) weight[k] = V(a.peephole[(d * peepholes + k) * a.hidden + u]);
+    for (int k = 0; k < unit_rows; ++k) weight[k] = V(a.per_unit[(d * unit_rows + k) * a.hidden + u]);
     // 3. The cell.
     State<V> previous = {V(A(0)), V(A(0))}, next = previous;
     if (!cut) {

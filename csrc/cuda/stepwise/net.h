@@ -45,7 +45,7 @@ struct Packed {
   const T* input = nullptr;      // (D, input slots * H, I)
   const T* recurrent = nullptr;  // (D, gates * H, H), phase after phase
   Accumulator<T>* bias = nullptr;
-  Accumulator<T>* peephole = nullptr;
+  Accumulator<T>* per_unit = nullptr;
   T *input_copy = nullptr, *recurrent_copy = nullptr;  // null: the caller's own arrays will do
 };
 
@@ -76,7 +76,7 @@ class Net {
         recurrent_slots.set(window.first + k, window.gate[k]);
       }
     }
-    for (int k = 0; k < traits.peepholes; ++k) peephole_map.set(k, k);
+    for (int k = 0; k < traits.per_unit.rows; ++k) per_unit_map.set(k, k);
   }
 
   const NetConfig& config;
@@ -86,7 +86,7 @@ class Net {
   const Index hidden, directions, rows, packed_rows;
   GateMap input_map, recurrent_map;      // row of a packed matrix, in units of H -> gate
   GateMap input_slots, recurrent_slots;  // slot -> gate, where the product feeds it
-  GateMap peephole_map;
+  GateMap per_unit_map;
   int recurrent_start[kMaxPhases] = {};  // first row of a phase, in units of H
   int columns = 0;                       // most slots that a product with weight_hh feeds
   Kept<T> kept;
@@ -167,7 +167,7 @@ class Net {
     if (!plain(recurrent_map, traits.gates))
       packed.recurrent_copy = arena.take<T>(directions, traits.gates * hidden, hidden);
     packed.bias = arena.take<A>(directions, traits.slots, hidden);
-    packed.peephole = arena.take<A>(directions, traits.peepholes, hidden);
+    packed.per_unit = arena.take<A>(directions, traits.per_unit.rows, hidden);
     return packed;
   }
   // Whether a matrix of the caller's has its rows in order. Two directions are packed to lie one behind the other.
@@ -194,10 +194,10 @@ class Net {
       backend.for_each(1, traits.slots, hidden,
                        PackBias<T>{array(given.bias_ih), array(given.bias_hh), packed.bias + d * traits.slots * hidden,
                                    input_slots, recurrent_slots, hidden});
-      if (traits.peepholes)
-        backend.for_each(1, traits.peepholes, hidden,
-                         CopyRows<T, A>{array(given.peephole), 0, hidden,
-                                        packed.peephole + d * traits.peepholes * hidden, 0, hidden});
+      if (traits.per_unit.rows)
+        backend.for_each(1, traits.per_unit.rows, hidden,
+                         CopyRows<T, A>{array(given.per_unit), 0, hidden,
+                                        packed.per_unit + d * traits.per_unit.rows * hidden, 0, hidden});
     }
     packed.input = packed.input_copy ? packed.input_copy : static_cast<const T*>(call.weights[layer].weight_ih);
     packed.recurrent =

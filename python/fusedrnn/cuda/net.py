@@ -27,7 +27,6 @@ from fusedrnn.cuda.buffers import Buffers
 from fusedrnn.cuda.device import Device, owner_of
 from fusedrnn.gradients import Gradients
 
-_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")
 # Steps from which on engine="auto" runs a call by block programs: they begin by arranging weights for all blocks, which
 # takes as long as two or three steps of the other engine.
 _AUTO_LEAST_STEPS = 4
@@ -131,6 +130,7 @@ class Net:
             hidden_size=self._hidden,
             layers=self._layers,
             directions=self._directions,
+            bias=settings["bias"],
             reverse=settings["reverse"],
             clip=settings["clip"],
             dropout=settings["dropout"],
@@ -180,15 +180,8 @@ class Net:
                 raise ValueError(f"{name}[{key!a}] is not a parameter of this object")
         return arrays
 
-    def _addresses(self, arrays: Sequence[Any]) -> list[tuple[int, ...]]:
-        """Addresses by direction, in the order of `_ROLES`; 0 for what there is not."""
-        groups: list[list[int]] = []
-        for array, (name, _) in zip(arrays, self._shapes, strict=True):
-            role = next(i for i, prefix in enumerate(_ROLES) if name.startswith(prefix))
-            if role == 0:
-                groups.append([0] * len(_ROLES))
-            groups[-1][role] = self.device.address(array)
-        return [tuple(group) for group in groups]
+    def _addresses(self, arrays: Sequence[Any]) -> list[int]:
+        return [self.device.address(array) for array in arrays]
 
     def _persistent(self, steps: int, rows: int, *, training: bool) -> bool:
         """Whether calls of so many rows run by block programs; ValueError where they are asked for and cannot."""

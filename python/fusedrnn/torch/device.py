@@ -118,6 +118,7 @@ def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool
         hidden_size=config.hidden_size,
         layers=config.layers,
         directions=config.directions,
+        bias=config.bias,
         reverse=False,
         clip=0.0,
         dropout=0.0,
@@ -170,18 +171,6 @@ def _state(call: Call, tensor: Tensor | None) -> tuple[int, int, int]:
     return ABSENT if tensor is None else (address(tensor), call.rows * hidden, hidden)
 
 
-def _by_direction(config: Config, tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
-    """Addresses for each direction of each layer: weights, biases and peepholes, 0 for what there is not."""
-    each = len(tensors) // (config.layers * config.directions)
-    groups = []
-    for first in range(0, len(tensors), each):
-        found = [address(t) for t in tensors[first : first + each]]
-        if not config.bias:
-            found[2:2] = 0, 0
-        groups.append(tuple(found if len(found) == 5 else (*found, 0)))
-    return groups
-
-
 def _native_call(
     call: Call,
     weights: Sequence[Tensor],
@@ -201,7 +190,7 @@ def _native_call(
         training=training,
         persistent=runs_blocks(net, "auto", call.steps, call.rows, training=training),
         recompute=0,
-        weights=_by_direction(call.config, weights),
+        weights=[address(w) for w in weights],
         x=_sequence(call, x),
         y=ABSENT if call.form == "step" else _sequence(call, y),
         h0=_state(call, states[0]),
@@ -277,7 +266,7 @@ class BoundCall:
             dcn=_state(call, dcn),
             dh0=_state(call, dh0),
             dc0=_state(call, dc0),
-            gradients=_by_direction(call.config, dweights),
+            gradients=[address(w) for w in dweights],
             accumulate=False,
             workspace=address(workspace),
         )
