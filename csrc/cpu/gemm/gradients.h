@@ -26,8 +26,9 @@ struct GradientProducts {
   static constexpr Index kRunBlocks = Tile::NR / kBlock;
 
   // sums = (k > 0: sums) + `rows` rows of the gradient . weight over the part of the inner dimension from k on.
-  static void add_gradient_part(const Blocked<Operand>& gradient, Index first_run, Index first_row, Index rows,
-                                const Operand* packed, Index inner, Index k, Index blocks, Sum* sums) {
+  FUSEDRNN_NOINLINE static void add_gradient_part(const Blocked<Operand>& gradient, Index first_run, Index first_row,
+                                                  Index rows, const Operand* packed, Index inner, Index k, Index blocks,
+                                                  Sum* sums) {
     const Sum* initial[kRunBlocks];
     Sum* out[kRunBlocks];
     for (Index i = 0; i < kRunBlocks; ++i) {
@@ -189,8 +190,8 @@ struct GradientProducts {
 
   // first(u) and second(u) = (adding: themselves) + sum over rows, last to first, of gradient(row, u); either may be
   // null.
-  static void accumulate_rows(const Blocked<Operand>& gradient, Index run, int units, Index rows, bool adding,
-                              Sum* first, Sum* second) {
+  FUSEDRNN_NOINLINE static void accumulate_rows(const Blocked<Operand>& gradient, Index run, int units, Index rows,
+                                                bool adding, Sum* first, Sum* second) {
     for (int u = 0; u < units; u += V::lanes) {
       const int count = static_cast<int>(smaller(V::lanes, units - u));
       V a = adding && first ? load_partial(first + u, count) : V(Sum(0));
