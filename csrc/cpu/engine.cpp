@@ -18,41 +18,42 @@ namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-using Real = FUSEDRNN_REAL;
-using V = Vec<Real>;
-using Tile = FmaTile<Real>;
+using T = FUSEDRNN_REAL;
+using A = Accumulator<T>;
+using V = Vec<A>;
+using Tile = FmaTile<A>;
 
 template <class Cell>
-void forward(const ForwardArguments<Real>& arguments, Worker& worker) {
-  Forward<Cell, Real, Tile>(arguments, worker).run();
+void forward(const ForwardArguments<T>& arguments, Worker& worker) {
+  Forward<Cell, T, Tile>(arguments, worker).run();
 }
 template <class Cell>
-void backward(const BackwardArguments<Real>& arguments, Worker& worker) {
-  Backward<Cell, Real, Tile>(arguments, worker).run();
+void backward(const BackwardArguments<T>& arguments, Worker& worker) {
+  Backward<Cell, T, Tile>(arguments, worker).run();
 }
 template <class Cell>
-void pack(const ForwardArguments<Real>& arguments, Worker& worker) {
-  Forward<Cell, Real, Tile>(arguments, worker).pack();
+void pack(const ForwardArguments<T>& arguments, Worker& worker) {
+  Forward<Cell, T, Tile>(arguments, worker).pack();
 }
 template <class Cell>
-Index packed_step_size(const StepArguments<Real>& arguments) {
-  return StepOrder<Cell, Real>(arguments).packed_size();
+Index packed_step_size(const StepArguments<T>& arguments) {
+  return StepOrder<Cell, T>(arguments).packed_size();
 }
 template <class Cell>
-void pack_step(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed) {
-  StepOrder<Cell, Real>(arguments).pack(weights, packed);
+void pack_step(const StepArguments<T>& arguments, const Weights<T>& weights, A* packed) {
+  StepOrder<Cell, T>(arguments).pack(weights, packed);
 }
 template <class Cell>
-void step(const StepArguments<Real>& arguments, Worker& worker) {
-  PackedStep<Cell, Real, StepOrder>(arguments).run(worker);
+void step(const StepArguments<T>& arguments, Worker& worker) {
+  PackedStep<Cell, T, StepOrder>(arguments).run(worker);
 }
 template <class Cell>
-void panel_step(const StepArguments<Real>& arguments, Worker& worker) {
-  PackedStep<Cell, Real, SequenceOrder>(arguments).run(worker);
+void panel_step(const StepArguments<T>& arguments, Worker& worker) {
+  PackedStep<Cell, T, SequenceOrder>(arguments).run(worker);
 }
 template <class Cell>
-void direct_step(const StepArguments<Real>& arguments, Worker& worker) {
-  DirectStep<Cell, Real>(arguments).run(worker);
+void direct_step(const StepArguments<T>& arguments, Worker& worker) {
+  DirectStep<Cell, T>(arguments).run(worker);
 }
 
 template <class Operation, class Arguments>
@@ -65,7 +66,7 @@ void operation_backward(const Arguments& arguments, Worker& worker) {
 }
 
 template <V function(V)>
-void map(const Real* x, Real* y, Index count) {
+void map(const A* x, A* y, Index count) {
   for (Index i = 0; i < count; i += V::lanes) {
     const int lanes = static_cast<int>(smaller(V::lanes, count - i));
     function(V::load_partial(x + i, lanes)).store_partial(y + i, lanes);
@@ -75,63 +76,58 @@ void map(const Real* x, Real* y, Index count) {
 double multiply_adds(Index rounds) {
   constexpr int kChains = 12;
   V chain[kChains];
-  for (int k = 0; k < kChains; ++k) chain[k] = V(Real(1 + k));  // equal ones would be merged into one
-  V factor(Real(0.999)), term(Real(0.001));
+  for (int k = 0; k < kChains; ++k) chain[k] = V(A(1 + k));  // equal ones would be merged into one
+  V factor(A(0.999)), term(A(0.001));
   for (Index round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
     for (V& value : chain) value = fma(value, factor, term);
     asm volatile("");  // keeps the rounds apart and the chains in registers
   }
-  V sum(Real(0));
+  V sum(A(0));
   for (const V& value : chain) sum += value;
-  Real kept[V::lanes];
+  A kept[V::lanes];
   sum.store(kept);
   asm volatile("" : : "r"(kept) : "memory");
   return 2.0 * kChains * V::lanes * static_cast<double>(rounds);
 }
 
 // To and fro, the order that takes the most from a cache that holds only part of it.
-double read(const Real* from, Index count, Index rounds) {
+double read(const A* from, Index count, Index rounds) {
   constexpr int kChains = 8;
   constexpr Index kBlock = kChains * V::lanes;
   V sum[kChains];
-  for (V& value : sum) value = V(Real(0));
+  for (V& value : sum) value = V(A(0));
   for (Index round = 0; round < rounds; ++round) {
     for (Index i = 0; i + kBlock <= count; i += kBlock) {
-      const Real* block = from + (round % 2 ? count - kBlock - i : i);
+      const A* block = from + (round % 2 ? count - kBlock - i : i);
 #pragma GCC unroll 8
       for (int k = 0; k < kChains; ++k) sum[k] += V::load(block + k * V::lanes);
     }
   }
   for (int k = 1; k < kChains; ++k) sum[0] += sum[k];
-  Real kept[V::lanes];
+  A kept[V::lanes];
   sum[0].store(kept);
   asm volatile("" : : "r"(kept) : "memory");
-  return static_cast<double>(sizeof(Real)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
+  return static_cast<double>(sizeof(A)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
 }
 
 #define FUSEDRNN_CELL_KERNELS(...)                                             \
   {__VA_ARGS__::traits, forward<__VA_ARGS__>,          backward<__VA_ARGS__>,  \
    pack<__VA_ARGS__>,   packed_step_size<__VA_ARGS__>, pack_step<__VA_ARGS__>, \
    step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
-const CellKernels<Real> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
+const CellKernels<T> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
 #define FUSEDRNN_OPERATION_KERNELS(name, Name) \
-  {operation_forward<Name<Real>, Name##Arguments<Real>>, operation_backward<Name<Real>, Name##Arguments<Real>>},
-const Kernels<Real> kernels = {cells,
-                               sizeof cells / sizeof cells[0],
-                               Vec<Real>::lanes,
-                               kMostDirectRows,
-                               map<exp<Real>>,
-                               map<sigmoid<Real>>,
-                               map<tanh<Real>>,
-                               multiply_adds,
-                               read,
-                               FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION_KERNELS)};
+  {operation_forward<Name<T>, Name##Arguments<T>>, operation_backward<Name<T>, Name##Arguments<T>>},
+const Kernels<T> kernels = {cells,        sizeof cells / sizeof cells[0],
+                            V::lanes,     kMostDirectRows,
+                            map<exp<A>>,  map<sigmoid<A>>,
+                            map<tanh<A>>, multiply_adds,
+                            read,         FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION_KERNELS)};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME
 
-const Kernels<Real>& FUSEDRNN_JOIN(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
+const Kernels<T>& FUSEDRNN_JOIN(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
 
 }  // namespace fusedrnn

@@ -1,4 +1,4 @@
-// What one build of the engine, for one ISA and one floating-point type, offers to the rest.
+// What one build of the engine, for one instruction set and one type of the arrays' elements, offers to the rest.
 #pragma once
 #include "common/arguments.h"
 #include "cpu/runtime/worker.h"
@@ -6,21 +6,21 @@
 
 namespace fusedrnn {
 
-template <class Real>
+template <class T>
 struct CellKernels {
   CellTraits traits;
-  void (*forward)(const ForwardArguments<Real>& arguments, Worker& worker);
-  void (*backward)(const BackwardArguments<Real>& arguments, Worker& worker);
+  void (*forward)(const ForwardArguments<T>& arguments, Worker& worker);
+  void (*backward)(const BackwardArguments<T>& arguments, Worker& worker);
   // Writes arguments.fresh, and reads arguments.weights and sizes alone.
-  void (*pack)(const ForwardArguments<Real>& arguments, Worker& worker);
+  void (*pack)(const ForwardArguments<T>& arguments, Worker& worker);
   // One step from packed weights; the first two look at the arguments' sizes alone.
-  Index (*packed_step_size)(const StepArguments<Real>& arguments);
-  void (*pack_step)(const StepArguments<Real>& arguments, const Weights<Real>& weights, Real* packed);
-  void (*step)(const StepArguments<Real>& arguments, Worker& worker);
+  Index (*packed_step_size)(const StepArguments<T>& arguments);
+  void (*pack_step)(const StepArguments<T>& arguments, const Weights<T>& weights, Accumulator<T>* packed);
+  void (*step)(const StepArguments<T>& arguments, Worker& worker);
   // One step from weights as `pack` packs them.
-  void (*panel_step)(const StepArguments<Real>& arguments, Worker& worker);
+  void (*panel_step)(const StepArguments<T>& arguments, Worker& worker);
   // One step from the caller's weights.
-  void (*direct_step)(const StepArguments<Real>& arguments, Worker& worker);
+  void (*direct_step)(const StepArguments<T>& arguments, Worker& worker);
 };
 
 template <class Arguments>
@@ -29,22 +29,23 @@ struct OperationKernels {
   void (*backward)(const Arguments& arguments, Worker& worker);
 };
 
-template <class Real>
+template <class T>
 struct Kernels {
-  const CellKernels<Real>* cells;
+  using A = Accumulator<T>;
+  const CellKernels<T>* cells;
   int cell_count;
   Index lanes;        // values in a register
   Index direct_rows;  // up to which direct_step is done sooner than packing
   // y[i] = f(x[i]); for tests of the activations.
-  void (*exp)(const Real* x, Real* y, Index count);
-  void (*sigmoid)(const Real* x, Real* y, Index count);
-  void (*tanh)(const Real* x, Real* y, Index count);
+  void (*exp)(const A* x, A* y, Index count);
+  void (*sigmoid)(const A* x, A* y, Index count);
+  void (*tanh)(const A* x, A* y, Index count);
   // Runs `rounds` rounds of independent fused multiply-adds; returns how many floating-point operations they were.
   double (*multiply_adds)(Index rounds);
   // Reads `count` values `rounds` times over; returns how many bytes that were.
-  double (*read)(const Real* from, Index count, Index rounds);
+  double (*read)(const A* from, Index count, Index rounds);
   // Each operation's, by its name.
-#define FUSEDRNN_OPERATION(name, Name) OperationKernels<Name##Arguments<Real>> name;
+#define FUSEDRNN_OPERATION(name, Name) OperationKernels<Name##Arguments<T>> name;
   FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION)
 #undef FUSEDRNN_OPERATION
 };
