@@ -14,7 +14,7 @@ The tables, by name:
 * threads, isa: numbers of threads and processes; other instruction sets and float64, each beside its own peak.
 * accuracy: errors against float64; nothing is timed.
 
-``python -m bench gpu --budget-seconds N`` measures a CUDA device instead; `bench.gpu` has its rules.
+``python -m bench gpu --budget-seconds N`` measures the tables of a CUDA device instead; `bench.gpu` has its rules.
 
 What is measured, and how it is kept fair:
 

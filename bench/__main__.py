@@ -4,74 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import bench
 from bench import environment
-from bench.cases import CASES, DRAWN_TABLES, GATES, PLAIN, TABLES, Case
+from bench.cases import CPU_CASES, CPU_TABLES, DRAWN_TABLES, GATES, PLAIN, Case
+from bench.options import file_path, one_of, pattern, positive_integer, positive_seconds, thread_count
 from bench.peers import PEERS, Peer
 
 INTERRUPTED = 130
-
-
-def positive_integer(text: str) -> int:
-    """A count: an integer from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
-
-
-def thread_count(text: str) -> int:
-    """A number of threads the machine has processors for: more would measure the scheduler."""
-    value, cpus = positive_integer(text), environment.usable_cpus()
-    if value > cpus:
-        raise argparse.ArgumentTypeError(f"{value} threads, but this process may use {cpus} processors")
-    return value
-
-
-def positive_seconds(text: str) -> float:
-    """Seconds, positive and finite."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return value
-
-
-def pattern(text: str) -> re.Pattern[str]:
-    """A regular expression."""
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
-
-
-def file_path(suffix: str) -> Callable[[str], Path]:
-    """A file of that kind that can be written."""
-
-    def check(text: str) -> Path:
-        path = Path(text)
-        if path.suffix != suffix:
-            raise argparse.ArgumentTypeError(f"{text} does not end in {suffix}")
-        if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
-        return path
-
-    return check
-
-
-def one_of(kind: str, names: Sequence[str]) -> Callable[[str], str]:
-    """A name from a list."""
-
-    def check(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}; there are {', '.join(names)}")
-        return text
-
-    return check
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -79,12 +21,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m bench", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    table, cell, peer = one_of("table", list(TABLES)), one_of("cell", list(GATES)), one_of("peer", list(PEERS))
+    table, cell, peer = one_of("table", CPU_TABLES), one_of("cell", list(GATES)), one_of("peer", list(PEERS))
 
     def add_names(option: str, kind: Callable[[str], str], text: str) -> None:
         parser.add_argument(option, nargs="+", metavar="NAME", type=kind, help=text)
 
-    parser.add_argument("named", nargs="*", type=table, metavar="TABLE", help=f"tables: {', '.join(TABLES)}; all")
+    parser.add_argument("named", nargs="*", type=table, metavar="TABLE", help=f"tables: {', '.join(CPU_TABLES)}; all")
     add_names("--tables", table, "the same, as an option")
     add_names("--cells", cell, f"only these cells: {', '.join(GATES)}")
     add_names("--peers", peer, f"only these: {', '.join(PEERS)}; all that are installed")
@@ -123,10 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def choose_cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Case]:
     """The cases the options name; none is an error."""
-    tables = {*options.named, *(options.tables or [])} or set(TABLES)
+    tables = {*options.named, *(options.tables or [])} or set(CPU_TABLES)
     chosen = [
         case
-        for case in CASES
+        for case in CPU_CASES
         if case.table in tables
         and (options.cells is None or case.cell in options.cells)
         and (options.filter is None or options.filter.search(case.name))
@@ -169,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the harness; 0 if every contestant agreed in every case, 1 if one failed or disagreed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["gpu"]:
-        from bench.gpu import main as run_gpu
+        from bench.gpu.command import main as run_gpu
 
         return run_gpu(arguments[1:])
     parser = make_parser()
@@ -195,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(options.rounds or rounds, options.seconds_per_case or seconds)
     plan = Plan(cases, peers, settings, options.threads, options.allocator)
     results = execute(plan) if options.processes == 1 else execute_often(plan, options.processes)
-    print(f"allocator: {results.allocator} ({environment.ALLOCATORS[results.allocator]})")
+    print("allocator: {policy} ({meaning})".format(**results.facts["allocator"]))
     print(report.text(results, options.threads))
     late = results.warnings + report.late_warnings(results, options.threads)
     warn(late)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 GATES = {
     "rnn_tanh": 1,
@@ -24,7 +25,7 @@ GATES = {
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
 
-ITEM_BYTES = {"float32": 4, "float64": 8}
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Case:
     """One shape of one cell. `table` decides what is done with it: see `TABLES`.
 
     `training`: whether one run is a training step; otherwise it is an inference call. `variant` means what the table
-    says, such as the instruction set or the quantity compared.
+    says, such as the instruction set or the quantity compared. `precision` is the layer's option of that name, and
+    `ragged` whether the rows end at `lengths`.
     """
 
     table: str
@@ -46,6 +48,18 @@ class Case:
     directions: int = 1
     layers: int = 1
     variant: str = ""
+    precision: str = "ieee"
+    ragged: bool = False
+
+    @property
+    def device(self) -> str:
+        """Where the case is run."""
+        return TABLES[self.table].device
+
+    @property
+    def arithmetic(self) -> str:
+        """The numbers' type, "tf32" where products of float32 numbers round them."""
+        return self.dtype if self.precision == "ieee" else self.precision
 
     @property
     def job(self) -> str:
@@ -57,18 +71,32 @@ class Case:
         """Unique within the list: what ``--filter`` searches and pytest shows."""
         sizes = f"B{self.batch}-T{self.steps}-I{self.inputs}-H{self.hidden}"
         stack = f"-L{self.layers}-D{self.directions}" if (self.layers, self.directions) != (1, 1) else ""
-        job = "" if self.job == self.table else f"-{self.job}"
+        job = "" if self.table.endswith(self.job) else f"-{self.job}"
         variant = f"-{self.variant}" if self.variant else ""
-        return f"{self.table}/{self.cell}/{sizes}{stack}-{self.dtype}{job}{variant}"
+        return f"{self.table}/{self.cell}/{sizes}{stack}-{self.arithmetic}{job}{variant}" + "-ragged" * self.ragged
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each row: all, or where the case is ragged from all to one in even distances, half of all steps."""
+        gaps = max(self.batch - 1, 1)
+        return [(self.steps * gaps - row * (self.steps - 1) * self.ragged) // gaps for row in range(self.batch)]
+
+    @property
+    def weights(self) -> int:
+        """Elements of all weight matrices."""
+        fan_in = [self.inputs] + [self.directions * self.hidden] * (self.layers - 1)
+        return sum(self.directions * GATES[self.cell] * self.hidden * (width + self.hidden) for width in fan_in)
 
     @property
     def flops(self) -> int:
         """Operations of the matrix products in one run; a training step counts three times its forward pass."""
-        gate_rows = GATES[self.cell] * self.hidden
-        fan_in = [self.inputs] + [self.directions * self.hidden] * (self.layers - 1)
-        products = sum((width + self.hidden) * gate_rows for width in fan_in)
-        forward = 2 * self.steps * self.batch * self.directions * products
-        return 3 * forward if self.training else forward
+        return 2 * self.weights * sum(self.lengths) * (3 if self.training else 1)
+
+    @property
+    def least_bytes(self) -> int:
+        """What must be read and written at least: weights once, x and y once; a training step, three times that."""
+        moved = self.weights + self.steps * self.batch * (self.inputs + self.directions * self.hidden)
+        return moved * ITEM_BYTES[self.dtype] * (3 if self.training else 1)
 
     @property
     def recurrent_passes(self) -> int:
@@ -95,18 +123,23 @@ class Case:
 class Table:
     """A named group of cases measured in the same way.
 
-    `unit` is that of the times printed, and `quick` lists the (batch, hidden size) that ``--quick`` keeps.
+    `unit` is that of the times printed, and `quick` lists the (batch, hidden size) that ``--quick`` keeps. Tables of
+    `device` "cuda" are those of ``python -m bench gpu``.
     """
 
     title: str
-    quick: frozenset[tuple[int, int]]
+    quick: frozenset[tuple[int, int]] = frozenset()
     unit: str = "ms"
+    device: str = "cpu"
 
 
 def quick(*sizes: tuple[int, int]) -> frozenset[tuple[int, int]]:
     """Batch and hidden size of the cases that ``--quick`` keeps."""
     return frozenset(sizes)
 
+
+PER_STEP = "us a step"
+GPU_STEP = "gpu-step"
 
 TABLES = {
     "train": Table("training step: forward, then backward to the input and every weight", quick((1, 64), (32, 256))),
@@ -127,7 +160,11 @@ TABLES = {
     "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
     "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
     "accuracy": Table("relative error against the float64 reference", quick((8, 64))),
+    "gpu-train": Table("training step on a CUDA device", unit=PER_STEP, device="cuda"),
+    "gpu-infer": Table("inference on a CUDA device: one whole sequence", unit=PER_STEP, device="cuda"),
+    GPU_STEP: Table("one step of a stepper on a CUDA device", unit=PER_STEP, device="cuda"),
 }
+CPU_TABLES = [name for name, table in TABLES.items() if table.device == "cpu"]
 
 TRAINED = ("lstm", "gru", "rnn_tanh", "gru_reset_before", "lstm_peephole")
 INFERRED = (*TRAINED, "lstm_coupled")
@@ -153,6 +190,18 @@ BESIDE_OTHERS_CASES = (
 ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
 LONG_STEPS = 200_000
 
+MODES = {
+    "bf16": ("bfloat16", "ieee"),
+    "fp16": ("float16", "ieee"),
+    "tf32": ("float32", "tf32"),
+    "fp32": ("float32", "ieee"),
+}
+"""dtype and precision of a row on a CUDA device."""
+GPU_SWEEP = (
+    *((True, "bf16"), (True, "tf32"), (True, "fp32"), (False, "bf16")),
+    *((True, "fp16"), (False, "tf32"), (False, "fp16"), (False, "fp32")),
+)
+"""Whether to train, and the mode; the most important first."""
 
 CELL_STEPS = "steps of a cell"
 ACCELERATE_FLOPS = 2e10
@@ -194,6 +243,30 @@ def aligned(case: Case) -> Case:
     hidden = -(-case.hidden // 32) * 32
     batch = case.batch if case.batch == 1 else -(-case.batch // 4) * 4
     return replace(case, batch=batch, inputs=hidden, hidden=hidden)
+
+
+def gpu_case(table: str, cell: str, mode: str, size: tuple[int, int], steps: int, **options: Any) -> Case:
+    """A case on a CUDA device; `size` is batch and hidden size, the options are fields of the case."""
+    (batch, hidden), (dtype, precision) = size, MODES[mode]
+    training = table == "gpu-train"
+    return Case(table, cell, batch, steps, hidden, hidden, training, dtype, precision=precision, **options)
+
+
+def gpu_cases() -> Iterator[Case]:
+    """All on a CUDA device, the most important first; some come twice."""
+    # What published kernels are compared at; then the cases beside the plain one, at that shape.
+    for mode in MODES:
+        yield gpu_case("gpu-infer", "lstm", mode, (16, 768), 1024)
+        yield gpu_case("gpu-train", "lstm", mode, (16, 768), 1024)
+    for cell, mode in product(GATED, ("bf16", "tf32")):
+        for layers, directions, ragged in ((2, 1, False), (1, 2, False), (1, 1, True), (2, 2, True)):
+            stack = {"layers": layers, "directions": directions}
+            yield gpu_case("gpu-train", cell, mode, (64, 768), 128, ragged=ragged, **stack)
+    for cell, mode, hidden in product(GATED, ("bf16", "fp32"), (256, 1024)):
+        yield gpu_case(GPU_STEP, cell, mode, (1, hidden), 1)
+    for steps, (training, mode) in product((128, 1024), GPU_SWEEP):
+        for size, cell in product(across((16, 64, 1, 256), (768, 256, 1024, 512, 128, 2048)), GATED):
+            yield gpu_case("gpu-train" if training else "gpu-infer", cell, mode, size, steps)
 
 
 CASES: tuple[Case, ...] = (
@@ -255,4 +328,7 @@ CASES: tuple[Case, ...] = (
         for steps, cell, quantity in product((10, 100, 1000), PLAIN, ACCURACY_QUANTITIES)
         for case in grid("accuracy", [cell], ((8, 64),), [True], steps=steps, variant=quantity)
     ),
+    *dict.fromkeys(gpu_cases()),
 )
+CPU_CASES = tuple(case for case in CASES if case.device == "cpu")
+GPU_CASES = tuple(case for case in CASES if case.device == "cuda")

@@ -19,7 +19,7 @@ def measure(case: Case, run: Run) -> Row:
     row, problem = Row(case), make_problem(case)
     row.refused = {peer.name: reason for peer in run.peers if (reason := peer.refuses(case)) is not None}
     makers = {peer.name: partial(peer.prepare, problem) for peer in run.peers if peer.name not in row.refused}
-    interleave(row, prepare_agreeing(row, makers), run.settings)
+    interleave(row, prepare_agreeing(row, makers), run.settings, run.clock)
     return row
 
 

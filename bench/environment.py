@@ -112,7 +112,12 @@ def machine() -> dict[str, object]:
 
 
 def git_commit() -> str | None:
-    """The commit measured, with "+changes" if the tree differs from it; None without git or outside a repository."""
+    """The commit measured, with "+changes" if the tree differs from it; None without git or outside a repository.
+
+    For a copy without its repository, FUSEDRNN_COMMIT tells it.
+    """
+    if "FUSEDRNN_COMMIT" in os.environ:
+        return os.environ["FUSEDRNN_COMMIT"]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]

@@ -28,10 +28,14 @@ class Limits:
 
     `peaks` holds GFLOP/s by (dtype, threads, instruction set), the last "" for the one in use; `bandwidths` holds GB/s
     by (bytes of the working set, threads).
+
+    Those of a CUDA device: what copies move, and the speed of matrix products by `Case.arithmetic`.
     """
 
     peaks: dict[tuple[str, int, str], list[float]] = field(default_factory=dict)
     bandwidths: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    gpu_bytes_per_second: float | None = None
+    gpu_flops_per_second: dict[str, float] = field(default_factory=dict)
 
     def measure_peak(self, dtype: str, threads: int, isa: str = "") -> None:
         """Add one reading; nothing where the library or the instruction set is missing."""
@@ -48,7 +52,9 @@ class Limits:
             self.bandwidths.setdefault((working_set, threads), []).extend(readings)
 
     def measure(self, case: Case, threads: int) -> None:
-        """Add the readings that the figures of a case of the common tables need."""
+        """Add the readings that the figures of a case of the common tables need; a CUDA device's come before all."""
+        if case.device != "cpu":
+            return
         self.measure_peak(case.dtype, threads)
         if case.batch == 1 and case.hidden >= BOUND_FROM:
             self.measure_bandwidth(case.recurrent_bytes, threads)

@@ -104,6 +104,18 @@ class Fusedrnn(Peer):
     def refuses(self, case: Case) -> str | None:
         return None
 
+    def options(self, case: Case) -> dict[str, Any]:
+        """What a layer is told besides its sizes and its cell."""
+        return {"dtype": case.dtype}
+
+    def put(self, array: Any) -> Any:
+        """A host array where the layer takes it."""
+        return array
+
+    def get(self, array: Any) -> Array:
+        """What the layer gave, on the host."""
+        return array
+
     def layer(self, problem: Problem) -> Any:
         """The layer of the problem's cell, with the problem's weights."""
         case = problem.case
@@ -113,15 +125,16 @@ class Fusedrnn(Peer):
             case.hidden,
             case.layers,
             bidirectional=case.directions == 2,
-            dtype=case.dtype,
+            **self.options(case),
             **options,
         )
-        layer.load_parameters(problem.parameters)
+        layer.load_parameters(problem.parameters, convert=True)  # 16-bit parameters were drawn in float32
         return layer
 
     def work(self, problem: Problem, **options: Any) -> Work:
         """The call or training step of a case; the options go to the layer's call or its `forward`."""
-        layer, x, dy = self.layer(problem), problem.x, problem.dy
+        layer = self.layer(problem)
+        x, dy = (self.put(array.astype(layer.dtype, copy=False)) for array in (problem.x, problem.dy))
 
         def train() -> Any:
             y, _, tape = layer.forward(x, **options)
@@ -129,21 +142,22 @@ class Fusedrnn(Peer):
 
         def read_training(result: Any) -> Outputs:
             y, grads = result
-            return {"y": y, "dx": grads.x, **grads.parameters}
+            return {name: self.get(array) for name, array in {"y": y, "dx": grads.x, **grads.parameters}.items()}
 
         if problem.case.training:
             return Work(train, read_training)
-        return Work(lambda: layer(x, **options), lambda result: {"y": result[0]})
+        return Work(lambda: layer(x, **options), lambda result: {"y": self.get(result[0])})
 
     def prepare(self, problem: Problem) -> Work:
         return self.work(problem)
 
 
 class Torch(Peer):
-    """torch.nn's layers on the CPU."""
+    """torch.nn's layers."""
 
     name = "torch"
     module = "torch"
+    device = "cpu"
     allocates = "y, graph and gradients fresh for each call, from the C library's allocator"
 
     layers: ClassVar[Layers] = {
@@ -170,11 +184,17 @@ class Torch(Peer):
             case.hidden,
             case.layers,
             bidirectional=case.directions == 2,
+            device=self.device,
             dtype=getattr(torch, case.dtype),
             **options,
         )
         module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in problem.parameters.items()})
         return module
+
+    def get(self, tensor: Any) -> Array:
+        """A tensor as an array on the host, 16 bits as float32."""
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.element_size() == 2 else tensor).numpy()
 
     def work(
         self, problem: Problem, forward: Callable[[Any, Any], Any], change: Callable[[Any], Any] = lambda module: None
@@ -184,9 +204,10 @@ class Torch(Peer):
 
         module = self.module_of(problem)
         change(module)
-        x, dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
+        dtype = getattr(torch, problem.case.dtype)
+        x, dy = (torch.tensor(array, dtype=dtype, device=self.device) for array in (problem.x, problem.dy))
         if not problem.case.training:
-            return Work(lambda: forward(module, x), lambda y: {"y": y.numpy()}, torch.inference_mode)
+            return Work(lambda: forward(module, x), lambda y: {"y": self.get(y)}, torch.inference_mode)
 
         leaves = {"dx": x.requires_grad_(), **dict(module.named_parameters())}
 
@@ -199,8 +220,7 @@ class Torch(Peer):
             return y
 
         def read(y: Any) -> Outputs:
-            grads = {name: leaf.grad.numpy().copy() for name, leaf in leaves.items()}
-            return {"y": y.detach().numpy(), **grads}
+            return {"y": self.get(y), **{name: self.get(leaf.grad).copy() for name, leaf in leaves.items()}}
 
         return Work(train, read)
 

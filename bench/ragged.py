@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.cases import Case
 from bench.limits import Limits
-from bench.peers import FUSEDRNN, TORCH, Work
+from bench.peers import FUSEDRNN, TORCH, Torch, Work
 from bench.problem import SEED, Problem, make_problem
 from bench.runner import Figure, Figures, Row, Run, interleave, prepare_agreeing
 
@@ -22,7 +22,7 @@ def draw_lengths(case: Case) -> Lengths:
     return np.random.default_rng(SEED).integers(1, case.steps + 1, case.batch)
 
 
-def torch_packed(problem: Problem, lengths: Lengths) -> Work:
+def torch_packed(problem: Problem, lengths: Lengths, peer: Torch = TORCH) -> Work:
     """What torch's users do: pack, run, pad."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -33,7 +33,7 @@ def torch_packed(problem: Problem, lengths: Lengths) -> Work:
         packed, _ = module(pack_padded_sequence(x, counts, enforce_sorted=False))
         return pad_packed_sequence(packed, total_length=problem.case.steps)[0]
 
-    return TORCH.work(problem, forward)
+    return peer.work(problem, forward)
 
 
 def measure(case: Case, run: Run) -> Row:

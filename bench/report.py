@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import Any
 
 from bench import environment, tables
-from bench.cases import TABLES, Case
+from bench.cases import PER_STEP, TABLES, Case
+from bench.limits import Limits
 from bench.runner import Figure, Figures, Measurement, Row
 from bench.session import Results
 
 FORMAT = 2
 """Version of the JSON's structure."""
 
-UNITS = {"ms": 1e3, "us": 1e6}
+UNITS = {"ms": 1e3, "us": 1e6, PER_STEP: 1e6}
+
+CASE_KEYS = {"batch": "B", "steps": "T", "inputs": "I", "hidden": "H"}
+"""Fields of a case that the JSON has under other names."""
 
 Fields = dict[str, str]
 
@@ -42,8 +48,10 @@ def fields(case: Case) -> Fields:
         "B": str(case.batch),
         "T": str(case.steps),
         "I = H": str(case.hidden),
-        "dtype": case.dtype,
-        "job": "" if case.job == case.table else case.job,
+        "stack": "" if (case.layers, case.directions) == (1, 1) else f"L {case.layers}, D {case.directions}",
+        "dtype": case.arithmetic,
+        "lengths": "ragged" if case.ragged else "",
+        "job": "" if case.table.endswith(case.job) else case.job,
         "of": case.variant,
     }
 
@@ -58,7 +66,8 @@ def time_text(row: Row, name: str, unit: str) -> str:
     if name not in row.measured:
         return "error" if name in row.errors else "-"
     measurement = row.measured[name]
-    return f"{measurement.median * UNITS[unit]:.4g} ({spread(measurement):.0%})"
+    scale = UNITS[unit] / (row.case.steps if unit == PER_STEP else 1)
+    return f"{measurement.median * scale:.4g} ({spread(measurement):.0%})"
 
 
 def figure_text(figures: Figures, name: str) -> str:
@@ -79,7 +88,7 @@ def section(name: str, rows: Sequence[Row], results_figures: Sequence[Figures]) 
     for row, each, figures in zip(rows, described, results_figures, strict=True):
         times = [time_text(row, name, table.unit) for name in timed]
         lines.append([*(each[field] for field in varying), *times, *(figure_text(figures, name) for name in shown)])
-    return Section(name, f"{table.title}; {', '.join(shared)}", lines)
+    return Section(name, "; ".join([table.title, *([", ".join(shared)] if shared else [])]), lines)
 
 
 def sections(results: Results, threads: int) -> list[Section]:
@@ -96,7 +105,7 @@ def sections(results: Results, threads: int) -> list[Section]:
 
 
 def limits_text(results: Results) -> list[str]:
-    """The FMA peaks and the bandwidths measured."""
+    """The peaks and the bandwidths measured."""
 
     def best(readings: Sequence[float], unit: str) -> str:
         return f"{max(readings):.0f} {unit} (best of {len(readings)} readings, lowest {min(readings):.0f})"
@@ -109,7 +118,11 @@ def limits_text(results: Results) -> list[str]:
         f"read bandwidth, {size / 2**20:.2f} MiB over threads {count}: {best(readings, 'GB/s')}"
         for (size, count), readings in sorted(results.limits.bandwidths.items())
     ]
-    return [*peaks, *bandwidths]
+    copies = results.limits.gpu_bytes_per_second
+    speeds = results.limits.gpu_flops_per_second.items()
+    device = [f"products on the CUDA device, {name}: {flops / 1e12:.0f} TFLOP/s" for name, flops in speeds]
+    device += [] if copies is None else [f"copies on the CUDA device: {copies / 1e9:.0f} GB/s"]
+    return [*peaks, *bandwidths, *device]
 
 
 def legend(results: Results) -> str:
@@ -166,13 +179,19 @@ def conditions(results: Results) -> list[str]:
     ]
 
 
+def markdown_sections(results: Results, threads: int) -> list[str]:
+    """Every table as Markdown, below its heading."""
+    parts = []
+    for one in sections(results, threads):
+        parts += [f"## {one.name}", f"{one.title[0].upper()}{one.title[1:]}.", markdown_table(one.lines)]
+    return parts
+
+
 def markdown(results: Results, threads: int, warnings: Sequence[str]) -> str:
     """The whole report as Markdown."""
     parts = ["# Benchmarks", "\n".join(f"- {line}" for line in [*conditions(results), *limits_text(results)])]
     parts += ["\n".join(f"- Warning: {line}" for line in warnings)] if warnings else []
-    parts.append(legend(results))
-    for one in sections(results, threads):
-        parts += [f"## {one.name}", f"{one.title[0].upper()}{one.title[1:]}.", markdown_table(one.lines)]
+    parts += [legend(results), *markdown_sections(results, threads)]
     parts += ["\n".join(f"- {line}" for line in error_lines(results))] if error_lines(results) else []
     return "\n\n".join(parts) + "\n"
 
@@ -194,18 +213,9 @@ def row_data(row: Row, figures: Figures) -> dict[str, object]:
     case = row.case
     return {
         "name": case.name,
-        "table": case.table,
-        "training": case.training,
-        "cell": case.cell,
-        "B": case.batch,
-        "T": case.steps,
-        "I": case.inputs,
-        "H": case.hidden,
-        "dtype": case.dtype,
-        "directions": case.directions,
-        "layers": case.layers,
-        "variant": case.variant,
+        **{CASE_KEYS.get(name, name): value for name, value in asdict(case).items()},
         "flops": case.flops,
+        "least_bytes": case.least_bytes,
         "processor_share_of_others": row.others,
         "measured": {name: measurement_data(row, name) for name in row.measured},
         "numbers": row.numbers,
@@ -218,6 +228,8 @@ def row_data(row: Row, figures: Figures) -> dict[str, object]:
 def limits_data(results: Results) -> dict[str, object]:
     """The machine's limits."""
     return {
+        "gpu_bytes_per_second": results.limits.gpu_bytes_per_second,
+        "gpu_flops_per_second": results.limits.gpu_flops_per_second,
         "fma_peak": [
             {"dtype": dtype, "threads": count, "isa": isa or "in use", "gflops": max(readings), "readings": readings}
             for (dtype, count, isa), readings in results.limits.peaks.items()
@@ -230,10 +242,32 @@ def limits_data(results: Results) -> dict[str, object]:
 
 
 def write_json(path: Path, results: Results, threads: int, warnings: Sequence[str]) -> None:
-    """Write all there is to know about the run."""
+    """Write all there is to know about the run, over the file of before only once all is written."""
     rows = [row_data(row, tables.figures(row, results.limits, threads)) for row in results.rows]
     facts = {"format": FORMAT, **results.facts, "warnings": list(warnings)}
-    path.write_text(json.dumps({**facts, **limits_data(results), "rows": rows}, indent=1) + "\n")
+    done = {row.case for row in results.rows}
+    not_run = [case.name for case in results.planned if case not in done]
+    unfinished = path.with_suffix(".partial")
+    everything = {**facts, **limits_data(results), "rows": rows, "not_run": not_run}
+    unfinished.write_text(json.dumps(everything, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def row_of(data: dict[str, Any]) -> Row:
+    """What `row_data` gave, read again."""
+    names = [field.name for field in dataclass_fields(Case)]
+    case = Case(**{name: data[CASE_KEYS.get(name, name)] for name in names})
+    measured = {
+        name: Measurement(times["calls_per_sample"], times["samples"]) for name, times in data["measured"].items()
+    }
+    return Row(case, measured, data["numbers"], data["refused"], data["errors"])
+
+
+def read_json(path: Path) -> Results:
+    """The rows of a file that `write_json` wrote, with a CUDA device's limits."""
+    data = json.loads(path.read_text())
+    limits = Limits({}, {}, data["gpu_bytes_per_second"], data["gpu_flops_per_second"])
+    return Results([row_of(row) for row in data["rows"]], limits, data, data["warnings"])
 
 
 def late_warnings(results: Results, threads: int) -> list[str]:

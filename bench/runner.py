@@ -24,7 +24,10 @@ FEWEST_ROUNDS = 3
 """Rounds done even when the time of a case is used up."""
 
 ERROR_FACTOR = 16
-"""Rounding errors allowed per output, in units of eps * sqrt(I + H): see `tolerance`."""
+GPU_ERROR_FACTOR = 8
+"""Rounding errors allowed per output: see `tolerance`."""
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Settings:
 
 @dataclass
 class Measurement:
-    """Seconds of a call, one sample a round: the mean over a burst of `calls` calls."""
+    """Seconds of a call, one sample a round: the mean over a burst of `calls` calls; None where that is not known."""
 
-    calls: int
+    calls: int | None
     samples: list[float] = field(default_factory=list)
 
     def quartiles(self) -> tuple[float, float, float]:
@@ -79,9 +82,9 @@ class Row:
 
 
 class Figure(NamedTuple):
-    """A number of the report and how it is printed; one that is None is left out."""
+    """A number or a word of the report and how it is printed; one that is None is left out."""
 
-    value: float | None
+    value: float | str | None
     form: str = ".2f"
 
 
@@ -93,6 +96,41 @@ def share(part: float | None, whole: float | None) -> Figure:
     return Figure(None if part is None or whole is None else part / whole, ".0%")
 
 
+class Clock:
+    """How calls are timed: here by the wall clock, of calls that end before they return."""
+
+    def rest(self) -> None:
+        """What has to be done between two cases."""
+        settle()
+
+    def warm_up(self, work: Work) -> Measurement:
+        """Call until the contestant has found its pace, and fix how many calls make a burst."""
+        settle()
+        begun = time.perf_counter()
+        with work.context():
+            while True:
+                before = time.perf_counter()
+                work.step()
+                after = time.perf_counter()
+                if after - begun > WARM_UP_SECONDS:
+                    return Measurement(max(1, round(BURST_SECONDS / (after - before))))
+
+    def burst(self, work: Work, calls: int) -> float:
+        """Mean seconds of a call. Short ones are led by an untimed one, which fetches their weights into the caches."""
+        settle()
+        step = work.step
+        with work.context():
+            if calls > 1:
+                step()
+            begun = time.perf_counter()
+            for _ in range(calls):
+                step()
+            return (time.perf_counter() - begun) / (calls * work.parts)
+
+
+HOST_CLOCK = Clock()
+
+
 @dataclass(frozen=True)
 class Run:
     """What holds for all cases of a run."""
@@ -102,6 +140,7 @@ class Run:
     threads: int
     allocator: str
     limits: Limits
+    clock: Clock = HOST_CLOCK
 
     def has(self, peer: Peer) -> bool:
         """Whether the peer takes part."""
@@ -113,8 +152,14 @@ def tolerance(case: Case) -> float:
 
     A sum of K = I + H products rounds by about eps * sqrt(K); the factor covers what the steps add to each other and
     the activations' own errors. A wrong weight, gate or bias is off by thousands of times more.
+
+    On a CUDA device errors grow with the steps too. In 16 bits that would allow anything; a quarter of the largest
+    value still tells a wrong answer from a rough one.
     """
-    return ERROR_FACTOR * float(np.finfo(case.dtype).eps) * math.sqrt(case.inputs + case.hidden)
+    eps = EPS[case.arithmetic]
+    if case.device == "cpu":
+        return ERROR_FACTOR * eps * math.sqrt(case.inputs + case.hidden)
+    return min(GPU_ERROR_FACTOR * eps * math.sqrt(case.hidden) * (1 + math.log2(case.steps)), 0.25)
 
 
 def disagreement(expected: Outputs, actual: Outputs, allowed: float) -> str | None:
@@ -152,32 +197,6 @@ def prepare_agreeing(row: Row, makers: Mapping[str, Callable[[], Work]]) -> dict
     return prepared
 
 
-def warm_up(work: Work) -> Measurement:
-    """Call until the contestant has found its pace, and fix how many calls make a burst."""
-    settle()
-    begun = time.perf_counter()
-    with work.context():
-        while True:
-            before = time.perf_counter()
-            work.step()
-            after = time.perf_counter()
-            if after - begun > WARM_UP_SECONDS:
-                return Measurement(max(1, round(BURST_SECONDS / (after - before))))
-
-
-def burst(work: Work, calls: int) -> float:
-    """Mean seconds of a call. Short calls are led by an untimed one, which fetches their weights into the caches."""
-    settle()
-    step = work.step
-    with work.context():
-        if calls > 1:
-            step()
-        begun = time.perf_counter()
-        for _ in range(calls):
-            step()
-        return (time.perf_counter() - begun) / (calls * work.parts)
-
-
 def order(names: Sequence[str], turn: int) -> Iterator[str]:
     """The contestants of one round: every second round backwards, and the start moves on after each pair of rounds."""
     start = turn // 2 % len(names)
@@ -185,16 +204,16 @@ def order(names: Sequence[str], turn: int) -> Iterator[str]:
     return reversed(rotated) if turn % 2 else iter(rotated)
 
 
-def interleave(row: Row, works: Mapping[str, Work], settings: Settings) -> None:
+def interleave(row: Row, works: Mapping[str, Work], settings: Settings, clock: Clock = HOST_CLOCK) -> None:
     """Time every work and enter the measurements into `row`.
 
     Python's garbage collector is off while the rounds run, as in the standard library's timeit.
     """
     if not works:
         return
-    row.measured.update({name: warm_up(work) for name, work in works.items()})
+    row.measured.update({name: clock.warm_up(work) for name, work in works.items()})
     deadline = time.perf_counter() + settings.seconds_per_case
-    clock = ProcessorClock()
+    processors = ProcessorClock()
     gc.collect()
     gc.disable()
     try:
@@ -203,7 +222,7 @@ def interleave(row: Row, works: Mapping[str, Work], settings: Settings) -> None:
                 break
             for name in order(list(works), turn):
                 measurement = row.measured[name]
-                measurement.samples.append(burst(works[name], measurement.calls))
+                measurement.samples.append(clock.burst(works[name], measurement.calls))
     finally:
         gc.enable()
-    row.others = clock.share_of_others()
+    row.others = processors.share_of_others()

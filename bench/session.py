@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -30,18 +30,18 @@ class Plan:
 
 @dataclass
 class Results:
-    """What came of a plan. `allocator` is the policy that held, which elsewhere than on glibc may not be the plan's."""
+    """What came of the cases planned."""
 
     rows: list[Row]
     limits: Limits
     facts: dict[str, Any]
     warnings: list[str]
-    allocator: str
     finished: bool = True
+    planned: Sequence[Case] = ()
 
 
 def describe(plan: Plan, allocator: str) -> dict[str, Any]:
-    """What a report says besides the rows."""
+    """What a report says besides the rows; the allocator's policy is the plan's on glibc only."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": environment.git_commit(),
@@ -54,22 +54,31 @@ def describe(plan: Plan, allocator: str) -> dict[str, Any]:
 
 
 def execute(plan: Plan) -> Results:
-    """Measure every case in this process; an interrupt keeps what there is."""
+    """Measure every case in this process."""
     allocator = environment.fix_allocator(plan.allocator)
     peers = [PEERS[name] for name in plan.peers]
     for peer in peers:
         peer.set_threads(plan.threads)
     run = Run(peers, plan.settings, plan.threads, allocator, Limits())
-    results = Results([], run.limits, describe(plan, allocator), environment.runtime_warnings(), allocator)
-    with tqdm(plan.cases, unit="case", dynamic_ncols=True) as progress:
+    warnings = environment.runtime_warnings()
+    results = Results([], run.limits, describe(plan, allocator), warnings, planned=plan.cases)
+    measure_all(plan.cases, run, results)
+    return results
+
+
+def measure_all(
+    cases: Iterable[Case], run: Run, results: Results, after: Callable[[Results], None] = lambda results: None
+) -> None:
+    """Enter the row of each case into the results, and call after(results) each time; an interrupt keeps what is."""
+    with tqdm(cases, total=len(results.planned), unit="case", dynamic_ncols=True) as progress:
         try:
             for case in progress:
                 progress.set_postfix_str(case.name)
-                environment.settle()
+                run.clock.rest()
                 results.rows.append(tables.measure(case, run))
+                after(results)
         except KeyboardInterrupt:
             results.finished = False
-    return results
 
 
 def execute_often(plan: Plan, processes: int) -> Results:
@@ -100,8 +109,8 @@ def combine(every: Sequence[Results]) -> Results:
         limits,
         {**every[0].facts, "processes": len(every)},
         list(dict.fromkeys(text for results in every for text in results.warnings)),
-        every[0].allocator,
         all(results.finished for results in every),
+        every[0].planned,
     )
 
 

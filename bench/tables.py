@@ -21,7 +21,8 @@ from bench import (
     stream,
     threads,
 )
-from bench.cases import Case
+from bench.cases import GPU_STEP, Case
+from bench.gpu import table as gpu
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
 from bench.runner import Figures, Row, Run
@@ -56,6 +57,9 @@ METHODS: dict[str, Method] = {
     "first": Method(first.measure, first.figures),
     "denormal": Method(denormal.measure, denormal.figures),
     "accuracy": Method(accuracy.measure, accuracy.figures),
+    "gpu-train": Method(compare.measure, gpu.figures),
+    "gpu-infer": Method(compare.measure, gpu.figures),
+    GPU_STEP: Method(compare.measure, gpu.figures),
 }
 
 

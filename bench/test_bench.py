@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.cases import CASES, Case
+from bench.cases import CPU_CASES, Case
 from bench.environment import settle, usable_cpus
 from bench.peers import Peer
 from bench.problem import make_problem
@@ -19,7 +19,7 @@ COMMON = ("train", "infer", "stack")
 THREADS = min(2, usable_cpus())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.table in COMMON], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CPU_CASES if case.table in COMMON], ids=lambda case: case.name)
 def test_bench(benchmark: Any, peer: Peer, case: Case) -> None:
     if not peer.available():
         pytest.skip(f"{peer.name} can't be imported here")

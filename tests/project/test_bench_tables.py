@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench import report, resets, session, tables
-from bench.cases import CASES, TABLES, Case, aligned
+from bench.cases import CASES, CPU_TABLES, TABLES, Case, aligned
 from bench.limits import Limits
 from bench.runner import Measurement, Row
 from fusedrnn import _core
@@ -39,7 +39,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", CPU_TABLES)
 def test_table_runs(quick_run: dict[str, Any], table: str) -> None:
     rows = [row for row in quick_run["rows"] if row["table"] == table]
     assert rows
@@ -73,14 +73,14 @@ def test_plot(tmp_path: Path) -> None:
         case = Case("infer", "gru", batch, 100, 256, 256, training=False)
         rows.append(Row(case, {"fusedrnn": Measurement(1, [1e-3 * batch])}))
     limits = Limits({("float32", 2, ""): [500.0]}, {(rows[0].case.recurrent_bytes, 2): [100.0]})
-    draw(tmp_path / "plot.png", session.Results(rows, limits, {}, [], "system"), 2)
+    draw(tmp_path / "plot.png", session.Results(rows, limits, {}, []), 2)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_cases_are_named_once_and_every_table_is_measured_somehow() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
     assert set(tables.METHODS) == set(TABLES) == {case.table for case in CASES}
-    assert {case.table for case in CASES if case.quick} == set(TABLES)
+    assert {case.table for case in CASES if case.quick} == set(CPU_TABLES)
 
 
 @pytest.mark.parametrize("sizes", [(1, 17, 1, 32), (3, 100, 4, 128), (33, 129, 36, 160), (32, 256, 32, 256)])
@@ -133,7 +133,7 @@ def test_processes_are_combined_by_their_medians() -> None:
 
     def process(samples: list[float], number: float) -> session.Results:
         row = Row(case, {"fusedrnn": Measurement(3, samples)}, {"tape": number})
-        return session.Results([row], Limits({("float32", 1, ""): [max(samples)]}), {}, ["busy"], "system")
+        return session.Results([row], Limits({("float32", 1, ""): [max(samples)]}), {}, ["busy"])
 
     combined = session.combine([process([1.0, 2.0, 9.0], 5.0), process([4.0], 7.0), process([3.0, 3.0], 6.0)])
     (row,) = combined.rows
