@@ -6,7 +6,10 @@ and, on a CUDA device, over CuPy arrays.
 
 from fusedrnn import init, optim
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.ctc import (
+from fusedrnn.gradients import Gradients
+from fusedrnn.layers import GRU, LSTM, RNN
+from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
+from fusedrnn.ops.ctc_loss import (
     ctc_align,
     ctc_beam_decode,
     ctc_greedy_decode,
@@ -15,16 +18,14 @@ from fusedrnn.ctc import (
     ctc_loss_forward,
     ctc_spans,
 )
-from fusedrnn.functions import (
+from fusedrnn.ops.linear import linear, linear_backward, linear_forward
+from fusedrnn.ops.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
     linear_cross_entropy_forward,
     readout_buffers,
 )
-from fusedrnn.gradients import Gradients
-from fusedrnn.layers import GRU, LSTM, RNN
-from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
-from fusedrnn.readouts import linear, linear_backward, linear_forward, softmax, softmax_backward, softmax_forward
+from fusedrnn.ops.softmax import softmax, softmax_backward, softmax_forward
 from fusedrnn.search import beam_search, sample
 from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 

@@ -12,8 +12,8 @@ from fusedrnn.arguments import require_integer, require_number
 from fusedrnn.arrays.buffers import NormBuffers, require_no_buffers
 from fusedrnn.arrays.device import owner_of
 from fusedrnn.arrays.host import require_unmasked
-from fusedrnn.engines.cuda.functions import clip
-from fusedrnn.engines.cuda.functions import norm_buffers as make_norm_buffers
+from fusedrnn.engines.cuda.clip import clip
+from fusedrnn.engines.cuda.clip import norm_buffers as make_norm_buffers
 from fusedrnn.gradients import Array, Gradients
 
 

@@ -1,5 +1,5 @@
 // CTC: array -> view -> check -> allocate -> release the GIL -> call. Lengths and targets come as arrays of int64 that
-// nobody else has; python/fusedrnn/ctc.py makes them.
+// nobody else has; python/fusedrnn/ops/ctc_loss.py makes them.
 
 #include <algorithm>
 #include <limits>

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fusedrnn.arrays.device import Device
 from fusedrnn.gradients import Gradients
 
 
@@ -37,21 +38,6 @@ class Buffers:
 
 
 @dataclass
-class ReadoutBuffers:
-    """Everything that `linear_cross_entropy` and its gradients write; from ``fusedrnn.readout_buffers``."""
-
-    key: tuple[Any, ...]
-    loss: Any
-    normalizers: Any
-    dloss: Any
-    dx: Any
-    dweight: Any
-    dbias: Any
-    workspace: Any
-    backward_workspace: Any
-
-
-@dataclass
 class NormBuffers:
     """What `clip_grad_norm` writes besides the gradients; from ``fusedrnn.norm_buffers``."""
 
@@ -63,3 +49,9 @@ def require_no_buffers(out: Any) -> None:
     """Refuse memory held for a CUDA device where the arrays are the CPU's."""
     if out is not None:
         raise TypeError(f"out must be None for arrays on the CPU, not {type(out).__name__}")
+
+
+def require_held(device: Device, held: Any, name: str) -> None:
+    """Refuse to allocate while a graph is captured: the memory must be held by the caller."""
+    if held is None and device.capturing():
+        raise ValueError(f"out must be {name} while a graph is captured: its memory must be held by the caller")

@@ -1,19 +1,42 @@
-"""linear_cross_entropy and clip_grad_norm on device arrays."""
+"""The softmax cross-entropy of a linear readout: the function, with ``_forward`` also a tape, and ``_backward``."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fusedrnn.arrays.buffers import NormBuffers, ReadoutBuffers
-from fusedrnn.arrays.checks import integers, require_array, require_contiguous, require_shape, require_writable
+from fusedrnn import _core
+from fusedrnn.arguments import require_choice, require_integer
+from fusedrnn.arrays.buffers import require_held, require_no_buffers
+from fusedrnn.arrays.checks import integers, require_array, require_contiguous, require_shape
 from fusedrnn.arrays.device import Device, owner_of
-from fusedrnn.arrays.dtypes import FLOATS, accumulator
-from fusedrnn.engines.cuda.linear import require_linear
+from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.gradients import Array
+from fusedrnn.ops.linear import require_linear
 
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+_compiled = _core.operations["linear_cross_entropy"]
+_forward: Callable[[Array, Array, Array | None, Array, str, int], tuple[Any, Any]] = _compiled.forward
+_backward: Callable[[Any, Any], tuple[Array, Array, Array | None]] = _compiled.backward
+_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}  # a device's numbers
+
+
+@dataclass
+class ReadoutBuffers:
+    """Everything that `linear_cross_entropy` and its gradients write; from ``fusedrnn.readout_buffers``."""
+
+    key: tuple[Any, ...]
+    loss: Any
+    normalizers: Any
+    dloss: Any
+    dx: Any
+    dweight: Any
+    dbias: Any
+    workspace: Any
+    backward_workspace: Any
 
 
 class LinearCrossEntropyTape:
@@ -30,6 +53,131 @@ class LinearCrossEntropyTape:
     def nbytes(self) -> int:
         """Bytes it holds beyond the arrays it refers to."""
         return int(self.arrays[3].nbytes + self.arrays[4].nbytes)
+
+
+def linear_cross_entropy_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    targets: Array,
+    *,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    out: ReadoutBuffers | None = None,
+) -> tuple[Any, Any]:
+    """As `linear_cross_entropy`, and return (loss, tape).
+
+    The tape refers to x, weight and bias: do not write them before the backward pass, which writes into `out` as well.
+    """
+    require_choice(reduction, "reduction", tuple(_REDUCTIONS))
+    ignore_index = require_integer(ignore_index, "ignore_index", least=-(2**63), most=2**63 - 1)
+    device = owner_of(x)
+    if device is not None:
+        return _device_forward(device, x, weight, bias, targets, reduction, ignore_index, out)
+    require_no_buffers(out)
+    return _forward(x, weight, bias, targets, reduction, ignore_index)
+
+
+def linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    targets: Array,
+    *,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    out: ReadoutBuffers | None = None,
+) -> Any:
+    """Softmax cross-entropy of a linear readout: ``-log softmax(x W^T + b)[target]``.
+
+    The (..., V) logits never exist whole.
+
+    Parameters
+    ----------
+    x : ndarray
+        (..., H), float32 or float64, C-contiguous.
+    weight : ndarray
+        (V, H), of x's dtype, C-contiguous.
+    bias : ndarray or None
+        (V,).
+    targets : ndarray of integers
+        (...), each in [0, V) or equal to `ignore_index`.
+    reduction : {'mean', 'sum', 'none'}
+        Mean over the targets that are not ignored (nan where there is none), their sum, or each one's loss.
+    ignore_index : int
+        Target that has no loss and no gradient.
+    out : ReadoutBuffers, optional
+        CUDA only: memory to write, from `readout_buffers`; needed while a graph is captured.
+
+    On a CUDA device all arrays are CuPy's, there also bfloat16 or float16. The host does not see the targets: one that
+    is no class gives a loss and gradients of nan.
+
+    Returns
+    -------
+    scalar or ndarray
+        Of x's dtype; for 'none' in the targets' shape, 0 where ignored. On a device always an array, without axes for
+        'mean' and 'sum', and float32 for the 16-bit dtypes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    return linear_cross_entropy_forward(
+        x, weight, bias, targets, reduction=reduction, ignore_index=ignore_index, out=out
+    )[0]
+
+
+def readout_buffers(x: Array, weight: Array, bias: Array | None, *, reduction: str = "mean") -> ReadoutBuffers:
+    """Make the memory that `linear_cross_entropy_forward` and its backward pass write, for ``out=``.
+
+    Parameters
+    ----------
+    x, weight, bias, reduction
+        As for `linear_cross_entropy`, on a CUDA device; only their shapes and dtypes count.
+
+    Returns
+    -------
+    ReadoutBuffers
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype or shape, or on the CPU, where `out` has no use.
+    """
+    require_choice(reduction, "reduction", tuple(_REDUCTIONS))
+    device = owner_of(x)
+    if device is None:
+        raise TypeError(f"x must be an array on a CUDA device, not {type(x).__name__}")
+    return _device_buffers(device, x, weight, bias, reduction)
+
+
+def linear_cross_entropy_backward(tape: Any, dloss: Any = 1.0) -> tuple[Array, Array, Array | None]:
+    """Gradients of `linear_cross_entropy`.
+
+    Parameters
+    ----------
+    tape : LinearCrossEntropyTape
+        From `linear_cross_entropy_forward`. It is not written: it may be used again.
+    dloss : float or ndarray
+        Gradient of the loss: a number, or for reduction 'none' also an array of the targets' shape; on a device also an
+        array without axes, of the loss's dtype.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray
+        In the shapes of x, weight and bias; dbias is None where there was none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype or shape.
+    """
+    if isinstance(tape, LinearCrossEntropyTape):
+        return _device_backward(tape, dloss)
+    if not isinstance(tape, _compiled.Tape):
+        raise TypeError(f"tape must be the one that linear_cross_entropy_forward returned, not {type(tape).__name__}")
+    return _backward(tape, dloss)
 
 
 def _key(x: Any, weight: Any, bias: Any, reduction: str) -> tuple[Any, ...]:
@@ -62,7 +210,7 @@ def _loss_arrays(device: Device, x: Any, reduction: str) -> tuple[Any, Any]:
     return loss, device.empty((2 * math.prod(outer) + 1,), dtype)
 
 
-def readout_buffers(device: Device, x: Any, weight: Any, bias: Any, reduction: str) -> ReadoutBuffers:
+def _device_buffers(device: Device, x: Any, weight: Any, bias: Any, reduction: str) -> ReadoutBuffers:
     """Memory for `linear_cross_entropy` and its gradients, for ``out=``; what is given serves as its shapes only."""
     require_linear(device, x, weight, bias, ("V", "H"))
     loss, normalizers = _loss_arrays(device, x, reduction)
@@ -76,12 +224,7 @@ def readout_buffers(device: Device, x: Any, weight: Any, bias: Any, reduction: s
     return ReadoutBuffers(key, loss, normalizers, dloss, dx, dweight, dbias, forward_memory, backward_memory)
 
 
-def _require_held(device: Device, held: Any, name: str) -> None:
-    if held is None and device.capturing():
-        raise ValueError(f"out must be {name} while a graph is captured: its memory must be held by the caller")
-
-
-def linear_cross_entropy_forward(
+def _device_forward(
     device: Device, x: Any, weight: Any, bias: Any, targets: Any, reduction: str, ignore_index: int, out: Any
 ) -> tuple[Any, LinearCrossEntropyTape]:
     """Loss and tape. The loss is of x's dtype, or float32 for the 16-bit ones; of no axes unless reduction is none."""
@@ -91,7 +234,7 @@ def linear_cross_entropy_forward(
     held = out
     if held is not None and (not isinstance(held, ReadoutBuffers) or held.key != _key(x, weight, bias, reduction)):
         raise ValueError("out must be ReadoutBuffers made for these shapes, dtype and reduction")
-    _require_held(device, held, "ReadoutBuffers")
+    require_held(device, held, "ReadoutBuffers")
     wide = integers(device, targets, "targets", tuple(x.shape[:-1]))
     if wide is targets and held is None:
         with device.on():
@@ -127,11 +270,11 @@ def _loss_gradient(tape: LinearCrossEntropyTape, dloss: Any, outer: tuple[int, .
     return scale, 0
 
 
-def linear_cross_entropy_backward(tape: LinearCrossEntropyTape, dloss: Any) -> tuple[Any, Any, Any]:
+def _device_backward(tape: LinearCrossEntropyTape, dloss: Any) -> tuple[Any, Any, Any]:
     """Gradients of x, weight and bias."""
     device, held = tape.device, tape.held
     x, weight, bias, _, normalizers = tape.arrays
-    _require_held(device, held, "ReadoutBuffers, in the forward call of the tape,")
+    require_held(device, held, "ReadoutBuffers, in the forward call of the tape,")
     scale, stride = _loss_gradient(tape, dloss, tuple(x.shape[:-1]), normalizers.dtype)
     if held is not None:
         dx, dweight, dbias = held.dx, held.dweight, held.dbias
@@ -148,28 +291,3 @@ def linear_cross_entropy_backward(tape: LinearCrossEntropyTape, dloss: Any) -> t
     workspace = held.backward_workspace if held is not None else device.memory(call.bytes())
     call.backward(device.index, device.stream(), device.address(workspace))
     return dx, dweight, dbias
-
-
-def norm_buffers(device: Device, count: int) -> NormBuffers:
-    """Memory for `clip_grad_norm` over so many arrays, for ``out=``."""
-    return NormBuffers(device.empty((), np.float64), device.memory(device.native.clip_bytes(count)))
-
-
-def clip(device: Device, arrays: list[Any], limit: float, out: Any) -> Any:
-    """Scale device arrays in place; the norm, float64 without axes, lies on the device."""
-    for array in arrays:
-        if array.dtype.name not in FLOATS:
-            raise TypeError(f"grads must hold arrays of floating-point numbers, not of {array.dtype}")
-        require_array(device, array, "grads", array.dtype)
-        require_contiguous(array, "grads")
-        require_writable(array, "grads")
-    if out is not None and not isinstance(out, NormBuffers):
-        raise TypeError(f"out must be NormBuffers or None, not {type(out).__name__}")
-    if out is not None and out.workspace.nbytes < device.native.clip_bytes(len(arrays)):
-        raise ValueError(f"out must be NormBuffers made for {len(arrays)} arrays or more")
-    _require_held(device, out, "NormBuffers")
-    held = norm_buffers(device, len(arrays)) if out is None else out
-    listed = [(device.address(array), int(array.size), array.dtype.name) for array in arrays]
-    workspace = device.address(held.workspace)
-    device.native.clip(device.index, device.stream(), listed, limit, device.address(held.norm), workspace)
-    return held.norm

@@ -1,0 +1,1 @@
+"""Operations: functions that are no recurrence, one file each, for the CPU and for a device."""
