@@ -5,7 +5,6 @@
 #include "cells/state.h"
 
 namespace fusedrnn {
-inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 struct Unclipped {
@@ -52,5 +51,4 @@ struct Clipped {
 };
 
 }  // namespace
-}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

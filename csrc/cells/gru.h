@@ -6,7 +6,6 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
-inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool ResetAfter>
@@ -92,5 +91,4 @@ struct Gru<false> {
 };
 
 }  // namespace
-}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -8,7 +8,6 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
-inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool Peephole, bool Coupled>
@@ -87,5 +86,4 @@ struct Lstm {
 };
 
 }  // namespace
-}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

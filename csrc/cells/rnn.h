@@ -3,7 +3,6 @@
 #include "cells/clip.h"
 
 namespace fusedrnn {
-inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 template <bool Relu>
@@ -34,5 +33,4 @@ struct Rnn {
 };
 
 }  // namespace
-}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

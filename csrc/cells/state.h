@@ -3,7 +3,6 @@
 #include "cells/traits.h"
 
 namespace fusedrnn {
-inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // A cell's state, or its gradient; cells with one state leave c alone.
@@ -23,5 +22,4 @@ FUSEDRNN_HOST_DEVICE inline V tanh_slope(V t) {
 }
 
 }  // namespace
-}  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn
