@@ -12,9 +12,9 @@
 #define FUSEDRNN_INLINE FUSEDRNN_HOST_DEVICE inline __attribute__((always_inline))
 #define FUSEDRNN_NOINLINE __attribute__((noinline))
 
-// The namespace of what the engine's builds compile for each instruction set: in profiles its name tells them apart. What
-// the CUDA engine includes too, the cells, is not in it: nvcc gives every unnamed namespace of a file the same name, which
-// within an inline namespace would be ambiguous.
+// The namespace of what the engine's builds compile for each instruction set: in profiles its name tells them apart.
+// The cells, which the CUDA engine includes too, are not in it: nvcc gives every unnamed namespace of a file the same
+// name, which within an inline namespace would be ambiguous.
 #ifndef FUSEDRNN_ISA_NAME
 #define FUSEDRNN_ISA_NAME once
 #endif
