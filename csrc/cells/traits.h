@@ -46,8 +46,24 @@ struct CellTraits {
   Window input = {};  // slots that x . weight_ih feeds
   Window recurrent[kMaxPhases] = {};
   // Plain numbers, which code on a device may read.
-  int gates = gate_names.count();
-  int states = state_names.count();
+  int gates = 0, states = 0;
+
+  CellTraits() = default;
+  // A constructor, rather than initialisers of the last two that read other members, which nvcc does not evaluate.
+  template <int Count>
+  FUSEDRNN_INLINE constexpr CellTraits(const char* name, Names gate_names, Names state_names, int slots,
+                                       PerUnit per_unit, int phases, Window input, const Window (&recurrent)[Count])
+      : name(name),
+        gate_names(gate_names),
+        state_names(state_names),
+        slots(slots),
+        per_unit(per_unit),
+        phases(phases),
+        input(input),
+        gates(gate_names.count()),
+        states(state_names.count()) {
+    for (int phase = 0; phase < Count; ++phase) this->recurrent[phase] = recurrent[phase];
+  }
 };
 
 }  // namespace fusedrnn
