@@ -25,6 +25,9 @@ GATES = {
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
 
+STATES = {cell: ("h", "c") if "lstm" in cell else ("h",) for cell in GATES}
+"""Names of the arrays that are each cell's state."""
+
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import Case
+from bench.cases import STATES, Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN
 from bench.problem import Array, Problem, make_problem
@@ -30,7 +30,7 @@ def states(problem: Problem) -> Any:
     """A denormal initial state of one layer."""
     case = problem.case
     h = shrink(np.ones((case.layers * case.directions, case.batch, case.hidden), case.dtype))
-    return (h, h.copy()) if case.cell.startswith("lstm") else h
+    return (h, h.copy()) if len(STATES[case.cell]) == 2 else h
 
 
 def measure(case: Case, run: Run) -> Row:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bench.cases import GATES
+from bench.cases import GATES, STATES
 from bench.problem import Array, Problem
 
 OPSET = 14
@@ -142,7 +142,7 @@ def build_step_model(problem: Problem) -> bytes:
     """
     case = problem.case
     weights = layer_weights(problem, 0)
-    names = ["h", "c"] if case.cell.startswith("lstm") else ["h"]
+    names = list(STATES[case.cell])
     outputs = [f"{name}_next" for name in names]
     inputs = ["x", "W", "R", "B", "", *names]
     if "P" in weights:

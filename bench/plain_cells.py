@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bench.cases import GATES, PEEPHOLES, Case
+from bench.cases import GATES, PEEPHOLES, STATES, Case
 from bench.problem import suffixes
 
 State = tuple[Any, ...]
@@ -110,7 +110,7 @@ def run_layers(case: Case, ops: Operations, scan: Scan, parameters: Mapping[str,
             parameters["bias_hh" + suffix],
             parameters.get("peephole" + suffix),
         )
-        states = 2 if case.cell.startswith("lstm") else 1
+        states = len(STATES[case.cell])
         state = tuple(ops.zeros((case.batch, case.hidden), case.dtype) for _ in range(states))
         outputs.append(scan(make_step(case.cell, ops, recurrent), state, projected, direction == 1))
     return join(ops, outputs)
