@@ -22,7 +22,7 @@ constexpr Nanoseconds kKept = 500 * kMicrosecond;
 // than this share is lost, and over several slices: a smaller team for the sake of a slice now and then took twice the
 // time.
 constexpr int kBearableShare = 3;  // one part in so many
-constexpr Nanoseconds kTooMuch = 25 * kMillisecond;
+constexpr Nanoseconds kTooMuch = 8 * kMillisecond;
 // Waiting for a team to disband that calls for a closer look, in so many of the next calls.
 constexpr Nanoseconds kSlowEnd = 100 * kMicrosecond;
 constexpr int kCarefulCalls = 16;
