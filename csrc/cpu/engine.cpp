@@ -1,7 +1,7 @@
-// The engine, compiled once for each instruction set and floating-point type. Everything it includes from csrc/cells,
-// csrc/cpu and csrc/ops sits in an unnamed namespace, so that no code of one instruction set can be linked into
+// The engine's recurrences, compiled once for each instruction set and floating-point type. Everything it includes from
+// csrc/cells and csrc/cpu sits in an unnamed namespace, so that no code of one instruction set can be linked into
 // another, within one named after the instruction set, so that a profile says which one ran. The only symbol it exports
-// is its table of kernels.
+// is its table of kernels. The operations are compiled likewise, in operations.cpp beside this.
 #include "cells/registry.h"
 #include "cpu/gemm/fma_tile.h"
 #include "cpu/kernels.h"
@@ -9,10 +9,6 @@
 #include "cpu/recurrence/direct_step.h"
 #include "cpu/recurrence/forward.h"
 #include "cpu/recurrence/step.h"
-#include "ops/registry.h"
-
-#define FUSEDRNN_JOIN3(a, b, c) a##_##b##_##c
-#define FUSEDRNN_JOIN(a, b, c) FUSEDRNN_JOIN3(a, b, c)
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
@@ -54,15 +50,6 @@ void panel_step(const StepArguments<T>& arguments, Worker& worker) {
 template <class Cell>
 void direct_step(const StepArguments<T>& arguments, Worker& worker) {
   DirectStep<Cell, T>(arguments).run(worker);
-}
-
-template <class Operation, class Arguments>
-void operation_forward(const Arguments& arguments, Worker& worker) {
-  Operation(arguments, worker).forward();
-}
-template <class Operation, class Arguments>
-void operation_backward(const Arguments& arguments, Worker& worker) {
-  Operation(arguments, worker).backward();
 }
 
 template <V function(V)>
@@ -117,17 +104,15 @@ double read(const A* from, Index count, Index rounds) {
    step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
 const CellKernels<T> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
-#define FUSEDRNN_OPERATION_KERNELS(name, Name) \
-  {operation_forward<Name<T>, Name##Arguments<T>>, operation_backward<Name<T>, Name##Arguments<T>>},
 const Kernels<T> kernels = {cells,        sizeof cells / sizeof cells[0],
                             V::lanes,     kMostDirectRows,
                             map<exp<A>>,  map<sigmoid<A>>,
                             map<tanh<A>>, multiply_adds,
-                            read,         FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION_KERNELS)};
+                            read};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME
 
-const Kernels<T>& FUSEDRNN_JOIN(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
+const Kernels<T>& FUSEDRNN_OF_BUILD(kernels, FUSEDRNN_ISA_NAME, FUSEDRNN_REAL)() { return kernels; }
 
 }  // namespace fusedrnn

@@ -21,7 +21,9 @@ namespace fusedrnn {
 
 #define FUSEDRNN_DECLARE(isa, level, extensions, runs) \
   const Kernels<float>& kernels_##isa##_float();       \
-  const Kernels<double>& kernels_##isa##_double();
+  const Kernels<double>& kernels_##isa##_double();     \
+  const Operations<float>& operations_##isa##_float(); \
+  const Operations<double>& operations_##isa##_double();
 FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_DECLARE)
 
 namespace {
@@ -31,10 +33,13 @@ struct Build {
   bool runs;
   const Kernels<float>& (*f32)();
   const Kernels<double>& (*f64)();
+  const Operations<float>& (*operations_f32)();
+  const Operations<double>& (*operations_f64)();
 };
 
-#define FUSEDRNN_BUILD(isa, level, extensions, runs) \
-  {level extensions, runs, kernels_##isa##_float, kernels_##isa##_double},
+#define FUSEDRNN_BUILD(isa, level, extensions, runs)                                                        \
+  {level extensions,         runs, kernels_##isa##_float, kernels_##isa##_double, operations_##isa##_float, \
+   operations_##isa##_double},
 const std::vector<Build>& builds() {
   static const std::vector<Build> all = {FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_BUILD)};
   return all;
@@ -80,6 +85,16 @@ template <>
 const Kernels<double>& of(const Build& build) {
   return build.f64();
 }
+template <class Real>
+const Operations<Real>& operations_of(const Build& build);
+template <>
+const Operations<float>& operations_of(const Build& build) {
+  return build.operations_f32();
+}
+template <>
+const Operations<double>& operations_of(const Build& build) {
+  return build.operations_f64();
+}
 
 }  // namespace
 
@@ -92,6 +107,13 @@ template <class Real>
 const Kernels<Real>& kernels_of(const std::string& isa) {
   return of<Real>(find(isa));
 }
+template <class Real>
+const Operations<Real>& operations() {
+  static const Operations<Real>& table = operations_of<Real>(chosen());
+  return table;
+}
+template const Operations<float>& operations();
+template const Operations<double>& operations();
 template const Kernels<float>& kernels();
 template const Kernels<double>& kernels();
 template const Kernels<float>& kernels_of(const std::string&);

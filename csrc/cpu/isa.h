@@ -12,6 +12,9 @@ namespace fusedrnn {
 // Throws std::runtime_error where that names no ISA of this build, or one the processor lacks.
 template <class Real>
 const Kernels<Real>& kernels();
+// The same of the operations.
+template <class Real>
+const Operations<Real>& operations();
 // The kernels of the ISA of that name; throws std::invalid_argument where it cannot run.
 template <class Real>
 const Kernels<Real>& kernels_of(const std::string& isa);

@@ -23,12 +23,6 @@ struct CellKernels {
   void (*direct_step)(const StepArguments<T>& arguments, Worker& worker);
 };
 
-template <class Arguments>
-struct OperationKernels {
-  void (*forward)(const Arguments& arguments, Worker& worker);
-  void (*backward)(const Arguments& arguments, Worker& worker);
-};
-
 template <class T>
 struct Kernels {
   using A = Accumulator<T>;
@@ -44,10 +38,24 @@ struct Kernels {
   double (*multiply_adds)(Index rounds);
   // Reads `count` values `rounds` times over; returns how many bytes that were.
   double (*read)(const A* from, Index count, Index rounds);
-  // Each operation's, by its name.
+};
+
+template <class Arguments>
+struct OperationKernels {
+  void (*forward)(const Arguments& arguments, Worker& worker);
+  void (*backward)(const Arguments& arguments, Worker& worker);
+};
+
+// Each operation's, by its name.
+template <class T>
+struct Operations {
 #define FUSEDRNN_OPERATION(name, Name) OperationKernels<Name##Arguments<T>> name;
   FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION)
 #undef FUSEDRNN_OPERATION
 };
+
+// The functions that a build exports: kernels_v3_float, for one.
+#define FUSEDRNN_JOIN(table, isa, real) table##_##isa##_##real
+#define FUSEDRNN_OF_BUILD(table, isa, real) FUSEDRNN_JOIN(table, isa, real)
 
 }  // namespace fusedrnn

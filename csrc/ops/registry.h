@@ -14,8 +14,8 @@
   APPLY(softmax, Softmax)                   \
   APPLY(ctc_loss, CtcLoss)
 
-// An engine is compiled with the kernels, all else with their arguments alone.
-#if defined(FUSEDRNN_REAL)
+// cpu/operations.cpp is compiled with the kernels of the CPU, all else with their arguments alone.
+#if defined(FUSEDRNN_CPU_OPERATIONS)
 #include "ops/ctc_loss/kernel.h"
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/kernel.h"

@@ -63,11 +63,11 @@ Index ctc_workspace(Index longest) { return 4 * ctc_frame(longest) + kBlock; }
 
 template <class Real>
 bool run_ctc_forward(CtcLossArguments<Real> a, int threads, const Interrupt& interrupt) {
-  return run(a, threads, interrupt, kernels<Real>().ctc_loss.forward);
+  return run(a, threads, interrupt, operations<Real>().ctc_loss.forward);
 }
 template <class Real>
 bool run_ctc_backward(CtcLossArguments<Real> a, int threads, const Interrupt& interrupt) {
-  return run(a, threads, interrupt, kernels<Real>().ctc_loss.backward);
+  return run(a, threads, interrupt, operations<Real>().ctc_loss.backward);
 }
 
 template bool run_ctc_forward(CtcLossArguments<float>, int, const Interrupt&);

@@ -46,7 +46,8 @@ py::array forward_as(const LinearInputs& inputs) {
   py::array y = new_array(inputs.x.dtype(), shape_with(inputs.x, inputs.weight.shape(0)));
   LinearArguments<Real> a = arguments_of<Real>(inputs);
   a.y = mutable_data_of<Real>(y);
-  run_without_gil([&](const Interrupt& interrupt) { return run_linear_forward(a, kernels<Real>().linear, interrupt); });
+  run_without_gil(
+      [&](const Interrupt& interrupt) { return run_linear_forward(a, operations<Real>().linear, interrupt); });
   return y;
 }
 
@@ -68,7 +69,7 @@ py::tuple backward_as(const LinearInputs& inputs, const py::array& dy) {
   a.dweight = mutable_data_of<Real>(dweight);
   a.dbias = inputs.bias ? mutable_data_of<Real>(dbias) : nullptr;
   run_without_gil(
-      [&](const Interrupt& interrupt) { return run_linear_backward(a, kernels<Real>().linear, interrupt); });
+      [&](const Interrupt& interrupt) { return run_linear_backward(a, operations<Real>().linear, interrupt); });
   return py::make_tuple(dx, dweight, inputs.bias ? py::object(dbias) : py::none());
 }
 

@@ -101,7 +101,7 @@ py::object forward_as(const LinearCrossEntropyTape& tape) {
   LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape);
   a.losses = mutable_data_of<Real>(losses);
   run_without_gil([&](const Interrupt& interrupt) {
-    return run_linear_forward(a, kernels<Real>().linear_cross_entropy, interrupt);
+    return run_linear_forward(a, operations<Real>().linear_cross_entropy, interrupt);
   });
   if (tape.reduction == Reduction::none) return std::move(losses);
   double sum = 0;
@@ -173,7 +173,7 @@ py::tuple backward_as(const LinearCrossEntropyTape& tape, py::handle dloss) {
   a.dweight = mutable_data_of<Real>(dweight);
   a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
   run_without_gil([&](const Interrupt& interrupt) {
-    return run_linear_backward(a, kernels<Real>().linear_cross_entropy, interrupt);
+    return run_linear_backward(a, operations<Real>().linear_cross_entropy, interrupt);
   });
   return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
 }

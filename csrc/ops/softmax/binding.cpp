@@ -30,7 +30,7 @@ py::array softmax_as(const py::array& x, const py::array* dy) {
   (dy ? a.y : a.x) = data_of<Real>(x);
   a.dy = dy ? data_of<Real>(*dy) : nullptr;
   a.out = mutable_data_of<Real>(out);
-  const OperationKernels<SoftmaxArguments<Real>>& softmax = kernels<Real>().softmax;
+  const OperationKernels<SoftmaxArguments<Real>>& softmax = operations<Real>().softmax;
   run_without_gil([&](const Interrupt& interrupt) {
     return run_operation(a, threads_for(a), interrupt, dy ? softmax.backward : softmax.forward);
   });
