@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/operations.h"
 
 namespace fusedrnn {
 

@@ -2,7 +2,6 @@
 #pragma once
 #include "common/arguments.h"
 #include "cpu/runtime/worker.h"
-#include "ops/registry.h"
 
 namespace fusedrnn {
 
@@ -38,20 +37,6 @@ struct Kernels {
   double (*multiply_adds)(Index rounds);
   // Reads `count` values `rounds` times over; returns how many bytes that were.
   double (*read)(const A* from, Index count, Index rounds);
-};
-
-template <class Arguments>
-struct OperationKernels {
-  void (*forward)(const Arguments& arguments, Worker& worker);
-  void (*backward)(const Arguments& arguments, Worker& worker);
-};
-
-// Each operation's, by its name.
-template <class T>
-struct Operations {
-#define FUSEDRNN_OPERATION(name, Name) OperationKernels<Name##Arguments<T>> name;
-  FUSEDRNN_FOR_EACH_OPERATION(FUSEDRNN_OPERATION)
-#undef FUSEDRNN_OPERATION
 };
 
 // The functions that a build exports: kernels_v3_float, for one.

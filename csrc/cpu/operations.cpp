@@ -2,6 +2,8 @@
 // engine.cpp beside this. A file of its own, because an edit of an operation would otherwise compile every recurrence
 // again.
 #define FUSEDRNN_CPU_OPERATIONS
+#include "cpu/operations.h"
+
 #include "cpu/kernels.h"
 
 namespace fusedrnn {
