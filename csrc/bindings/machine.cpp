@@ -43,11 +43,11 @@ py::array activate_as(const std::string& name, const py::array& x, const std::op
 }
 
 py::array activate(const std::string& name, py::handle object, const std::optional<std::string>& isa) {
-  const bool twice = py::isinstance<py::array_t<double>>(object);
-  const py::array x = require_array(object, "x", twice ? py::dtype::of<double>() : py::dtype::of<float>());
+  const bool is_float64 = py::isinstance<py::array_t<double>>(object);
+  const py::array x = require_array(object, "x", is_float64 ? py::dtype::of<double>() : py::dtype::of<float>());
   require_shape(x, "x", {"N"});
   require_contiguous(x, "x");
-  return twice ? activate_as<double>(name, x, isa) : activate_as<float>(name, x, isa);
+  return is_float64 ? activate_as<double>(name, x, isa) : activate_as<float>(name, x, isa);
 }
 
 // Best of `rounds` runs of `work(thread)` on every thread at once, in what it returns, summed, per second.

@@ -154,7 +154,7 @@ struct ForwardArguments {
   Sequence<const T> known_y;  // replaying a segment: y, which holds the h it starts from
   Index chunk_rows;           // most packed rows of a chunk of time
   PackedWeights<const A> packed;
-  // Scratch, shared by the threads of the direction.
+  // Workspace, shared by the threads of the direction.
   PackedWeights<A> fresh;  // `packed`, to be written from `weights` first; null: it was before
   A* h;                    // (2, rows, padded H): states before and after a step, by position
   Blocked<A> carry;        // c by position
@@ -188,7 +188,7 @@ struct BackwardArguments {
   const ForwardArguments<T>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
   bool direct;  // read the weights where they lie: pays for few rows of one step
-  // Scratch, shared by the threads of the direction.
+  // Workspace, shared by the threads of the direction.
   A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
   A* per_unit;               // blocks * rows of it * 16
@@ -218,7 +218,7 @@ struct StepArguments {
   Blocked<A> gates, cells;        // training, `direct_step` alone: the tape; else null
   A clip;                         // bound on every gate's pre-activation, or 0
   bool reversed;                  // take the units from the last to the first
-  // Scratch of cells of two phases, shared by the threads.
+  // Workspace of cells of two phases, shared by the threads.
   A* operand;  // (B, padded H): the second phase's left operand
   A* kept;     // (B, slots, padded H): what the first phase leaves of its slots
 };

@@ -13,19 +13,19 @@ const char* persistent_refusal(const NetConfig& config, Index rows, bool trainin
   return BlockProgram<T>::refusal(config, cell_steps<T>(config.cell).traits.name, rows, training, at_once);
 }
 std::size_t kept_bytes(const NetConfig& config, const NetForward& call) {
-  return Forward<T>(config, call).kept_bytes();
+  return StepwiseForward<T>(config, call).kept_bytes();
 }
 std::size_t forward_bytes(const NetConfig& config, const NetForward& call) {
-  return Forward<T>(config, call).workspace_bytes();
+  return StepwiseForward<T>(config, call).workspace_bytes();
 }
 std::size_t backward_bytes(const NetConfig& config, const NetForward& call) {
-  return Backward<T>(config, call).workspace_bytes();
+  return StepwiseBackward<T>(config, call).workspace_bytes();
 }
 void forward(const Place& place, const NetConfig& config, const NetForward& call) {
-  Forward<T>(config, call).run(place);
+  StepwiseForward<T>(config, call).run(place);
 }
 void backward(const Place& place, const NetConfig& config, const NetForward& call, const NetBackward& gradient) {
-  Backward<T>(config, call).run(place, gradient);
+  StepwiseBackward<T>(config, call).run(place, gradient);
 }
 
 void add_squares(const Place& place, const ClippedArray& array, double* partial) {

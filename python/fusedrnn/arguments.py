@@ -53,9 +53,9 @@ def require_number(value: SupportsFloat, name: str, *, least: float, most: float
 
 
 def require_clip(value: SupportsFloat | None) -> float | None:
-    """Return a bound on gates' pre-activations, or None for none; it must be a positive number of single precision."""
-    single = np.finfo(np.float32)
-    return None if value is None else require_number(value, "clip", least=float(single.tiny), most=float(single.max))
+    """Return a bound on gates' pre-activations, or None for none; it must be a positive number of float32."""
+    float32 = np.finfo(np.float32)
+    return None if value is None else require_number(value, "clip", least=float(float32.tiny), most=float(float32.max))
 
 
 def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:

@@ -62,14 +62,14 @@ class SGD(Optimizer):
     def _set_numbers(self, numbers: dict[str, Any]) -> None:
         self._momentum = require_number(numbers["momentum"], "momentum", least=0.0, most=LARGEST)
 
-    def _update(self, state: dict[str, Array], value: Array, gradient: Array, scratch: Array, lr: float) -> None:
+    def _update(self, state: dict[str, Array], value: Array, gradient: Array, workspace: Array, lr: float) -> None:
         if "velocity" in state:
             velocity = state["velocity"]
             velocity *= self._momentum
             velocity += gradient
             gradient = velocity
-        np.multiply(gradient, lr, out=scratch)
-        value -= scratch
+        np.multiply(gradient, lr, out=workspace)
+        value -= workspace
 
 
 class Adam(Optimizer):
@@ -135,26 +135,26 @@ class Adam(Optimizer):
         self._eps = require_number(numbers["eps"], "eps", least=0.0, most=LARGEST)
         self._betas = (first, second)
 
-    def _update(self, state: dict[str, Array], value: Array, gradient: Array, scratch: Array, lr: float) -> None:
+    def _update(self, state: dict[str, Array], value: Array, gradient: Array, workspace: Array, lr: float) -> None:
         (beta1, beta2), mean, square = self._betas, state["mean"], state["square"]
-        np.subtract(gradient, mean, out=scratch)
+        np.subtract(gradient, mean, out=workspace)
         if beta1 > 0.5:
-            scratch *= 1.0 - beta1
-            mean += scratch
+            workspace *= 1.0 - beta1
+            mean += workspace
         else:  # the same from the other end, or what the mean forgets would round the gradient
-            scratch *= beta1
-            np.subtract(gradient, scratch, out=mean)
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1.0 - beta2
+            workspace *= beta1
+            np.subtract(gradient, workspace, out=mean)
+        np.multiply(gradient, gradient, out=workspace)
+        workspace *= 1.0 - beta2
         square *= beta2
-        square += scratch
+        square += workspace
         # Both corrections go into the rate and eps, which are numbers, rather than over the arrays.
         root = math.sqrt(1.0 - beta2**self.steps)
-        np.sqrt(square, out=scratch)
-        scratch += self._eps * root
-        np.divide(mean, scratch, out=scratch)
-        scratch *= lr * root / (1.0 - beta1**self.steps)
-        value -= scratch
+        np.sqrt(square, out=workspace)
+        workspace += self._eps * root
+        np.divide(mean, workspace, out=workspace)
+        workspace *= lr * root / (1.0 - beta1**self.steps)
+        value -= workspace
 
 
 class AdamW(Adam):

@@ -86,7 +86,7 @@ def _empty(device: Device | None, shape: tuple[int, ...], dtype: Any) -> Array:
 
 @dataclass
 class _Slot:
-    """What is kept of one parameter: where it was and how, and the state that goes with it, in at least float32."""
+    """What is kept of one parameter: its device, dtype and shape, and its state in at least float32."""
 
     dtype: Any
     shape: tuple[int, ...]
@@ -102,14 +102,14 @@ class _Slot:
         return accumulator(self.dtype)
 
 
-class _Scratch:
+class _Workspace:
     """Memory to compute in, kept from step to step: a few arrays, each as large as the largest parameter."""
 
     def __init__(self) -> None:
         self._flat: dict[Any, Array] = {}
 
     def array(self, slot: _Slot, number: int) -> Array:
-        """The scratch array of this number, in a parameter's shape; what it holds is undefined."""
+        """The workspace array of this number, in a parameter's shape; what it holds is undefined."""
         key, size = (slot.place, slot.width, number), math.prod(slot.shape)
         if key not in self._flat or self._flat[key].size < size:
             self._flat[key] = _empty(slot.device, (size,), slot.width)
@@ -132,7 +132,7 @@ class Optimizer(abc.ABC):
         self.lr = lr
         self.weight_decay = weight_decay
         self._slots = self._make_slots()
-        self._scratch = _Scratch()
+        self._workspace = _Workspace()
 
     def _make_slots(self) -> dict[Key, _Slot]:
         arrays = _entries(self.parameters, "parameters", bool(self._groups))
@@ -255,25 +255,25 @@ class Optimizer(abc.ABC):
         lr, decay = self._rate_of("lr", key), self._rate_of("weight_decay", key)
         value, narrow = parameter, slot.dtype != slot.width
         if narrow:
-            value = self._scratch.array(slot, 1)
+            value = self._workspace.array(slot, 1)
             value[...] = parameter
-        scratch = self._scratch.array(slot, 0)
+        workspace = self._workspace.array(slot, 0)
         if narrow or (decay and self._decays_gradient):
-            wide = self._scratch.array(slot, 2)
+            wide = self._workspace.array(slot, 2)
             wide[...] = gradient
             gradient = wide
         if decay and self._decays_gradient:
-            np.multiply(value, decay, out=scratch)
-            gradient += scratch
+            np.multiply(value, decay, out=workspace)
+            gradient += workspace
         elif decay:
             value *= 1.0 - lr * decay
-        self._update(slot.state, value, gradient, scratch, lr)
+        self._update(slot.state, value, gradient, workspace, lr)
         if narrow:
             parameter[...] = value
 
     @abc.abstractmethod
-    def _update(self, state: dict[str, Array], value: Array, gradient: Array, scratch: Array, lr: float) -> None:
-        """Write `value` and the state, all of one dtype; what `scratch` holds is undefined before and after."""
+    def _update(self, state: dict[str, Array], value: Array, gradient: Array, workspace: Array, lr: float) -> None:
+        """Write `value` and the state, all of one dtype; what `workspace` holds is undefined before and after."""
 
     @abc.abstractmethod
     def _numbers(self) -> dict[str, float]:
@@ -365,7 +365,7 @@ class Optimizer(abc.ABC):
         return f"{type(self).__name__}({len(self._slots)} parameters, {shown})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scratch": _Scratch()}
+        return {**self.__dict__, "_workspace": _Workspace()}
 
 
 def _on(device: Device | None) -> contextlib.AbstractContextManager[Any]:

@@ -56,7 +56,7 @@ def assert_runs_as_the_layer(case: Case, **options: Any) -> None:
     for count in (1, 2, 3):
         with threads(count):
             runner = layer.freeze()
-            for _ in range(2):  # scratch of a call is not what the next one needs
+            for _ in range(2):  # a call's workspace is not what the next one needs
                 found = runner(inputs.x, inputs.state, **inputs.sequence_options())
                 assert_same(found, expected, f"{case.id}, {count} threads")
 

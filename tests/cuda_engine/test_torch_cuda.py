@@ -1,4 +1,4 @@
-"""fusedrnn.torch on CUDA tensors: on a GPU, and on its stand-in on the host (torch_places.py)."""
+"""fusedrnn.torch on CUDA tensors: on a GPU, and on its stand-in on the host (torch_devices.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
-from torch_places import STREAM, HostPlace, on_the_host, require_gpu  # noqa: E402
+from torch_devices import STREAM, HostKind, on_the_host, require_gpu  # noqa: E402
 from torch_support import (  # noqa: E402
     CELLS,
     SIZE,
@@ -156,7 +156,7 @@ def test_sixteen_bits(where: str, case: Case, dtype: str, rng: np.random.Generat
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("case", small(num_layers=2, directions=2, ragged=True, reset=True))
 def test_the_native_layers_bits(cuda_host_module: Any, case: Case, dtype: str, rng: np.random.Generator) -> None:
-    """The same engine through CuPy's place and through torch's."""
+    """The same engine on CuPy arrays and on tensors."""
     kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
     cpu, narrow = make_layer(dataclasses.replace(case, dtype="float32")), kind.itemsize == 2
     inputs = make_inputs(case, rng)
@@ -742,17 +742,17 @@ def test_a_loaded_library_is_found_whatever_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("dtype", device.DTYPES)
 def test_a_tape_is_as_large_as_the_engine_asks_for(cuda_host_module: Any, cell: str, dtype: Any) -> None:
-    with on_the_host(cuda_host_module) as place:
+    with on_the_host(cuda_host_module) as kind:
         for layers, both, hidden in itertools.product((1, 3), (False, True), (1, 7, 64)):
             config = config_of(cell, 5, hidden, layers, both, True)
-            net = device._net(place.native, config, dtype, 0, False)
+            net = device._net(kind.native, config, dtype, 0, False)
             for steps, rows in itertools.product((1, 2, 7, 100), (0, 1, 3, 64)):
                 for mask in (None, torch.ones(1)):
                     call = Call(config, "time", steps, rows, mask=mask, on_device=True)
                     present = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), (1, 0, 0))
                     present["mask"] = (0 if mask is None else 1, 0, 0)
                     numbers = {"steps": steps, "rows": rows, "recompute": 0, "lengths": 1, "calls": 0}
-                    made = place.native.ForwardCall(**numbers, **present, weights=[], training=True, persistent=False)
+                    made = kind.native.ForwardCall(**numbers, **present, weights=[], training=True, persistent=False)
                     spare = device.tape_bytes(call, torch.empty(0, dtype=dtype)) - net.kept_bytes(made)
                     assert 0 <= spare <= 256 * (5 * layers + 3 + 5 * (mask is not None))
 
@@ -791,7 +791,7 @@ def test_without_an_engine_torchs_own_forward_runs_and_says_so(monkeypatch: pyte
     dispatch._warned.clear()
     own, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     module = accelerated(own)
-    monkeypatch.setattr(device, "place", HostPlace(None, "the module is on holiday"))
+    monkeypatch.setattr(device, "kind", HostKind(None, "the module is on holiday"))
     assert "on holiday" in str(ft.why_not(module)) and "on holiday" in str(ft.why_not(own))
     with pytest.warns(UserWarning, match="torch's own forward.*on holiday"):
         y, _ = module(x)
@@ -809,10 +809,10 @@ def test_without_an_engine_torchs_own_forward_runs_and_says_so(monkeypatch: pyte
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(device, "place", device.Cuda())
+    monkeypatch.setattr(device, "kind", device.Cuda())
     assert "not one for CUDA" in str(device.missing())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(device, "place", device.Cuda())
+    monkeypatch.setattr(device, "kind", device.Cuda())
     monkeypatch.setitem(__import__("sys").modules, "fusedrnn._cuda", None)
     assert "no CUDA module" in str(device.missing())
     assert device.loaded_blas() is None or "libcublas.so" in str(device.loaded_blas())

@@ -41,7 +41,7 @@ def guarded_gradients(layer: Any) -> tuple[dict[str, np.ndarray], dict[str, np.n
 
 
 def spoil_buffers(layer: Any, inputs: Inputs) -> None:
-    """Leave nan in every buffer that the pool will hand out again: scratch, tapes and results of this shape."""
+    """Leave nan in every buffer that the pool will hand out again: workspaces, tapes and results of this shape."""
     nan = np.full_like(inputs.x, np.nan)
     y, state, tape = layer.forward(nan, **inputs.sequence_options())
     grads = layer.backward(tape, np.full_like(inputs.dy, np.nan))

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402
-from torch_places import on_the_host, require_gpu  # noqa: E402
+from torch_devices import on_the_host, require_gpu  # noqa: E402
 from torch_support import (  # noqa: E402
     SIZE,
     Tagger,

@@ -27,7 +27,7 @@ constexpr Index kMostChunkRows = 512;
 constexpr double kForwardProducts = 2, kBackwardProducts = 4;
 
 // How a team divides over the directions of a layer.
-struct Plan {
+struct TeamDivision {
   int groups;   // 2: the directions run side by side
   Split split;  // of a group
 };
@@ -44,11 +44,11 @@ StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config
   return cost;
 }
 
-Plan plan_for(const RecurrentConfig& config, const StepCost& cost, int threads) {
-  Plan plan;
-  plan.groups = config.directions == 2 && threads > 1 ? 2 : 1;
-  plan.split = split_step(cost, threads / plan.groups);
-  return plan;
+TeamDivision divide_team(const RecurrentConfig& config, const StepCost& cost, int threads) {
+  TeamDivision division;
+  division.groups = config.directions == 2 && threads > 1 ? 2 : 1;
+  division.split = split_step(cost, threads / division.groups);
+  return division;
 }
 
 // Cycles of a layer on one thread, all its products taken together `products` times as long as a step's own.
@@ -72,22 +72,22 @@ struct Team {
 template <class Work, class Rest>
 bool run_layer(const RecurrentConfig& config, const StepCost& cost, double products, int threads_allowed,
                const Interrupt& interrupt, const Work& work, const Rest& rest) {
-  const Plan wanted = plan_for(config, cost, threads_allowed);
+  const TeamDivision wanted = divide_team(config, cost, threads_allowed);
   const int threads = team_size(wanted.groups * wanted.split.threads(), layer_cycles(config, cost, products));
   Team team(threads);
   parallel(threads, [&](int thread, int given) {
-    const Plan plan = plan_for(config, cost, given);
-    const int in_group = plan.split.threads(), busy = plan.groups * in_group;
+    const TeamDivision division = divide_team(config, cost, given);
+    const int in_group = division.split.threads(), busy = division.groups * in_group;
     if (thread >= busy) return;
     const int group = thread / in_group;
     Worker worker;
     worker.thread = thread % in_group;
-    worker.split = plan.split;
+    worker.split = division.split;
     worker.group = &team.groups[group];
     worker.row_barrier = &team.row_barriers[group * team.capacity + worker.row_part()];
     worker.interrupt = thread == 0 && interrupt.asked ? &interrupt : nullptr;
     worker.stop = &team.stop;
-    for (int direction = group; direction < config.directions; direction += plan.groups) {
+    for (int direction = group; direction < config.directions; direction += division.groups) {
       work(direction, worker);
       worker.meet();
     }
@@ -153,9 +153,9 @@ void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
   }
 }
 
-// Scratch of one direction going forward.
+// Workspace of one direction going forward.
 template <class Real>
-struct ForwardScratch {
+struct ForwardWorkspace {
   Buffer packed, h, carry, operand, pointers, gates;
 
   void allocate(const CellTraits& traits, int threads, ForwardArguments<Real>& a) {
@@ -269,7 +269,7 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
                    Sequence<Real> y, Tape<Real>* tape) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   std::vector<ForwardArguments<Real>> arguments;
-  std::vector<ForwardScratch<Real>> scratch(config.directions);
+  std::vector<ForwardWorkspace<Real>> workspace(config.directions);
   const bool keep_all = tape && call.recompute == 0;
   const bool direct = keep_all && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
   for (int direction = 0; direction < config.directions; ++direction) {
@@ -277,7 +277,7 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     if (tape)
       fill_tape(kernels.traits, call.recompute, arguments.back(),
                 tape->directions[layer * config.directions + direction], call.lists->packed_rows());
-    if (!direct) scratch[direction].allocate(kernels.traits, call.threads, arguments.back());
+    if (!direct) workspace[direction].allocate(kernels.traits, call.threads, arguments.back());
   }
   if (direct) {
     train_single_step(config, arguments, call.threads);
@@ -293,11 +293,11 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
       });
 }
 
-// Scratch of one direction that replays segments of the forward pass.
+// Workspace of one direction that replays segments of the forward pass.
 template <class Real>
-struct ReplayScratch {
+struct ReplayWorkspace {
   ForwardArguments<Real> arguments;
-  ForwardScratch<Real> forward;
+  ForwardWorkspace<Real> forward;
   Buffer gates, cells;
 
   // Makes the arguments of a direction's backward pass refer to a replay. No outputs are written again.
@@ -324,9 +324,9 @@ struct ReplayScratch {
   }
 };
 
-// Scratch of one direction going backward.
+// Workspace of one direction going backward.
 template <class Real>
-struct BackwardScratch {
+struct BackwardWorkspace {
   Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
 
   void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
@@ -411,17 +411,17 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   const Index steps = tape.call.steps, width = config.input_of(layer);
   std::vector<BackwardArguments<Real>> arguments;
-  std::vector<BackwardScratch<Real>> scratch(config.directions);
-  std::vector<ReplayScratch<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
+  std::vector<BackwardWorkspace<Real>> workspace(config.directions);
+  std::vector<ReplayWorkspace<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
-    scratch[direction].allocate(kernels.traits, arguments.back());
+    workspace[direction].allocate(kernels.traits, arguments.back());
     if (!replays.empty())
       replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
     arguments.back().dx = dx;
     if (direction == 1 && dx.data) {  // the directions run side by side: each writes a dx of its own
-      scratch[1].dx = buffer_of<Real>(sequence_rows(tape.call) * width);
-      arguments.back().dx = time_major(tape.call, scratch[1].dx.template as<Real>(), width);
+      workspace[1].dx = buffer_of<Real>(sequence_rows(tape.call) * width);
+      arguments.back().dx = time_major(tape.call, workspace[1].dx.template as<Real>(), width);
     }
   }
   return run_layer(

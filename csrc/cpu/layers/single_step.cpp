@@ -18,12 +18,12 @@ constexpr Index kMostPackedRows = 32;
 
 // The parts of one buffer.
 template <class Real>
-struct Scratch {
+struct Workspace {
   Buffer buffer;
   Real *zeros, *operand, *kept, *outputs[2];
 
   // `output`: elements of a layer's output that only the next one reads.
-  Scratch(const CellTraits& traits, Index hidden, Index rows, Index output) {
+  Workspace(const CellTraits& traits, Index hidden, Index rows, Index output) {
     const Index wide = traits.phases == 2 ? rows * padded(hidden) : 0;
     buffer = Buffer(static_cast<std::size_t>(hidden + (1 + traits.slots) * wide + 2 * output) * sizeof(Real));
     zeros = buffer.as<Real>();
@@ -49,14 +49,14 @@ bool single_step_gradient_pays(Index rows) { return rows <= kMostGradientRows; }
 template <class Real>
 void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  const Scratch<Real> scratch(kernels.traits, config.hidden_size, call.rows,
-                              config.layers > 1 ? call.rows * config.width() : 0);
+  const Workspace<Real> workspace(kernels.traits, config.hidden_size, call.rows,
+                                  config.layers > 1 ? call.rows * config.width() : 0);
   std::vector<StepArguments<Real>> steps;
   steps.reserve(static_cast<std::size_t>(config.layers * config.directions));
   StateRows<const Real> x = {call.x.data, call.x.row};
   for (int layer = 0; layer < config.layers; ++layer) {
     const bool last = layer + 1 == config.layers;
-    const StateRows<Real> y = {last ? call.y.data : scratch.outputs[layer % 2], last ? call.y.row : config.width()};
+    const StateRows<Real> y = {last ? call.y.data : workspace.outputs[layer % 2], last ? call.y.row : config.width()};
     for (int turn = 0; turn < config.directions; ++turn) {
       const int direction = call.reversed ? config.directions - 1 - turn : turn;
       const int index = layer * config.directions + direction;
@@ -71,13 +71,13 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
       else
         a.weights = call.weights[index];
       a.x = x;
-      a.h = or_zeros(call.initial[0].at(index), scratch.zeros);
-      a.c = or_zeros(call.initial[1].at(index), scratch.zeros);
+      a.h = or_zeros(call.initial[0].at(index), workspace.zeros);
+      a.c = or_zeros(call.initial[1].at(index), workspace.zeros);
       a.h_next = call.final[0].at(index);
       a.c_next = call.final[1].at(index);
       a.y = {y.data + direction * config.hidden_size, y.row};
-      a.operand = scratch.operand;
-      a.kept = scratch.kept;
+      a.operand = workspace.operand;
+      a.kept = workspace.kept;
       steps.push_back(a);
     }
     x = {y.data, y.row};
@@ -91,7 +91,7 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
                        int threads) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   const Index rows = directions[0].schedule.rows;
-  const Scratch<Real> scratch(kernels.traits, config.hidden_size, rows, 0);
+  const Workspace<Real> workspace(kernels.traits, config.hidden_size, rows, 0);
   std::vector<StepArguments<Real>> steps;
   for (const ForwardArguments<Real>& f : directions) {
     StepArguments<Real> a = {};
@@ -101,15 +101,15 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
     a.clip = f.clip;
     a.weights = f.weights;
     a.x = {f.x.data, f.x.row};
-    a.h = or_zeros(f.h0, scratch.zeros);
-    a.c = or_zeros(f.c0, scratch.zeros);
+    a.h = or_zeros(f.h0, workspace.zeros);
+    a.c = or_zeros(f.c0, workspace.zeros);
     a.h_next = f.hn;
     a.c_next = f.cn;
     a.y = {f.y.data, f.y.row};
     a.gates = f.gates;
     a.cells = f.cells;
-    a.operand = scratch.operand;
-    a.kept = scratch.kept;
+    a.operand = workspace.operand;
+    a.kept = workspace.kept;
     steps.push_back(a);
   }
   StepTeam<Real> team(step_cost(kernels.traits, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes));

@@ -1,5 +1,5 @@
-// Memory that is used again: tapes, scratch and results come from one pool, so that a training loop settles to no fresh
-// pages. What has not been used for some calls, or for a minute, goes back to the system. A buffer's contents are
+// Memory that is used again: tapes, workspaces and results come from one pool, so that a training loop settles to no
+// fresh pages. What has not been used for some calls, or for a minute, goes back to the system. A buffer's contents are
 // whatever its last user left.
 #pragma once
 #include <cstddef>

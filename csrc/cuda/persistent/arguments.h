@@ -58,7 +58,7 @@ struct ForwardDirection {
 };
 
 template <class T>
-struct ForwardArguments {
+struct ForwardProgramArguments {
   Batch batch;
   Grid grid;
   bool keep;
@@ -79,7 +79,7 @@ struct BackwardDirection {
 };
 
 template <class T>
-struct BackwardArguments {
+struct BackwardProgramArguments {
   Batch batch;
   Grid grid;
   BackwardDirection<T> direction[2];

@@ -11,16 +11,16 @@ namespace persistent {
 namespace {
 
 template <class T, class Cell, int kCapacity>
-struct Backward {
-  using Arguments = BackwardArguments<T>;
+struct BackwardProgram {
+  using Arguments = BackwardProgramArguments<T>;
   using Direction = BackwardDirection<T>;
   using V = Scalar<float>;
   static constexpr int kUnits = Operand<T>::kUnits, kSlots = Cell::traits.slots,
                        kGates = Cell::traits.recurrent[0].count;
   static constexpr int kLength = product_depth(Pass::backward, kGates, kCapacity);
   static constexpr bool kHasC = Cell::traits.states == 2;
-  using At = Place<T>;
-  using Product = persistent::Product<T, weight_rows(Pass::backward, kGates, kUnits), kLength>;
+  using At = BlockPosition<T>;
+  using Product = BlockProduct<T, weight_rows(Pass::backward, kGates, kUnits), kLength>;
   using Exchange = persistent::Exchange<T, kLength, kCapacity>;
   static constexpr int kCells = At::kCells;
 
@@ -45,8 +45,8 @@ struct Backward {
   }
 
   template <class Policy>
-  class Block : Worker<Policy, Backward> {
-    using Base = Worker<Policy, Backward>;
+  class Block : BlockBase<Policy, BackwardProgram> {
+    using Base = BlockBase<Policy, BackwardProgram>;
     using Base::policy, Base::a, Base::at, Base::d, Base::exchange, Base::hidden, Base::step_of, Base::each_thread,
         Base::each_cell;
 

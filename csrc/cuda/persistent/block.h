@@ -20,7 +20,7 @@ constexpr bool in_gate_order(Window window) {
 
 // One block's place in the grid, and which cells its threads have: the units of a word, of one row of the slice.
 template <class T>
-struct Place {
+struct BlockPosition {
   static constexpr int kUnits = Operand<T>::kUnits, kCells = Operand<T>::kPerWord;
   static constexpr int kAcross = kUnits / kCells;  // threads that share a row
   static_assert(kThreads / kAcross == kMaxSliceRows, "each row of a slice has its threads");
@@ -30,7 +30,7 @@ struct Place {
   Index first_row;
   bool reverse;
 
-  FUSEDRNN_DEVICE Place(int index, const Batch& batch, const Grid& grid)
+  FUSEDRNN_DEVICE BlockPosition(int index, const Batch& batch, const Grid& grid)
       : index(index), group(index / grid.blocks), direction(group / grid.slices) {
     first_unit = index % grid.blocks * kUnits;
     first_row = Index(group % grid.slices) * grid.slice_rows;
@@ -108,7 +108,7 @@ struct Exchange {
 
 // One block at work on a program, forward or backward.
 template <class Policy, class Program>
-class Worker {
+class BlockBase {
  protected:
   using Thread = typename Program::Thread;
 
@@ -118,7 +118,7 @@ class Worker {
   const typename Program::Direction& d;
   const typename Program::Exchange exchange;
 
-  FUSEDRNN_DEVICE Worker(Policy& policy, const typename Program::Arguments& arguments)
+  FUSEDRNN_DEVICE BlockBase(Policy& policy, const typename Program::Arguments& arguments)
       : policy(policy),
         a(arguments),
         at(policy.block(), a.batch, a.grid),

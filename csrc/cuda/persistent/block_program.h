@@ -47,7 +47,7 @@ class BlockProgram {
   void forward(Backend& backend, const StepArrays<T>& a, const T* weight_hh, Index begin, Index end,
                void* workspace) const {
     if constexpr (kCompiled) {
-      persistent::ForwardArguments<T> arguments = {};
+      persistent::ForwardProgramArguments<T> arguments = {};
       arguments.batch = batch_of(a.steps, a.hidden, begin, end);
       arguments.keep = a.keep;
       launch(backend, arguments, a.steps, workspace,
@@ -57,7 +57,7 @@ class BlockProgram {
   // Steps [a.first, end), last to first; a.dh and a.dc become the gradient of the state before them, complete.
   void backward(Backend& backend, const BackwardArrays<T>& a, const T* weight_hh, Index end, void* workspace) const {
     if constexpr (kCompiled) {
-      persistent::BackwardArguments<T> arguments = {};
+      persistent::BackwardProgramArguments<T> arguments = {};
       arguments.batch = batch_of(a.steps, a.hidden, a.first, end);
       launch(backend, arguments, a.steps, workspace, [&](Index d) { return backward_direction(a, weight_hh, d); });
     }

@@ -10,16 +10,16 @@ namespace persistent {
 namespace {
 
 template <class T, class Cell, int kCapacity>
-struct Forward {
-  using Arguments = ForwardArguments<T>;
+struct ForwardProgram {
+  using Arguments = ForwardProgramArguments<T>;
   using Direction = ForwardDirection<T>;
   using V = Scalar<float>;
   static constexpr int kUnits = Operand<T>::kUnits, kSlots = Cell::traits.slots,
                        kGates = Cell::traits.recurrent[0].count;
   static constexpr int kLength = product_depth(Pass::forward, kGates, kCapacity);
   static constexpr bool kHasC = Cell::traits.states == 2;
-  using At = Place<T>;
-  using Product = persistent::Product<T, weight_rows(Pass::forward, kGates, kUnits), kLength>;
+  using At = BlockPosition<T>;
+  using Product = BlockProduct<T, weight_rows(Pass::forward, kGates, kUnits), kLength>;
   using Exchange = persistent::Exchange<T, kLength, kCapacity>;
   static constexpr int kCells = At::kCells;
 
@@ -42,8 +42,8 @@ struct Forward {
   }
 
   template <class Policy>
-  class Block : Worker<Policy, Forward> {
-    using Base = Worker<Policy, Forward>;
+  class Block : BlockBase<Policy, ForwardProgram> {
+    using Base = BlockBase<Policy, ForwardProgram>;
     using Base::policy, Base::a, Base::at, Base::d, Base::exchange, Base::hidden, Base::step_of, Base::each_thread,
         Base::each_cell;
 

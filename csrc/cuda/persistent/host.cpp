@@ -26,17 +26,17 @@ void run_adversely(const Plan& plan, Arguments& arguments, void* workspace) {
 }  // namespace
 
 template <class T>
-void run_on_host(const Plan& plan, ForwardArguments<T> arguments, void* workspace) {
-  run_adversely<Forward, T>(plan, arguments, workspace);
+void run_on_host(const Plan& plan, ForwardProgramArguments<T> arguments, void* workspace) {
+  run_adversely<ForwardProgram, T>(plan, arguments, workspace);
 }
 template <class T>
-void run_on_host(const Plan& plan, BackwardArguments<T> arguments, void* workspace) {
-  run_adversely<Backward, T>(plan, arguments, workspace);
+void run_on_host(const Plan& plan, BackwardProgramArguments<T> arguments, void* workspace) {
+  run_adversely<BackwardProgram, T>(plan, arguments, workspace);
 }
 
-#define FUSEDRNN_INSTANTIATE(T)                                       \
-  template void run_on_host(const Plan&, ForwardArguments<T>, void*); \
-  template void run_on_host(const Plan&, BackwardArguments<T>, void*);
+#define FUSEDRNN_INSTANTIATE(T)                                              \
+  template void run_on_host(const Plan&, ForwardProgramArguments<T>, void*); \
+  template void run_on_host(const Plan&, BackwardProgramArguments<T>, void*);
 FUSEDRNN_INSTANTIATE(Bfloat16)
 FUSEDRNN_INSTANTIATE(Float16)
 FUSEDRNN_INSTANTIATE(float)

@@ -62,17 +62,17 @@ cudaError_t launch_program(const Plan& plan, Arguments& arguments, void* workspa
 }  // namespace
 
 template <class T>
-cudaError_t launch(const Plan& plan, ForwardArguments<T> arguments, void* workspace, cudaStream_t stream) {
-  return launch_program<Forward, T>(plan, arguments, workspace, stream);
+cudaError_t launch(const Plan& plan, ForwardProgramArguments<T> arguments, void* workspace, cudaStream_t stream) {
+  return launch_program<ForwardProgram, T>(plan, arguments, workspace, stream);
 }
 template <class T>
-cudaError_t launch(const Plan& plan, BackwardArguments<T> arguments, void* workspace, cudaStream_t stream) {
-  return launch_program<Backward, T>(plan, arguments, workspace, stream);
+cudaError_t launch(const Plan& plan, BackwardProgramArguments<T> arguments, void* workspace, cudaStream_t stream) {
+  return launch_program<BackwardProgram, T>(plan, arguments, workspace, stream);
 }
 
 }  // namespace persistent
 }  // namespace fusedrnn
 
-#define FUSEDRNN_INSTANTIATE_LAUNCH(T)                                                \
-  template cudaError_t launch(const Plan&, ForwardArguments<T>, void*, cudaStream_t); \
-  template cudaError_t launch(const Plan&, BackwardArguments<T>, void*, cudaStream_t);
+#define FUSEDRNN_INSTANTIATE_LAUNCH(T)                                                       \
+  template cudaError_t launch(const Plan&, ForwardProgramArguments<T>, void*, cudaStream_t); \
+  template cudaError_t launch(const Plan&, BackwardProgramArguments<T>, void*, cudaStream_t);

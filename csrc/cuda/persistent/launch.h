@@ -13,9 +13,9 @@ namespace persistent {
 // plan.workspace_bytes, aligned to 256, and is the call's alone until the stream has passed it. The arguments' grid is
 // filled in here. The current device must be the stream's, with compute capability 8.0 or more.
 template <class T>
-cudaError_t launch(const Plan& plan, ForwardArguments<T> arguments, void* workspace, cudaStream_t stream);
+cudaError_t launch(const Plan& plan, ForwardProgramArguments<T> arguments, void* workspace, cudaStream_t stream);
 template <class T>
-cudaError_t launch(const Plan& plan, BackwardArguments<T> arguments, void* workspace, cudaStream_t stream);
+cudaError_t launch(const Plan& plan, BackwardProgramArguments<T> arguments, void* workspace, cudaStream_t stream);
 
 }  // namespace persistent
 }  // namespace fusedrnn

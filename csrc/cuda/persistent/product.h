@@ -50,7 +50,7 @@ constexpr int chunk_of(int steps) {
 
 // kRows of weights, kLength values along k.
 template <class T, int kRows, int kLength>
-struct Product {
+struct BlockProduct {
   using O = Operand<T>;
   // Eight rows fill half of an mma's sixteen. Then its other half takes the weights of the next fragment of k, and the
   // mma is issued for both fragments of the right operand, each time with one half of the result to be used.

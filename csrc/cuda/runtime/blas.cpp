@@ -110,18 +110,18 @@ Blas::~Blas() {
 }
 
 void Blas::gemm(const ColumnMajor& p, BlasType given, bool tf32) {
-  const bool twice = given == BlasType::float64;
+  const bool is_float64 = given == BlasType::float64;
   const float one = 1, beta = p.add ? 1 : 0;
   const double one64 = 1, beta64 = p.add ? 1 : 0;
-  const int type = twice                         ? kFloat64
+  const int type = is_float64                    ? kFloat64
                    : given == BlasType::bfloat16 ? kBfloat16
                    : given == BlasType::float16  ? kFloat16
                                                  : kFloat32;
-  const int compute = twice ? kCompute64 : tf32 && type == kFloat32 ? kCompute32FastTf32 : kCompute32;
+  const int compute = is_float64 ? kCompute64 : tf32 && type == kFloat32 ? kCompute32FastTf32 : kCompute32;
   check(functions.gemm(handle_, p.a_transposed ? kTransposed : kAsItIs, p.b_transposed ? kTransposed : kAsItIs, p.m,
-                       p.n, p.k, twice ? static_cast<const void*>(&one64) : &one, p.a, type, p.a_stride, p.a_batch, p.b,
-                       type, p.b_stride, p.b_batch, twice ? static_cast<const void*>(&beta64) : &beta, p.c,
-                       twice ? kFloat64 : kFloat32, p.c_stride, p.c_batch, p.batch, compute, kDefaultAlgorithm),
+                       p.n, p.k, is_float64 ? static_cast<const void*>(&one64) : &one, p.a, type, p.a_stride, p.a_batch,
+                       p.b, type, p.b_stride, p.b_batch, is_float64 ? static_cast<const void*>(&beta64) : &beta, p.c,
+                       is_float64 ? kFloat64 : kFloat32, p.c_stride, p.c_batch, p.batch, compute, kDefaultAlgorithm),
         "cublasGemmStridedBatchedEx");
 }
 

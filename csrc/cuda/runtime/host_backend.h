@@ -22,9 +22,9 @@ namespace persistent {
 
 // Of persistent/host.cpp; a std::runtime_error tells what the programs did wrong.
 template <class T>
-void run_on_host(const Plan& plan, ForwardArguments<T> arguments, void* workspace);
+void run_on_host(const Plan& plan, ForwardProgramArguments<T> arguments, void* workspace);
 template <class T>
-void run_on_host(const Plan& plan, BackwardArguments<T> arguments, void* workspace);
+void run_on_host(const Plan& plan, BackwardProgramArguments<T> arguments, void* workspace);
 
 }  // namespace persistent
 

@@ -7,14 +7,14 @@ namespace fusedrnn {
 namespace {
 
 template <class T>
-class Backward : Net<T> {
+class StepwiseBackward : Net<T> {
   using Base = Net<T>;
   using A = Accumulator<T>;
   using Base::call, Base::config, Base::traits, Base::cell, Base::hidden, Base::directions, Base::rows, Base::kept,
       Base::columns;
 
  public:
-  Backward(const NetConfig& net, const NetForward& forward)
+  StepwiseBackward(const NetConfig& net, const NetForward& forward)
       : Base(net, forward), blocks(net, forward, traits, persistent::Pass::backward) {}
 
   std::size_t workspace_bytes() {

@@ -6,14 +6,14 @@ namespace fusedrnn {
 namespace {
 
 template <class T>
-class Forward : Net<T> {
+class StepwiseForward : Net<T> {
   using Base = Net<T>;
   using A = Accumulator<T>;
   using Base::call, Base::config, Base::traits, Base::cell, Base::hidden, Base::directions, Base::rows, Base::kept,
       Base::columns;
 
  public:
-  Forward(const NetConfig& net, const NetForward& forward)
+  StepwiseForward(const NetConfig& net, const NetForward& forward)
       : Base(net, forward), blocks(net, forward, traits, persistent::Pass::forward) {}
 
   std::size_t kept_bytes() {
@@ -57,7 +57,7 @@ class Forward : Net<T> {
   T *gathered, *h, *operand, *dropped;
   T* initial;  // with a mask: (D, B, H) of the last layer, before any step
 
-  // Scratch that the layers use one after the other.
+  // Workspace that the layers use one after the other.
   void lay_out(Arena& arena) {
     if (!call.training) this->lay_out_kept(arena);
     const Index slots = traits.slots * hidden;

@@ -67,13 +67,13 @@ class CtcLoss {
     const Index blanks = ctc_blanks(length), labels = ctc_labels(length);
     return {memory, memory + blanks, memory + 2 * blanks, memory + 2 * blanks + labels};
   }
-  Real* scratch_frame(int number) const { return workspace + number * ctc_frame(length); }
+  Real* workspace_frame(int number) const { return workspace + number * ctc_frame(length); }
 
   void begin_row(Index b) {
     length = a.row[b].length;
     targets = a.row[b].targets;
-    emission = frame_at(scratch_frame(0), length);
-    const Frame transitions = frame_at(scratch_frame(1), length);
+    emission = frame_at(workspace_frame(0), length);
+    const Frame transitions = frame_at(workspace_frame(1), length);
     skip = transitions.label, skip_exponent = transitions.label_exponent, gathered = transitions.blank;
     for (Index i = 0; i < ctc_labels(length); ++i) {
       const bool allowed = i > 0 && i < length && targets[i] != targets[i - 1];
@@ -101,7 +101,7 @@ class CtcLoss {
 
   Real forward_row(Index b) {
     const CtcRow& row = a.row[b];
-    Frame before = frame_at(scratch_frame(2), length);
+    Frame before = frame_at(workspace_frame(2), length);
     clear(before);
     before.blank[0] = Real(1), before.blank_exponent[0] = Real(0);
     for (Index t = 0; t < row.steps; ++t) {
@@ -113,7 +113,7 @@ class CtcLoss {
       a.log_sum[t * a.rows + b] = log_sum;
       emit(logits, maximum, log_sum);
       const Frame next =
-          frame_at(a.alphas ? a.alphas + row.alphas + t * ctc_frame(length) : scratch_frame(2 + (t + 1) % 2), length);
+          frame_at(a.alphas ? a.alphas + row.alphas + t * ctc_frame(length) : workspace_frame(2 + (t + 1) % 2), length);
       advance(before, next, t % kNormalise == kNormalise - 1);
       before = next;
     }
@@ -152,7 +152,7 @@ class CtcLoss {
       for (Index t = 0; t < row.steps; ++t) fill(a.dlogits.at(t, b), loss == infinite ? Real(0) : loss);
       return;
     }
-    const Frame betas = frame_at(scratch_frame(2), length);
+    const Frame betas = frame_at(workspace_frame(2), length);
     clear(betas);
     betas.blank[length] = Real(1), betas.blank_exponent[length] = Real(0);
     if (length > 0) betas.label[length - 1] = Real(1), betas.label_exponent[length - 1] = Real(0);

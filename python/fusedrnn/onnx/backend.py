@@ -13,7 +13,7 @@ from onnx.backend.base import BackendRep
 from fusedrnn.gradients import Array
 from fusedrnn.onnx.folding import Budget, Folder
 from fusedrnn.onnx.nodes import INPUTS
-from fusedrnn.onnx.scopes import Place, first_output, scope_of_node
+from fusedrnn.onnx.scopes import RecurrentNode, first_output, scope_of_node
 from fusedrnn.onnx.states import layer_and_start
 
 
@@ -67,8 +67,8 @@ class Representation(BackendRep):
 
 def run_node(node: onnx.NodeProto, values: dict[str, Array]) -> dict[str, Array]:
     """The outputs of a recurrent node by name, in the operator's own shapes."""
-    place = Place(node.name or first_output(node), scope_of_node(node, values), node)
-    layer, start = layer_and_start(place, Folder(Budget(sum(array.nbytes for array in values.values()))))
+    recurrent = RecurrentNode(node.name or first_output(node), scope_of_node(node, values), node)
+    layer, start = layer_and_start(recurrent, Folder(Budget(sum(array.nbytes for array in values.values()))))
     layout = layer.batch_first
     y, final = layer(np.ascontiguousarray(values[node.input[0]]), lengths=start.lengths)
     directions = 2 if layer.bidirectional else 1

@@ -12,7 +12,7 @@ from fusedrnn.gradients import Array
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.onnx.folding import Folder, Unknown
 from fusedrnn.onnx.gates import peephole_table, to_ours, weight_table
-from fusedrnn.onnx.scopes import RECURRENT, Place
+from fusedrnn.onnx.scopes import RECURRENT, RecurrentNode
 
 Layer = RNN | LSTM | GRU
 
@@ -51,16 +51,16 @@ def operator_of(node: onnx.NodeProto) -> str:
     return RECURRENT[node.domain, node.op_type]
 
 
-def input_names(place: Place) -> dict[str, str]:
+def input_names(recurrent: RecurrentNode) -> dict[str, str]:
     """What the operator calls its inputs, and the names that a node gives to those it has."""
-    op = place.node.op_type
-    names = zip(_QUANTIZED.get(op) or INPUTS[op], place.node.input, strict=False)
-    return {formal: name for formal, name in names if place.scope.is_given(name)}
+    op = recurrent.node.op_type
+    names = zip(_QUANTIZED.get(op) or INPUTS[op], recurrent.node.input, strict=False)
+    return {formal: name for formal, name in names if recurrent.scope.is_given(name)}
 
 
-def attributes_of(place: Place) -> dict[str, Any]:
+def attributes_of(recurrent: RecurrentNode) -> dict[str, Any]:
     """The attributes of a node, checked, with the operator's defaults for those it lacks."""
-    name, node = place.name, place.node
+    name, node = recurrent.name, recurrent.node
     found = {attribute: default for attribute, (_, default) in _ATTRIBUTES.items()}
     for item in node.attribute:
         if node.op_type not in _OWN_ATTRIBUTES.get(item.name, (node.op_type,)) or item.name not in found:
@@ -104,37 +104,37 @@ def _activations(name: str, op: str, given: Any, directions: int) -> tuple[str, 
 class _Weights:
     """A node's weights, checked."""
 
-    def __init__(self, place: Place, folder: Folder) -> None:
-        self.place, self.names, self.folder = place, input_names(place), folder
-        self.quantized = place.node.op_type in _QUANTIZED
+    def __init__(self, recurrent: RecurrentNode, folder: Folder) -> None:
+        self.recurrent, self.names, self.folder = recurrent, input_names(recurrent), folder
+        self.quantized = recurrent.node.op_type in _QUANTIZED
 
     def array(self, formal: str, *shape: int | str) -> Array:
         """An input by the operator's name for it, of this shape: integers, or letters for what is free."""
         array = self._value(formal)
         wanted = shape[:1] + shape[:0:-1] if self.quantized and formal in ("W", "R") else shape
-        _require_shape(self.place.name, formal, array, *wanted)
+        _require_shape(self.recurrent.name, formal, array, *wanted)
         return self._dequantized(formal, array) if wanted is not shape else array
 
     def _value(self, formal: str) -> Array:
         name = self.names.get(formal)
         if name is None:
-            raise ValueError(f"node {self.place.name!r} must have an input {formal}")
-        value = self.folder.constant(self.place.scope, name)
+            raise ValueError(f"node {self.recurrent.name!r} must have an input {formal}")
+        value = self.folder.constant(self.recurrent.scope, name)
         if isinstance(value, Unknown):
             raise ValueError(
-                f"{formal} of node {self.place.name!r} must be an initializer of the model or computed from such alone;"
-                f" {value.reason}. Pass its values in weights={{{name!r}: array}}"
+                f"{formal} of node {self.recurrent.name!r} must be an initializer of the model or computed from such"
+                f" alone; {value.reason}. Pass its values in weights={{{name!r}: array}}"
             )
         return value
 
     def _dequantized(self, formal: str, array: Array) -> Array:
         """Integers (D, columns, rows) as the numbers (D, rows, columns) that they stand for."""
         if array.dtype.name not in ("int8", "uint8"):
-            raise TypeError(f"{formal} of node {self.place.name!r} must be of int8 or uint8, not {array.dtype}")
+            raise TypeError(f"{formal} of node {self.recurrent.name!r} must be of int8 or uint8, not {array.dtype}")
         scale, zero = (self._of_rows(formal + ending, array) for ending in ("_scale", "_zero_point"))
         if scale.dtype != np.float32 or zero.dtype != array.dtype:
             raise TypeError(
-                f"{formal}_scale of node {self.place.name!r} must be of float32, and its zero point of"
+                f"{formal}_scale of node {self.recurrent.name!r} must be of float32, and its zero point of"
                 f" {array.dtype}, not {scale.dtype} and {zero.dtype}"
             )
         numbers = (array.astype(np.int32) - zero.astype(np.int32)) * scale
@@ -145,7 +145,7 @@ class _Weights:
         value = self._value(formal)
         if value.ndim not in (1, 2) or value.shape not in ((array.shape[0],), (array.shape[0], array.shape[2])):
             raise ValueError(
-                f"{formal} of node {self.place.name!r} must have shape {(array.shape[0],)} or"
+                f"{formal} of node {self.recurrent.name!r} must have shape {(array.shape[0],)} or"
                 f" {(array.shape[0], array.shape[2])}, not {value.shape}"
             )
         return value.reshape(array.shape[0], 1, -1)
@@ -161,15 +161,15 @@ def _require_shape(node: str, formal: str, array: Array, *shape: int | str) -> N
         raise ValueError(f"{formal} of node {node!r} must have shape {wanted}, not {array.shape}")
 
 
-def layer_of(place: Place, folder: Folder) -> Layer:
+def layer_of(recurrent: RecurrentNode, folder: Folder) -> Layer:
     """The layer of a node, without an initial state of its own."""
-    if place.scope.opset and place.scope.opset < _OLDEST_OPSET:
-        raise ValueError(f"model_or_node must be of operator set {_OLDEST_OPSET} or newer, not {place.scope.opset}")
-    attributes, op = attributes_of(place), operator_of(place.node)
+    if recurrent.scope.opset and recurrent.scope.opset < _OLDEST_OPSET:
+        raise ValueError(f"model_or_node must be of operator set {_OLDEST_OPSET} or newer, not {recurrent.scope.opset}")
+    attributes, op = attributes_of(recurrent), operator_of(recurrent.node)
     directions = 2 if attributes["direction"] == "bidirectional" else 1
-    activations = _activations(place.name, op, attributes["activations"], directions)
+    activations = _activations(recurrent.name, op, attributes["activations"], directions)
     coupled = bool(attributes["input_forget"])
-    arrays = _arrays(op, _Weights(place, folder), directions, attributes["hidden_size"])
+    arrays = _arrays(op, _Weights(recurrent, folder), directions, attributes["hidden_size"])
     options: dict[str, dict[str, Any]] = {
         "RNN": {"nonlinearity": activations[0].lower()},
         "GRU": {"reset_after": bool(attributes["linear_before_reset"])},
@@ -204,10 +204,12 @@ def _arrays(op: str, weights: _Weights, directions: int, hidden: int | None) -> 
     }
     for formal, array in arrays.items():
         if array.dtype.name not in ("float32", "float64"):
-            raise TypeError(f"{formal} of node {weights.place.name!r} must be of float32 or float64, not {array.dtype}")
+            raise TypeError(
+                f"{formal} of node {weights.recurrent.name!r} must be of float32 or float64, not {array.dtype}"
+            )
         if array.dtype != arrays["W"].dtype:
             raise TypeError(
-                f"{formal} of node {weights.place.name!r} must be of {arrays['W'].dtype} as W, not {array.dtype}"
+                f"{formal} of node {weights.recurrent.name!r} must be of {arrays['W'].dtype} as W, not {array.dtype}"
             )
     return arrays
 

@@ -17,7 +17,7 @@ from fusedrnn.onnx.nodes import Layer
 from fusedrnn.onnx.operators import is_numeric
 from fusedrnn.onnx.scopes import (
     RECURRENT,
-    Place,
+    RecurrentNode,
     all_nodes,
     bodies_of,
     first_output,
@@ -86,22 +86,22 @@ def from_onnx(
         raise TypeError(f"weights must be a mapping of names to arrays or None, not {type(weights).__name__}")
     weights = None if weights is None else {name: _given(name, value) for name, value in weights.items()}
     skip = require_flag(skip_unsupported, "skip_unsupported")
-    places, folder = _places(model_or_node, node, weights)
+    recurrents, folder = _recurrent_nodes_of(model_or_node, node, weights)
     layers: dict[str, Layer] = {}
     problems: list[TypeError | ValueError] = []
-    for place in places:
+    for recurrent in recurrents:
         try:
-            layers[place.name], start = layer_and_start(place, folder)
+            layers[recurrent.name], start = layer_and_start(recurrent, folder)
         except (TypeError, ValueError) as error:
             if not skip:
                 raise
             problems.append(error)
-            warnings.warn(f"node {place.name!r} is left out: {error}", stacklevel=2)
+            warnings.warn(f"node {recurrent.name!r} is left out: {error}", stacklevel=2)
         else:
-            _warn_of_missing(place, start)
+            _warn_of_missing(recurrent, start)
     if not layers:
         raise problems[0]
-    return next(iter(layers.values())) if len(places) == 1 else layers
+    return next(iter(layers.values())) if len(recurrents) == 1 else layers
 
 
 def call_arguments(model_or_node: Source, node: str | None = None, *, batch: int | None = None) -> dict[str, Any]:
@@ -130,14 +130,18 @@ def call_arguments(model_or_node: Source, node: str | None = None, *, batch: int
         are not `batch` in number.
     """
     batch = None if batch is None else require_integer(batch, "batch", least=0)
-    places, folder = _places(model_or_node, node, None)
-    if len(places) != 1:
-        raise ValueError(f"node must name one of {[place.name for place in places]}, as the model has several")
-    layer, start = layer_and_start(places[0], folder)
-    return call_arguments_of(places[0], layer, start, batch)
+    recurrents, folder = _recurrent_nodes_of(model_or_node, node, None)
+    if len(recurrents) != 1:
+        raise ValueError(
+            f"node must name one of {[recurrent.name for recurrent in recurrents]}, as the model has several"
+        )
+    layer, start = layer_and_start(recurrents[0], folder)
+    return call_arguments_of(recurrents[0], layer, start, batch)
 
 
-def _places(model_or_node: Any, node: str | None, weights: Mapping[str, Any] | None) -> tuple[list[Place], Folder]:
+def _recurrent_nodes_of(
+    model_or_node: Any, node: str | None, weights: Mapping[str, Any] | None
+) -> tuple[list[RecurrentNode], Folder]:
     """The nodes that are meant, and what computes the constants of their model."""
     if node is not None and not isinstance(node, str):
         raise TypeError(f"node must be the name of a node or None, not {type(node).__name__}")
@@ -150,19 +154,19 @@ def _places(model_or_node: Any, node: str | None, weights: Mapping[str, Any] | N
         _require_names(weights, model_or_node.input)
         scope = scope_of_node(model_or_node, weights)
         name = model_or_node.name or first_output(model_or_node)
-        return [Place(name, scope, model_or_node)], Folder(Budget(given_bytes))
+        return [RecurrentNode(name, scope, model_or_node)], Folder(Budget(given_bytes))
     model = _model(model_or_node)
     _require_names(weights, _names_of(model) if weights else ())
     root = scope_of(model, weights)
-    places = recurrent_nodes(root)
-    if not places:
+    recurrents = recurrent_nodes(root)
+    if not recurrents:
         raise ValueError(
             f"model_or_node must have an RNN, LSTM or GRU node in its graph; it has none{recurrent_things(model)}"
         )
-    names = [place.name for place in places]
+    names = [recurrent.name for recurrent in recurrents]
     if len(set(names)) < len(names):
         raise ValueError("model_or_node must not name a node as the output of another; rename it")
-    return places if node is None else [_named(places, node)], Folder(
+    return recurrents if node is None else [_named(recurrents, node)], Folder(
         Budget(model.ByteSize() + given_bytes), Shapes(model)
     )
 
@@ -195,12 +199,12 @@ def _names_of(model: onnx.ModelProto) -> Iterator[str]:
         yield from (tensor.values.name for tensor in graph.sparse_initializer)
 
 
-def _named(places: list[Place], node: str) -> Place:
-    meant = [place for place in places if place.name == node]
-    meant = meant or [place for place in places if place.name == place.scope.place + node]
+def _named(recurrents: list[RecurrentNode], node: str) -> RecurrentNode:
+    meant = [recurrent for recurrent in recurrents if recurrent.name == node]
+    meant = meant or [one for one in recurrents if one.name == one.scope.place + node]
     if len(meant) != 1:
         which = "must be one of" if not meant else "means several, must be one of"
-        raise ValueError(f"node {which} {[place.name for place in meant or places]}, not {node!r}")
+        raise ValueError(f"node {which} {[recurrent.name for recurrent in meant or recurrents]}, not {node!r}")
     return meant[0]
 
 
@@ -220,19 +224,19 @@ def _model(value: Any) -> onnx.ModelProto:
     raise TypeError(f"model_or_node must be an ONNX model or node, bytes or a path, not {type(value).__name__}")
 
 
-def _warn_of_missing(place: Place, start: Start) -> None:
+def _warn_of_missing(recurrent: RecurrentNode, start: Start) -> None:
     """Tell of what the model feeds to a node and the layer does not hold."""
     if start.lengths is not None:
         warnings.warn(
-            f"node {place.name!r} has constant lengths, sequence_lens, which a layer does not hold: call it with those"
-            " that fusedrnn.onnx.call_arguments gives",
+            f"node {recurrent.name!r} has constant lengths, sequence_lens, which a layer does not hold: call it with"
+            " those that fusedrnn.onnx.call_arguments gives",
             stacklevel=3,
         )
     for formal, unknown in start.missing.items():
         if not unknown.fed:
             without = "take sequences as whole" if formal == "sequence_lens" else "begin at zero there"
             warnings.warn(
-                f"{formal} of node {place.name!r} is no constant of the model: {unknown.reason}. Give it to the layer's"
-                f" calls, which {without} otherwise",
+                f"{formal} of node {recurrent.name!r} is no constant of the model: {unknown.reason}. Give it to the"
+                f" layer's calls, which {without} otherwise",
                 stacklevel=3,
             )

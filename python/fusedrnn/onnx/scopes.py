@@ -236,7 +236,7 @@ def scope_of_node(node: onnx.NodeProto, given: Mapping[str, Any] | None = None) 
     return scope.settle()
 
 
-class Place(NamedTuple):
+class RecurrentNode(NamedTuple):
     """A recurrent node of a model, and the name that tells where it stands."""
 
     name: str
@@ -244,24 +244,24 @@ class Place(NamedTuple):
     node: onnx.NodeProto
 
 
-def recurrent_nodes(root: Scope) -> list[Place]:
+def recurrent_nodes(root: Scope) -> list[RecurrentNode]:
     """All recurrent nodes of a model, in the order in which they stand."""
-    places: list[Place] = []
-    for place in _recurrent_nodes(root):
-        if len(places) == _MOST_FOUND:
+    found: list[RecurrentNode] = []
+    for recurrent in _recurrent_nodes(root):
+        if len(found) == _MOST_FOUND:
             raise ValueError(f"model_or_node must have at most {_MOST_FOUND} recurrent nodes")
-        places.append(place)
-    return places
+        found.append(recurrent)
+    return found
 
 
-def _recurrent_nodes(scope: Scope) -> Iterator[Place]:
+def _recurrent_nodes(scope: Scope) -> Iterator[RecurrentNode]:
     for node in scope.nodes:
         key = key_of(node)
         if key in scope.model.functions:
             if key in scope.model.recurrent:
                 yield from _recurrent_nodes(scope.function(node))
         elif key[:2] in RECURRENT:
-            yield Place(scope.place + scope.label(node), scope, node)
+            yield RecurrentNode(scope.place + scope.label(node), scope, node)
         else:
             for attribute, graph in bodies_of(node):
                 yield from _recurrent_nodes(scope.body(node, attribute, graph))

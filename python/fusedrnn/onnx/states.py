@@ -10,7 +10,7 @@ from fusedrnn import _core
 from fusedrnn.gradients import Array, State
 from fusedrnn.onnx.folding import Folder, Unknown
 from fusedrnn.onnx.nodes import Layer, input_names, layer_of
-from fusedrnn.onnx.scopes import Place
+from fusedrnn.onnx.scopes import RecurrentNode
 
 
 class Half(NamedTuple):
@@ -34,45 +34,47 @@ def _parts_of(layer: Layer) -> list[str]:
     return [f"initial_{name}" for name in _core.cells[layer.cell_name].states]
 
 
-def layer_and_start(place: Place, folder: Folder) -> tuple[Layer, Start]:
+def layer_and_start(recurrent: RecurrentNode, folder: Folder) -> tuple[Layer, Start]:
     """The layer of a node, which begins with the initial state that its model holds, and what else that holds."""
-    layer = layer_of(place, folder)
-    start = _start_of(place, layer, folder)
+    layer = layer_of(recurrent, folder)
+    start = _start_of(recurrent, layer, folder)
     layer.initial_state = _default_state(layer, start)
     return layer, start
 
 
-def _start_of(place: Place, layer: Layer, folder: Folder) -> Start:
+def _start_of(recurrent: RecurrentNode, layer: Layer, folder: Folder) -> Start:
     """The initial state and the lengths of a node; ValueError or TypeError where a constant one cannot be right."""
-    names, halves, missing = input_names(place), {}, {}
+    names, halves, missing = input_names(recurrent), {}, {}
     for part in _parts_of(layer):
         if part in names:
-            found = _half(place, part, names[part], layer, folder)
+            found = _half(recurrent, part, names[part], layer, folder)
             if isinstance(found, Unknown):
                 missing[part] = found
             else:
                 halves[part] = found
     lengths = None
     if "sequence_lens" in names:
-        value = folder.constant(place.scope, names["sequence_lens"])
+        value = folder.constant(recurrent.scope, names["sequence_lens"])
         if isinstance(value, Unknown):
             missing["sequence_lens"] = value
         elif value.dtype.kind not in "iu":
-            raise TypeError(f"sequence_lens of node {place.name!r} must be integers, not of {value.dtype}")
+            raise TypeError(f"sequence_lens of node {recurrent.name!r} must be integers, not of {value.dtype}")
         elif value.ndim != 1:
-            raise ValueError(f"sequence_lens of node {place.name!r} must have shape (B,), not {value.shape}")
+            raise ValueError(f"sequence_lens of node {recurrent.name!r} must have shape (B,), not {value.shape}")
         else:
             lengths = value
     for formal, unknown in missing.items():
         if unknown.wrong:
-            raise ValueError(f"{formal} of node {place.name!r} cannot be had: {unknown.reason}")
+            raise ValueError(f"{formal} of node {recurrent.name!r} cannot be had: {unknown.reason}")
     rows = {half.array.shape[1] for half in halves.values() if not half.of_any_batch}
     if len(rows) > 1:
-        raise ValueError(f"initial_h and initial_c of node {place.name!r} must have as many rows, not {sorted(rows)}")
+        raise ValueError(
+            f"initial_h and initial_c of node {recurrent.name!r} must have as many rows, not {sorted(rows)}"
+        )
     return Start(halves, lengths, missing)
 
 
-def _half(place: Place, part: str, name: str, layer: Layer, folder: Folder) -> Half | Unknown:
+def _half(recurrent: RecurrentNode, part: str, name: str, layer: Layer, folder: Folder) -> Half | Unknown:
     batch_axis = 0 if layer.batch_first else 1
     directions = 2 if layer.bidirectional else 1
 
@@ -83,18 +85,18 @@ def _half(place: Place, part: str, name: str, layer: Layer, folder: Folder) -> H
         row = arrays[0].take([0], batch_axis)
         return row if all(_equals(array, row) for array in arrays) else None
 
-    of_any_batch = isinstance(folder.value(place.scope, name), Unknown)
-    value = folder.of_any_size(place.scope, name, one_row)
+    of_any_batch = isinstance(folder.value(recurrent.scope, name), Unknown)
+    value = folder.of_any_size(recurrent.scope, name, one_row)
     if isinstance(value, Unknown):
         return value
     wanted = ("B", directions) if layer.batch_first else (directions, "B")
     if value.ndim != 3 or value.shape[1 - batch_axis] != directions or value.shape[2] != layer.hidden_size:
         raise ValueError(
-            f"{part} of node {place.name!r} must have shape ({wanted[0]}, {wanted[1]}, {layer.hidden_size}),"
+            f"{part} of node {recurrent.name!r} must have shape ({wanted[0]}, {wanted[1]}, {layer.hidden_size}),"
             f" not {value.shape}"
         )
     if value.dtype != layer.dtype:
-        raise TypeError(f"{part} of node {place.name!r} must be of {layer.dtype} as its weights, not {value.dtype}")
+        raise TypeError(f"{part} of node {recurrent.name!r} must be of {layer.dtype} as its weights, not {value.dtype}")
     return Half(np.ascontiguousarray(value.swapaxes(0, 1) if layer.batch_first else value), of_any_batch)
 
 
@@ -117,7 +119,7 @@ def _default_state(layer: Layer, start: Start) -> State | None:
     return _state(layer, arrays, max(array.shape[1] for array in arrays.values()))
 
 
-def call_arguments_of(place: Place, layer: Layer, start: Start, batch: int | None) -> dict[str, Any]:
+def call_arguments_of(recurrent: RecurrentNode, layer: Layer, start: Start, batch: int | None) -> dict[str, Any]:
     """The constants as arguments of a call."""
     arguments: dict[str, Any] = {}
     arrays = {part: half.array for part, half in start.halves.items()}
@@ -127,7 +129,7 @@ def call_arguments_of(place: Place, layer: Layer, start: Start, batch: int | Non
         count, arrays = batch, {part: array[:, :1] for part, array in arrays.items()}
     if arrays and count is not None:
         if batch not in (None, count):
-            raise ValueError(f"batch must be {count}, as the rows of the state of node {place.name!r}, not {batch}")
+            raise ValueError(f"batch must be {count}, as the rows of the state of node {recurrent.name!r}, not {batch}")
         arguments["state"] = _state(layer, arrays, count)
     if start.lengths is not None:
         arguments["lengths"] = start.lengths

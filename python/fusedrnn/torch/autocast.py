@@ -25,7 +25,7 @@ def under_autocast(
     CPU, the engine computes in float32, and rounds what torch returns rounded. On a device it computes in autocast's
     dtype, torch's own layers in float16.
     """
-    on_device = device.place.holds(x)
+    on_device = device.kind.holds(x)
     kind = "cuda" if on_device else "cpu"
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return x, states, None, None, None
@@ -54,7 +54,7 @@ def torch_is_faster_under_autocast(call: Call, x: Tensor) -> bool:
     The bounds are on rows times units squared. torch has a fused layer for the LSTM alone, and this gains less in
     training.
     """
-    if not has_amx() or x.dtype == torch.float64 or device.place.holds(x) or not torch.is_autocast_enabled("cpu"):
+    if not has_amx() or x.dtype == torch.float64 or device.kind.holds(x) or not torch.is_autocast_enabled("cpu"):
         return False
     bound = 1 << 24
     if call.config.cell == "lstm" and call.form != "step":

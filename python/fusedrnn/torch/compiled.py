@@ -20,30 +20,30 @@ from fusedrnn.torch.rerun import LAYERS
 from fusedrnn.torch.weights import traced_weights
 
 # A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, form.
-Plan = tuple[str, int, bool, bool, str]
-PLAN = "str cell, int layers, bool bidirectional, bool bias, str form"
+Signature = tuple[str, int, bool, bool, str]
+SIGNATURE = "str cell, int layers, bool bidirectional, bool bias, str form"
 SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
 
 
-Options = tuple[Tensor | None, Tensor | None, Tensor | None]
+RowOptions = tuple[Tensor | None, Tensor | None, Tensor | None]
 """lengths, reset and mask."""
 
 
-def call_of(plan: Plan, x: Tensor, weights: Sequence[Tensor], options: Options) -> Call:
+def call_of(signature: Signature, x: Tensor, weights: Sequence[Tensor], options: RowOptions) -> Call:
     """The call that an operator's arguments describe."""
-    cell, layers, bidirectional, bias, form = plan
+    cell, layers, bidirectional, bias, form = signature
     axes = {"time": 3, "batch": 3, "step": 2}.get(form)
     if x.dim() != axes or len(weights) < 2 or any(w.dim() != 2 for w in weights[:2]):
         raise RuntimeError("fusedrnn::layers: shapes do not fit together")
     first = 1 if form == "batch" else 0
     steps, rows = (1, x.shape[0]) if form == "step" else (x.shape[first], x.shape[1 - first])
     config = config_of(cell, int(weights[0].shape[1]), int(weights[1].shape[1]), layers, bidirectional, bias)
-    return Call(config, form, steps, rows, None, *options, on_device=device.place.holds(x) and device.missing() is None)
+    return Call(config, form, steps, rows, None, *options, on_device=device.kind.holds(x) and device.missing() is None)
 
 
-def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, options: Options) -> Call:
+def prepared(signature: Signature, x: Tensor, h0: Any, c0: Any, weights: Any, options: RowOptions) -> Call:
     """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
-    call = call_of(plan, x, weights, options)
+    call = call_of(signature, x, weights, options)
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = tensor_obstacle((x, *states, *weights))
     config = call.config
@@ -61,11 +61,11 @@ def prepared(plan: Plan, x: Tensor, h0: Any, c0: Any, weights: Any, options: Opt
 
 MASK = "Tensor? mask=None"
 torch.library.define(
-    "fusedrnn::layers", f"({SEQUENCE}, {PLAN}, bool training, {MASK}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "fusedrnn::layers", f"({SEQUENCE}, {SIGNATURE}, bool training, {MASK}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 torch.library.define(
     "fusedrnn::layers_backward",
-    f"({SEQUENCE}, {PLAN}, Tensor y, Tensor tape, Tensor? dy, Tensor? dhn, Tensor? dcn, bool[] wanted, "
+    f"({SEQUENCE}, {SIGNATURE}, Tensor y, Tensor tape, Tensor? dy, Tensor? dhn, Tensor? dcn, bool[] wanted, "
     f"{MASK}) -> Tensor[]",
 )
 
@@ -74,8 +74,8 @@ torch.library.define(
 def _layers(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
-    bound = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask)).take_bound()
+    *signature, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
+    bound = prepared(tuple(signature), x, h0, c0, weights, (lengths, reset, mask)).take_bound()
     y, hn, cn, tape = bound.forward(torch.get_num_threads(), training)
     # An operator's outputs may not share memory, and are always there.
     y = x.new_empty(0) if y is hn else y
@@ -86,8 +86,8 @@ def _layers(
 def _layers_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *plan, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
-    call = call_of(tuple(plan), x, weights, (lengths, reset, mask))
+    *signature, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
+    call = call_of(tuple(signature), x, weights, (lengths, reset, mask))
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
     size, dtype = engine.tape_form(call, x) if training else (0, x.dtype)
     tape = x.new_empty(size, dtype=dtype)
@@ -96,8 +96,8 @@ def _layers_fake(
 
 @torch.library.impl("fusedrnn::layers_backward", ("cpu", "cuda"))
 def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any) -> list[Tensor]:
-    *plan, y, tape, dy, dhn, dcn, wanted, mask = (*rest, None)[:12]
-    call = prepared(tuple(plan), x, h0, c0, weights, (lengths, reset, mask))
+    *signature, y, tape, dy, dhn, dcn, wanted, mask = (*rest, None)[:12]
+    call = prepared(tuple(signature), x, h0, c0, weights, (lengths, reset, mask))
     shapes = [(*x.shape[:-1], call.config.width), call.state_shape, call.state_shape]
     like = [t is None or t.shape == shape for t, shape in zip((dy, dhn, dcn), shapes, strict=True)]
     made = y.shape == shapes[0] or call.form == "step"  # one step has no y but its h
@@ -113,17 +113,17 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
 def _layers_backward_fake(
     x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, reset: Any, *rest: Any
 ) -> list[Tensor]:
-    *plan, _y, _tape, _dy, _dhn, _dcn, wanted, mask = (*rest, None)[:12]
-    call = call_of(tuple(plan), x, weights, (lengths, reset, mask))
+    *signature, _y, _tape, _dy, _dhn, _dcn, wanted, mask = (*rest, None)[:12]
+    call = call_of(tuple(signature), x, weights, (lengths, reset, mask))
     shapes = [x.shape, call.state_shape, call.state_shape, *(w.shape for w in weights)]
     return [x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h0, c0, weights, lengths, reset, *rest = inputs
-    *plan, _, mask = (*rest, None)[:7]
+    *signature, _, mask = (*rest, None)[:7]
     y, _, _, tape = output
-    ctx.plan = plan
+    ctx.signature = signature
     ctx.save_for_backward(x, h0, c0, lengths, reset, mask, y, tape, *weights)
     ctx.set_materialize_grads(False)
 
@@ -135,11 +135,11 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
     needs = ctx.needs_input_grad
     asked = needs[3] if isinstance(needs[3], (list, tuple)) else [needs[3]] * len(weights)
     wanted = [needs[0], needs[1], needs[2], *asked]
-    if ctx.plan[-1] == "step":
+    if ctx.signature[-1] == "step":
         dy = None
-    dcn = dcn if TWO_STATES[ctx.plan[0]] else None
+    dcn = dcn if TWO_STATES[ctx.signature[0]] else None
     found = torch.ops.fusedrnn.layers_backward(
-        x, h0, c0, weights, lengths, reset, *ctx.plan, y, tape, dy, dhn, dcn, wanted, mask
+        x, h0, c0, weights, lengths, reset, *ctx.signature, y, tape, dy, dhn, dcn, wanted, mask
     )
     dx, dh0, dc0, *dweights = (g if want else None for g, want in zip(found, wanted, strict=True))
     return dx, dh0, dc0, dweights, *[None] * (len(needs) - 4)
@@ -152,10 +152,10 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     """As `dispatch.run`, through the operator."""
     h0, c0 = (*states, None, None)[:2]
     config = call.config
-    plan = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
+    signature = (config.cell, config.layers, config.bidirectional, config.bias, call.form)
     asked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights))
     y, hn, cn, _ = torch.ops.fusedrnn.layers(
-        x, h0, c0, list(weights), call.lengths, call.reset, *plan, asked, call.mask
+        x, h0, c0, list(weights), call.lengths, call.reset, *signature, asked, call.mask
     )
     # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
     # the copy with what comes next.
@@ -203,7 +203,7 @@ def compiled_forward(
         return own(input, hx)
     call, x, states = fitted
     low = None
-    if device.place.holds(x):
+    if device.kind.holds(x):
         x, states, low, _, obstacle = under_autocast(module, x, states)
         if standard and obstacle is not None:
             return own(input, hx)

@@ -1,7 +1,7 @@
 """CUDA tensors on the CUDA engine, as `engine.py` runs the others on the CPU's.
 
 torch allocates everything, on the tensors' device: CuPy is not needed. What a call frees belongs to the stream that it
-ran on, and torch gives it out there again only behind the call: nothing has to wait.
+ran on. torch hands it out again on that stream only, so the next user runs after the call, and nothing has to wait.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DTYPES = {
 }
 
 
-class Place(Protocol):
+class DeviceKind(Protocol):
     """Tensors of one kind of device, and the compiled module for them."""
 
     @property
@@ -57,7 +57,7 @@ class Place(Protocol):
 
 
 class Cuda:
-    """torch's CUDA tensors and the module for them. The tests put others in its place."""
+    """torch's CUDA tensors and the module for them. Tests put a stand-in for it into `kind`."""
 
     @functools.cached_property
     def _found(self) -> tuple[Any, str | None]:
@@ -108,7 +108,7 @@ class Cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
-place: Place = Cuda()
+kind: DeviceKind = Cuda()
 
 
 def loaded_blas(maps_of_process: str = "/proc/self/maps") -> str | None:
@@ -124,11 +124,11 @@ def loaded_blas(maps_of_process: str = "/proc/self/maps") -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def missing() -> str | None:
     """Why there is no engine for CUDA tensors."""
-    return place.reason
+    return kind.reason
 
 
 def allows_tf32(single_step: bool) -> bool:
-    """Whether torch's own module would round the factors of float32 products: cuDNN's setting, for cells cuBLAS's."""
+    """Whether torch's own module would round float32 factors to tf32: cuDNN's setting; for cells, cuBLAS's."""
     getter = getattr(torch._C, "_get_fp32_precision_getter", None)
     if getter is not None:
         return bool(getter("cuda", "matmul" if single_step else "rnn") == "tf32")
@@ -158,10 +158,11 @@ def _net(native: Any, config: Config, dtype: torch.dtype, index: int, tf32: bool
 
 @functools.lru_cache(maxsize=1024)
 def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int, masked: bool) -> tuple[int, int, int]:
-    """Bytes of a tape that hold for every call: for each row of each step, for each row, and beside those.
+    """The terms of a tape's size in bytes: for each row of each step, for each row, and a constant.
 
-    A compiler has to know the size from shapes that are symbols to it. At multiples of the tape's alignment, which is
-    `unit`, the engine's arrays have nothing between them; elsewhere each takes at most a unit more.
+    A compiler has to compute the size from symbolic shapes. The engine aligns each array of a tape to `unit` bytes.
+    With rows in multiples of `unit` there is no padding, which gives the first two terms; the constant bounds the
+    padding.
     """
     unit = 256
     net = _net(native, config, dtype, index, False)
@@ -179,12 +180,12 @@ def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int, mas
 
 def tape_bytes(call: Call, like: Tensor) -> Any:
     """Bytes of a call's tape."""
-    each, row, beside = _tape_terms(place.native, call.config, like.dtype, place.index(like), call.mask is not None)
+    each, row, beside = _tape_terms(kind.native, call.config, like.dtype, kind.index(like), call.mask is not None)
     return call.steps * call.rows * each + call.rows * row + beside
 
 
 def _cell_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What c and its gradient have in the engine; torch's have the dtype of everything else."""
+    """The dtype of c and its gradient in the engine; in torch they have the dtype of everything else."""
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
@@ -210,7 +211,7 @@ def _native_call(
     tape: Tensor | None,
 ) -> Any:
     """A call as the compiled module takes it."""
-    return place.native.ForwardCall(
+    return kind.native.ForwardCall(
         steps=call.steps,
         rows=call.rows,
         training=training,
@@ -233,9 +234,9 @@ def _native_call(
 
 def _find_net(call: Call, x: Tensor) -> tuple[Any, int]:
     """The compiled object for a call, and the number of its device."""
-    index = place.index(x)
+    index = kind.index(x)
     tf32 = x.dtype == torch.float32 and allows_tf32(call.form == "step")
-    return _net(place.native, call.config, x.dtype, index, tf32), index
+    return _net(kind.native, call.config, x.dtype, index, tf32), index
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,11 +256,11 @@ class BoundCall:
         hn = x.new_empty(call.state_shape)
         cn = torch.empty_like(hn, dtype=_cell_dtype(x.dtype)) if call.config.two_states else None
         y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
-        tape = place.memory(x, tape_bytes(call, x)) if training else None
+        tape = kind.memory(x, tape_bytes(call, x)) if training else None
         states = (self.h0, None if c0 is None else c0.to(_cell_dtype(x.dtype)))
         made = _native_call(call, self.weights, training, net, x=x, y=y, states=states, finals=(hn, cn), tape=tape)
-        workspace = place.memory(x, net.forward_bytes(made))
-        net.forward(index, place.stream(index), made, address(tape), address(workspace))
+        workspace = kind.memory(x, net.forward_bytes(made))
+        net.forward(index, kind.stream(index), made, address(tape), address(workspace))
         return y, hn, None if cn is None else cn.to(x.dtype), tape
 
     def backward(
@@ -281,10 +282,10 @@ class BoundCall:
         dc0 = x.new_empty(call.state_shape, dtype=_cell_dtype(x.dtype)) if wanted[2] else None
         dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
         made = _native_call(call, weights, True, net, x=x, y=y, states=(self.h0, self.c0), tape=tape)
-        workspace = place.memory(x, net.backward_bytes(made))
+        workspace = kind.memory(x, net.backward_bytes(made))
         net.backward(
             index,
-            place.stream(index),
+            kind.stream(index),
             made,
             dy=_sequence(call, dy),
             dx=_sequence(call, dx),

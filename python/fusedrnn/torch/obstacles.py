@@ -64,7 +64,7 @@ def tensor_obstacle(tensors: Sequence[Any]) -> str | None:
 
 def place_obstacle(tensor: Tensor) -> str | None:
     """Why there is no engine for a tensor's device or dtype."""
-    if device.place.holds(tensor):
+    if device.kind.holds(tensor):
         reason = device.missing()
         if reason is not None:
             return f"tensors on {tensor.device.type} are torch's here: {reason}"

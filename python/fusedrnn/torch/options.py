@@ -74,8 +74,8 @@ def checked_lengths(lengths: Any, call: Call, x: Tensor) -> Tensor:
         raise TypeError(f"lengths must be integers, not {found.dtype}")
     if found.shape != (call.rows,):
         raise ValueError(f"lengths must have shape ({call.rows},), not {tuple(found.shape)}")
-    on_device = device.place.holds(x)
-    unseen = torch.compiler.is_compiling() or (on_device and isinstance(lengths, Tensor) and device.place.holds(found))
+    on_device = device.kind.holds(x)
+    unseen = torch.compiler.is_compiling() or (on_device and isinstance(lengths, Tensor) and device.kind.holds(found))
     if not unseen and ((found < 0) | (found > call.steps)).any():
         raise ValueError(f"lengths must lie in [0, {call.steps}], not {found.tolist()}")
     found = found.to(torch.int64).contiguous()
@@ -86,5 +86,5 @@ def near(tensor: Tensor, x: Tensor, name: str) -> Tensor:
     """A tensor on x's device."""
     if tensor.device == x.device:
         return tensor
-    upload = device.place.holds(x) and tensor.is_cpu and not torch.compiler.is_compiling()
-    return device.place.upload(tensor, x.device, name) if upload else tensor.to(x.device)
+    upload = device.kind.holds(x) and tensor.is_cpu and not torch.compiler.is_compiling()
+    return device.kind.upload(tensor, x.device, name) if upload else tensor.to(x.device)

@@ -43,8 +43,8 @@ const char* block_program_plan(const Problem* problem, int multiprocessors, Plan
 }
 
 std::size_t block_program_size(int which) {
-  const std::size_t sizes[] = {sizeof(Problem), sizeof(Plan), sizeof(ForwardArguments<float>),
-                               sizeof(BackwardArguments<float>)};
+  const std::size_t sizes[] = {sizeof(Problem), sizeof(Plan), sizeof(ForwardProgramArguments<float>),
+                               sizeof(BackwardProgramArguments<float>)};
   return sizes[which];
 }
 
@@ -55,9 +55,9 @@ void block_program_run(const Plan* plan, void* arguments, void* workspace, unsig
   Scheduler scheduler(seed, error);
   scheduler.fences = fences;
   if (plan->problem.pass == Pass::forward)
-    run_type<ForwardArguments, Forward>(*plan, arguments, workspace, scheduler);
+    run_type<ForwardProgramArguments, ForwardProgram>(*plan, arguments, workspace, scheduler);
   else
-    run_type<BackwardArguments, Backward>(*plan, arguments, workspace, scheduler);
+    run_type<BackwardProgramArguments, BackwardProgram>(*plan, arguments, workspace, scheduler);
   std::snprintf(message, size, "%s", error.c_str());
 }
 }

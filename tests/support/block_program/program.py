@@ -45,7 +45,7 @@ def compile_library(directory: pathlib.Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     loaded.block_program_plan.restype = c_char_p
     loaded.block_program_size.restype = c_size_t
-    for which, structure in enumerate((Problem, Plan, ForwardArguments, BackwardArguments)):
+    for which, structure in enumerate((Problem, Plan, ForwardProgramArguments, BackwardProgramArguments)):
         assert loaded.block_program_size(which) == ctypes.sizeof(structure), structure.__name__
     return loaded
 
@@ -109,7 +109,7 @@ class ForwardDirection(Structure):
     )
 
 
-class ForwardArguments(Structure):
+class ForwardProgramArguments(Structure):
     _fields_ = (("batch", Batch), ("grid", Grid), ("keep", c_bool), ("direction", ForwardDirection * 2))
 
 
@@ -123,7 +123,7 @@ class BackwardDirection(Structure):
     )
 
 
-class BackwardArguments(Structure):
+class BackwardProgramArguments(Structure):
     _fields_ = (("batch", Batch), ("grid", Grid), ("direction", BackwardDirection * 2))
 
 
@@ -324,7 +324,7 @@ class Layer:
             return array[d * steps + first : (d + 1) * steps]
 
         for first in range(0, max(steps, 1), chunk):
-            arguments = ForwardArguments(self.batch(first, min(first + chunk, steps)), Grid(), keep)
+            arguments = ForwardProgramArguments(self.batch(first, min(first + chunk, steps)), Grid(), keep)
             for d in range(directions):
                 own = slice(d * rows, (d + 1) * rows)
                 arguments.direction[d] = ForwardDirection(
@@ -360,7 +360,7 @@ class Layer:
             h_previous[d * steps : (d + 1) * steps] = encode(np.where(kept, entering, 0.0), case.precision)
         tape = [gates.copy(), cells.copy()]
         for first in reversed(range(0, max(steps, 1), chunk)):
-            backward = BackwardArguments(self.batch(first, min(first + chunk, steps)), Grid())
+            backward = BackwardProgramArguments(self.batch(first, min(first + chunk, steps)), Grid())
             for d in range(directions):
                 own = slice(d * rows, (d + 1) * rows)
                 before = cells[d * steps + first - 1] if first else state[1][d] if two else None

@@ -21,7 +21,7 @@ GUARD_BYTE = 0xA5
 STREAM = 33
 
 
-class HostPlace:
+class HostKind:
     """`fusedrnn.torch.device.Cuda` on the host. Tapes and workspaces lie between guard bands and are nan at first."""
 
     def __init__(self, native: Any, reason: str | None = None) -> None:
@@ -55,14 +55,14 @@ class HostPlace:
 
 
 @contextlib.contextmanager
-def on_the_host(module: Any) -> Iterator[HostPlace]:
+def on_the_host(module: Any) -> Iterator[HostKind]:
     """Put the stand-in in CUDA's place; afterwards check all guard bands."""
-    before, device.place = device.place, HostPlace(module)
+    before, device.kind = device.kind, HostKind(module)
     try:
-        yield device.place
-        device.place.check_guards()
+        yield device.kind
+        device.kind.check_guards()
     finally:
-        device.place = before
+        device.kind = before
 
 
 def require_gpu() -> None:
