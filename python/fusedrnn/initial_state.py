@@ -1,4 +1,4 @@
-"""What the calls of a layer begin with that are given no state."""
+"""The state with which calls begin that are given none."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _ACTIVATIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "GRU": _GATED,
     "SimpleRNN": {"activation": ("tanh", "relu"), "recurrent_activation": ()},
 }
-# Whose functions of these names are the activations.
+# The libraries whose functions of these names are the activations.
 _LIBRARIES = ("keras", "tf_keras", "tensorflow")
 
 
@@ -37,7 +37,7 @@ def from_keras(
     """Our parameters from a Keras layer, or from its weights. Load them with ``layer.load_parameters``.
 
     Our layers compute with Keras's default activations: tanh, and for gates sigmoid; `RNN` with ``nonlinearity="relu"``
-    with relu. Other ones are an error, where they are known: of a layer they can be seen, of arrays they must be said.
+    with relu. Other ones are an error. A Keras layer tells its activations; with arrays, the caller has to.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _kind(cell: Any, reset_after: Any, activation: Any, recurrent_activation: An
 
 
 def _kind_of(layer: Any, cell: Any, reset_after: Any, activation: Any, recurrent_activation: Any) -> _Kind:
-    """The kind of a Keras layer; what the caller says of it must be so."""
+    """The kind of a Keras layer; what the caller says of it must agree."""
     own = type(layer).__name__
     if own not in _ORDERS and own.lower() not in _CUDNN:
         known = ", ".join([*_ORDERS, "CuDNNLSTM", "CuDNNGRU", "Bidirectional"])
@@ -129,7 +129,7 @@ def _directions(layer: Any) -> list[Any]:
 
 
 def _activation_name(value: Any) -> str:
-    """What Keras calls an activation; of what is none of a library's functions, what it is."""
+    """Keras's name of an activation; for anything that is no function of a library, a description."""
     if isinstance(value, str):
         return value
     name = getattr(value, "__name__", None)
@@ -169,7 +169,7 @@ def _parameters(arrays: list[Array], kind: _Kind) -> dict[str, Array]:
     count = len(arrays) // directions
     inputs, hidden = (_matrix(arrays[number], f"weights[{number}]").shape[0] for number in (0, 1))
     width = len(_ORDERS[cell]) * hidden
-    # As Keras itself tells the weights of its CuDNN layers from the others'.
+    # Keras, too, tells the weights of its CuDNN layers from the others' by this.
     two_biases = kind.two_biases
     cudnn = kind.cudnn or (count > 2 and cell in ("LSTM", "GRU") and arrays[2].shape == (2 * width,))
     if cudnn and count == 2:

@@ -52,11 +52,11 @@ class _Layer(Recurrent):
 
     @property
     def initial_state(self) -> State | None:
-        """What calls begin with that are given no state, and steppers: None for zeros, else h, or (h, c) for an LSTM.
+        """State that steppers, and calls without a state, begin with: None for zeros, else h, or (h, c) for an LSTM.
 
         Each is (L*D, 1, H), one row with which every row of a batch begins, or (L*D, B, H) for batches of B rows only.
-        Setting it copies; what it gives is live: an edit shows at the next call. It is no parameter: `grads.state` of a
-        backward pass has its gradient, row by row.
+        Setting it copies. The arrays that it gives are live: an edit shows at the next call. It is no parameter; its
+        gradient is `grads.state` of a backward pass, row by row.
         """
         return self._initial_state
 
@@ -165,12 +165,13 @@ class _Layer(Recurrent):
         return self._engine.buffers(steps, batch, recompute, training, mask)
 
     def freeze(self) -> Runner:
-        """Make a runner: the layer's call from the parameters as they are now, for inference call after call.
+        """Make a runner: the layer's call with the parameters as they are now, for repeated inference.
 
         ``runner(x, state=None, lengths=None, reset=None, out=None, *, mask=None)`` takes and gives what a call of the
-        layer does, to the last bit, for any T and B. The parameters are packed once, here, and not in each call, of
-        which that is up to three quarters where T is 2: a later edit of the parameters does not show in the runner. It
-        holds as much memory as they do, with H rounded up to a multiple of 16, and needs the layer no more.
+        layer does, to the last bit, for any T and B. The parameters are packed once, here, not in
+        each call; at T = 2 packing is up to three quarters of a call. A later edit of the parameters does not show in
+        the runner. It holds as much memory as they do, with H rounded up to a multiple of 16, and does not need the
+        layer any more.
 
         Returns
         -------

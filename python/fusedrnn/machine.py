@@ -11,9 +11,9 @@ from fusedrnn.arrays.device import describe
 
 
 def _in_worker_process() -> bool:
-    """Whether `multiprocessing` started this process, be it without a fork.
+    """Whether `multiprocessing` started this process, with a fork or without.
 
-    While it unpickles what it is to run, and imports this module for it, only its command line tells.
+    A process that imports this module while it still unpickles its target can be told by its command line only.
     """
     processes = sys.modules.get("multiprocessing.process")
     if processes is None:
@@ -58,9 +58,9 @@ def get_num_threads() -> int:
 def release_memory() -> int:
     """Give the memory that the CPU engine keeps for the next calls back to the system.
 
-    By itself the engine keeps at most twice what recent calls used at once. What a larger call needed goes back after
-    at least 512 more buffers were taken, which takes tens of training steps, or after a minute with calls or a
-    stepper's steps. This function gives it back at once, also where nothing runs any more. Arrays, tapes and steppers
+    By itself the engine keeps at most twice what recent calls used at once. What a larger call needed goes back
+    after at least 512 further buffers, which are tens of training steps, or after a minute in which calls or a
+    stepper's steps run. This function gives it back at once, even if nothing runs any more. Arrays, tapes and steppers
     that are in use stay as they are, and the next call asks the system again. Memory of a CUDA device is CuPy's or
     torch's, and released there.
 

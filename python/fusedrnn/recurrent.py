@@ -141,7 +141,7 @@ class Recurrent:
         return {name: mapping[full] for full, name in names.items()}
 
     def _loaded(self, value: Any, shown: str, name: str, convert: bool) -> Array:
-        """A value on the host, wherever it lies: loading is no hot path."""
+        """A value on the host, wherever it lies; loading need not be fast."""
         value, source = _source_of(value)
         array = self._engine.memory.read(value, f"mapping[{shown!r}]")
         source = source or str(array.dtype)

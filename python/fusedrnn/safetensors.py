@@ -29,7 +29,7 @@ _STATE = ("initial_h", "initial_c")  # a layer's `initial_state`, where it has o
 
 
 def save(module: Recurrent, path: str | os.PathLike[str]) -> None:
-    """Write a layer or cell: its parameters by their names, and in the metadata what `load` makes it of again.
+    """Write a layer or cell: its parameters by their names, and in the metadata what `load` needs to make it again.
 
     A layer's `initial_state` is written, too, where it is set, as ``initial_h`` and ``initial_c``.
 

@@ -71,7 +71,7 @@ def _checked(log_probs: Any, rows: int, width: int | None) -> Array:
 
 
 def _largest(values: Array, count: int) -> Array:
-    """Places of the largest values, the largest first; of equal ones the first."""
+    """Indices of the largest values, the largest first; of equal values the first."""
     if count < values.size:
         least = np.partition(values, values.size - count)[values.size - count]
         above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)

@@ -1,7 +1,7 @@
-"""Devices: the one place that knows CuPy, and what has to be there for it.
+"""CUDA devices: the one module that knows CuPy, and what must be installed for it.
 
-Everything else of the CUDA engine takes its arrays from here, so that the tests can put NumPy and a build of the engine
-for the host in CuPy's place.
+Everything else of the CUDA engine takes its arrays from here, so that tests can replace CuPy by NumPy and a build of
+the engine for the host.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Host:
     name = "cpu"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A new array that begins at a cache line, so that no vector read from its rows takes two."""
+        """A new array that begins at a cache line, so that no load of a vector from it crosses into the next line."""
         dtype = np.dtype(dtype)
         size, line = math.prod(shape) * dtype.itemsize, 64
         memory = np.empty(size + line, np.uint8)

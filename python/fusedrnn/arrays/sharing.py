@@ -11,7 +11,7 @@ import numpy as np
 from fusedrnn.arrays.checks import bounds
 from fusedrnn.arrays.device import owner_of
 
-# Steps that NumPy's search for a common byte may take, which is exponential in the number of axes.
+# Steps that NumPy's search for a common byte may take. The search is exponential in the number of axes.
 _MOST_WORK = 10_000
 
 
@@ -21,7 +21,7 @@ def _address(array: Any) -> int:
 
 
 def _outline(array: Any) -> np.ndarray[Any, Any]:
-    """Address, shape and strides of an array as NumPy's; it may lie over a device's memory and must not be read."""
+    """Address, shape and strides of an array as NumPy's; it may describe a device's memory, so it must not be read."""
     interface = {
         "version": 3,
         "data": (_address(array), True),
@@ -41,9 +41,9 @@ def _share(one: Any, other: Any) -> bool:
 
 
 def sharing(arrays: Sequence[Any]) -> list[tuple[int, int]]:
-    """The pairs i < j of arrays with an element in common. Views that lie between each other's elements have none.
+    """The pairs i < j of arrays with an element in common. Interleaved views, such as two columns, have none.
 
-    Where that is too hard to tell, which takes strides that no slicing makes, the pair counts as one.
+    A pair also counts where NumPy's search takes too long. Only strides that no slicing makes can cause that.
     """
     spans = sorted((*bounds(_address(array), array), i) for i, array in enumerate(arrays) if array.size)
     found, reaching = [], list[tuple[int, int]]()

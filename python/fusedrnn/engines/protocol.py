@@ -18,7 +18,7 @@ class Tape(Protocol):
 
 
 class Packed(Protocol):
-    """Parameters as they were, which stand in place of the parameters in calls for results alone."""
+    """A copy of the parameters, which `infer` takes in their place."""
 
     @property
     def nbytes(self) -> int:

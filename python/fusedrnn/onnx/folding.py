@@ -27,7 +27,7 @@ from fusedrnn.onnx.sizes import (
 
 Name = tuple[Scope, str]
 
-# What a fold may take beside what the model itself takes, so that a small file cannot ask for much.
+# Memory that folding may take beside that of the model itself, so that a small file cannot ask for much.
 _BYTES_AT_LEAST = 2**26
 _TIMES_THE_MODEL = 32
 _MOST_NODES = 100_000
@@ -55,7 +55,7 @@ class Budget:
         self.nodes, self.products = _MOST_NODES, _MOST_PRODUCTS
 
     def take(self, elements: int, products: int = 0) -> str | None:
-        """Take what a node needs, or tell why it may not be had."""
+        """Subtract what a node needs; None, or the reason why the budget does not allow it."""
         self.bytes -= elements * _WIDEST
         self.nodes -= 1
         self.products -= products
@@ -83,7 +83,7 @@ class Folder:
     def of_any_size(self, scope: Scope, name: str, common: Callable[[list[Array]], Array | None]) -> Array | Unknown:
         """The value of a name, or what `common` finds in the values that it has for several sizes of what is fed.
 
-        Sizes of different names are distinct at first; a model that cannot run with such has them all the same.
+        Sizes of different names are distinct at first. A model that cannot run with distinct ones gets equal ones.
         """
         value = self.value(scope, name)
         for distinct in (True, False):
@@ -145,7 +145,7 @@ class Folder:
         return self._computed(scope, scope.producers[name], name)
 
     def _same(self, scope: Scope, name: str) -> Array | Varying | Unknown | list[Name]:
-        """What has another name elsewhere."""
+        """The value that another name stands for, or that name, to be looked up first."""
         if not name:
             return Unknown("the call of a function leaves it out", wrong=True)
         return self._known.get((scope, name), [(scope, name)])
@@ -179,7 +179,7 @@ class Folder:
         return self._same(scope.body(node, wanted, graph), _result(results, node, name))
 
     def _folded(self, scope: Scope, node: onnx.NodeProto, name: str) -> Array | Varying | Unknown:
-        """The value of a node's output whose inputs are all looked up; the other outputs are noted."""
+        """The value of a node's output, once all its inputs are known; its other outputs are kept as well."""
         inputs = [self._known[scope, given] if given else None for given in node.input]
         unknown = [value for value in inputs if isinstance(value, Unknown)]
         op = standard_name(node)
@@ -228,7 +228,7 @@ class Folder:
         for choice in choices:
             if self.budget.take(len(choice)):
                 return Unknown(f"{name!r} comes after too much else that was folded", wrong=True)
-            try:  # of the tensor's memory one element is there, whatever its shape
+            try:  # a view of one element, whatever the shape
                 results = evaluate(node, scope.opset, [np.broadcast_to(np.float32(0), choice)])
             except Exception as error:  # of onnx's evaluator, for attributes that do not fit
                 return Unknown(f"{name!r} cannot be computed: {type(error).__name__}: {error}")

@@ -17,8 +17,8 @@ from fusedrnn.onnx.scopes import STANDARD
 Growth = tuple[int, int]  # elements of the results at most, and multiplications
 # onnx's evaluator walks the indices of some operators in Python.
 _MOST_LOOPED = 2**20
-# Operators whose older versions onnx's evaluator lacks, and a newer one that computes the same and more. onnxruntime
-# has them in a domain of its own, too.
+# onnx's evaluator lacks the older versions of these operators; this newer version computes the same. onnxruntime has
+# them in a domain of its own, too.
 _NEWER = {"DequantizeLinear": 21, "QuantizeLinear": 21}
 _DOMAINS = {"com.microsoft": tuple(_NEWER)}
 # NumPy has these types from ml_dtypes.

@@ -1,4 +1,4 @@
-"""Sizes of what is fed, which a model leaves open, and what can be told of values that are computed from them."""
+"""The sizes of inputs that a model leaves open, and what can be told of values computed from them."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ class Sizes:
         return choices[(number + sample - 1) % len(choices)]
 
 
-# Operators that move numbers or do arithmetic: a polynomial or a quotient of such stays one, and what is the same for
-# the choices above is the same for all sizes. Every other operator may do for one size what it does not for another.
+# Operators that move numbers or do arithmetic. A polynomial or a quotient of polynomials stays one, so a value that is
+# the same for all choices above is the same for all sizes. Any other operator may treat one size unlike another.
 _MOVES = (
     "Identity",
     "Reshape",
@@ -213,7 +213,7 @@ def may_vary(op: str, number: int) -> bool:
 
 
 def result_fits(op: str, inputs: Sequence[Any], results: Sequence[Array]) -> bool:
-    """Whether an operator that rounds or cuts did neither, for any of the choices."""
+    """Whether an operator that may round or cut did neither, for all of the choices."""
     if op in _INTEGRAL and any(isinstance(value, Varying) and not value.repeats for value in inputs):
         return _is_exact(op, inputs, results)
     data = inputs[0] if inputs else None

@@ -1,4 +1,4 @@
-"""A call of the engine as data: what runs, on rows that lie how, beside its tensors."""
+"""A call of the engine as data: what runs and how its rows lie, without the tensors."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class Call:
         return self.config.layers * self.config.directions, self.rows, self.config.hidden_size
 
     def make_lists(self, x: Tensor) -> None:
-        """Say which rows of x run when, unless that is all of them always. ValueError where the counts do not fit."""
+        """Note which rows run at which step, unless all run at all steps. ValueError where the counts do not fit."""
         if self.batch_sizes is not None:
             check_memory([("batch_sizes", self.batch_sizes)])
             self.lists = _core.RowLists.packed(self.steps, address(self.batch_sizes), x.shape[0])
         elif any(t is not None for t in (self.lengths, self.reset, self.mask)):
             check_memory([("lengths", self.lengths), ("reset", self.reset), ("mask", self.mask)])
-            if self.on_device:  # which looks at them itself
+            if self.on_device:  # the device reads them itself
                 return
             reset, mask = (
                 (0, 0, 0) if flags is None else (address(flags), *self.strides(flags))
@@ -88,13 +88,13 @@ class Call:
         return (strides[1] if self.form == "batch" else 0), strides[0]
 
     def take_bound(self) -> Bound:
-        """`bound`, which is gone afterwards: it keeps the tensors alive, and does not see what happens to them."""
+        """`bound`, which the call then no longer has: it keeps the tensors alive, and does not see changes of them."""
         bound, self.bound = self.bound, None
         assert bound is not None
         return bound
 
     def keep_own_counts(self) -> None:
-        """Copy what a second derivative would read again, as the caller may write to it meanwhile."""
+        """Copy what a second derivative would read again: the caller may write to it until then."""
         self.batch_sizes, self.lengths, self.reset, self.mask = (
             None if t is None else t.clone() for t in (self.batch_sizes, self.lengths, self.reset, self.mask)
         )

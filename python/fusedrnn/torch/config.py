@@ -65,6 +65,6 @@ _cached_config = functools.lru_cache(maxsize=1024)(Config)
 
 
 def config_of(cell: str, input_size: int, hidden_size: int, layers: int, bidirectional: bool, bias: bool) -> Config:
-    """A configuration, made once; a compiler, which cannot look into the cache, makes its own."""
+    """A configuration, made once. A compiler cannot look into the cache and makes its own."""
     make = Config if torch.compiler.is_compiling() else _cached_config
     return make(cell, input_size, hidden_size, layers, bidirectional, bias)

@@ -66,14 +66,14 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
 
 
 def run_packed(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
-    """As `run`, on packed rows where the engine takes padded ones: what they are padded with influences nothing."""
+    """As `run`, for packed rows on a device: the CUDA engine takes padded ones. The padding influences nothing."""
     alive = torch.arange(call.rows) < call.batch_sizes[:, None]  # type: ignore[index]
     own = replace(call, form="time", batch_sizes=None, lists=None)
     if len(x) == alive.numel():
         y, final = run(own, x.reshape(*alive.shape, x.shape[1]), states, weights)
         return y.flatten(0, 1), final
-    where = device.place.upload(alive.flatten().nonzero().squeeze(1), x.device, "a packing")
-    own.lengths = device.place.upload(alive.sum(0), x.device, "a packing")
+    where = device.kind.upload(alive.flatten().nonzero().squeeze(1), x.device, "a packing")
+    own.lengths = device.kind.upload(alive.sum(0), x.device, "a packing")
     padded = x.new_zeros(alive.numel(), x.shape[1]).index_copy(0, where, x)
     y, final = run(own, padded.view(*alive.shape, x.shape[1]), states, weights)
     return y.flatten(0, 1).index_select(0, where), final
@@ -92,7 +92,7 @@ Run = Callable[[Call, Tensor, State, Sequence[Tensor]], tuple[Tensor, State]]
 def run_layers(
     how: Run, call: Call, x: Tensor, states: State, weights: Sequence[Tensor], dropout: float
 ) -> tuple[Tensor, State]:
-    """`how` on the whole call, or layer by layer with torch's dropout between, whose masks are then torch's."""
+    """`how` on the whole call, or layer by layer with torch's own dropout, and its masks, between."""
     config = call.config
     if dropout == 0.0 or config.layers == 1:
         return how(call, x, states, weights)
@@ -120,10 +120,10 @@ def bind_or_ask(call: Call, x: Tensor, states: State, weights: Sequence[Any]) ->
 
     None and no bound call: copies of the tensors will do. "" where torch has an error for the call.
     """
-    flags = call.reset is not None or call.mask is not None  # may be on another device, as x is
+    flags = call.reset is not None or call.mask is not None  # they may be on another device than x
     if has_symbols(call) or (flags and tensor_obstacle((x, *states, *weights)) is not None):
         return call_obstacle(call, x, states, weights)
-    call.on_device = device.place.holds(x)
+    call.on_device = device.kind.holds(x)
     try:
         call.make_lists(x)
     except ValueError:
@@ -144,7 +144,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, standard: bool) -> Prepared | str:
-    """How a call that fits together runs, or why torch's own forward has to run it; a `standard` one it can run."""
+    """How a call that fits together runs, or why torch's own forward has to run it; it can run `standard` calls."""
     reason = module._static_obstacle() or mode_obstacle() or odd
     given, low, narrow = (x, states), None, None
     if torch._C._is_any_autocast_enabled():
@@ -155,7 +155,7 @@ def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
     weights = stored_weights(module, call.names)
     computed = weights is None
     if weights is None:
-        # Where torch's own forward runs, it reads the weights, and nobody else may.
+        # Reading computed weights may have effects. Where torch's own forward runs, it alone reads them.
         reason = reason or tensor_obstacle((x, *states))
         if reason is not None and standard:
             return reason
@@ -172,7 +172,7 @@ def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
     if not standard:
         return Prepared(through_torch, x, states, weights, narrow)
     if not module._is_cell:
-        module._flat_weights = list(weights)  # what the check looks at, and torch's own forward leaves there
+        module._flat_weights = list(weights)  # check_input reads it, and torch's own forward leaves it there
         module.check_input(given[0], call.batch_sizes)
     return Prepared(through_torch, *given, weights, None)
 

@@ -1,8 +1,8 @@
 """The compiled engines on torch tensors: one autograd node for all the layers of a call.
 
-Tensors of the CPU the compiled part reads itself, and checks: their class, dtype, device, shapes, strides, and that
-all of their memory is there. That costs it a fraction of a microsecond a tensor, where Python takes several.
-Those of a device are checked in Python, and run by `device.py`.
+The compiled part reads tensors of the CPU itself, and checks class, dtype, device, shape, strides and that all of their
+memory is there. That takes a fraction of a microsecond a tensor, where Python takes several. Tensors of a device are
+checked in Python, and run by `device.py`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def bind_copies(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, wei
 
 
 def infer(call: Call, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """A bound call, not in training, from the packed parameters that a module keeps if it does."""
+    """Run a bound call in inference, from the packed parameters if its module keeps some."""
     bound = call.take_bound()
     if call.keeper is None or not isinstance(bound, _core.RawCall):
         return bound.forward(torch.get_num_threads(), False)
@@ -131,7 +131,7 @@ def backward_of_copies(
     check_saved(call, x, y, h0, c0, tape, weights)
     bound = bind_copies(call, x, h0, c0, weights)
     if overwritten:
-        # On a device only a call of the same kind cuts time into the same chunks, and so has the same bits.
+        # On a device only another training call cuts time into the same chunks and so gives the same bits.
         y, _, _, made = bound.forward(torch.get_num_threads(), call.on_device)
         tape = tape if made is None else made
     return differentiate(bound, y, tape, gradients, wanted)

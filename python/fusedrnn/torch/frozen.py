@@ -20,9 +20,9 @@ from fusedrnn import _core
 
 @dataclass(slots=True)
 class Frozen:
-    """What a module's call read its parameters from, and those parameters packed, from the second such call on.
+    """The tensors from which a module's call read its parameters and, from the second such call on, a packed copy.
 
-    `aliases` share the parameters' memory, which can therefore not be given to other tensors meanwhile.
+    `aliases` keep the parameters' memory alive, so that it cannot be given to other tensors.
     """
 
     module: ref[Any]
@@ -46,13 +46,13 @@ _frozen: dict[int, Frozen] = {}
 
 
 def find(module: Any) -> Frozen | None:
-    """What is kept of a module."""
+    """What is kept for a module."""
     found = _frozen.get(id(module))
     return found if found is not None and found.module() is module else None
 
 
 def forget(module: Any) -> None:
-    """Drop what is kept of a module."""
+    """Drop what is kept for a module."""
     _frozen.pop(id(module), None)
 
 
@@ -80,10 +80,10 @@ def packed_of(module: Any, bound: _core.RawCall, weights: Sequence[Tensor]) -> _
     """The packed parameters for a call that reads `weights`; None where they are not worth keeping, or cannot be."""
     found = find(module)
     if found is None or not found.is_of(weights):
-        # Parameters that are others in each call, as parametrizations make them, are not to be packed for one.
+        # Parametrizations make new parameters in each call: packing them for one call does not pay.
         remember(module, weights)
         return None
     if found.packed is None or not bound.fits(found.packed):
-        found.packed = None  # its memory goes first
+        found.packed = None  # free its memory before taking more
         found.packed = bound.pack(torch.get_num_threads())
     return found.packed

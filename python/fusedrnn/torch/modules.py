@@ -19,7 +19,7 @@ from fusedrnn.torch.plain import eager_forward
 
 _compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
 _hidden_forward: Any = torch.compiler.disable(eager_forward)  # type: ignore[no-untyped-call]
-"""`eager_forward` where Dynamo is at work but has not taken the module: it would compile each function in there."""
+"""`eager_forward` where Dynamo is active but has not traced the module: it would compile each function in it."""
 
 
 class _Fused:
@@ -44,8 +44,8 @@ class _Fused:
         """Why the engine runs no call of the module; also asked of torch's own modules."""
         return None
 
-    # What packed parameters are kept for calls in inference is forgotten wherever a program is likely to have written
-    # to the parameters, or to want their memory back: torch does not count all writes.
+    # Packed parameters are dropped wherever a program is likely to have written to the parameters, or to want the
+    # memory back: torch does not count all writes.
 
     def train(self, mode: bool = True) -> Any:
         forget(self)
@@ -89,7 +89,7 @@ class _Layers(_Fused):
     _is_cell = False
 
     def flatten_parameters(self) -> None:
-        """As torch's; what packed parameters are kept for inference is dropped."""
+        """As torch's; packed parameters that are kept for inference are dropped."""
         forget(self)
         super().flatten_parameters()  # type: ignore[misc]
 
@@ -257,10 +257,10 @@ class RNNCell(_Cell, nn.RNNCell):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run one step, as torch's cell does; where a graph may be recorded on the CPU it is torch's own.
 
-        Two products and an activation are as many nodes of a graph as its autograd has fast code for: a function in
-        Python, which the engine would need there, costs more than the engine gains.
+        torch's autograd has fast compiled nodes for two products and an activation. The engine would need a node in
+        Python, which costs more than the engine gains.
         """
-        if torch.is_grad_enabled() and type(input) is Tensor and not device.place.holds(input):
+        if torch.is_grad_enabled() and type(input) is Tensor and not device.kind.holds(input):
             return nn.RNNCell.forward(self, input, hx)
         return super().forward(input, hx)
 

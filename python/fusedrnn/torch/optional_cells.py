@@ -57,7 +57,7 @@ OPTIONAL_CELLS: dict[str, Step] = {
 def check_weights(config: Config, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """RuntimeError for shapes and dtypes that torch's operations would broadcast or promote in silence.
 
-    As the engine's own check, without the engine: a compiler has to trace it.
+    The engine has such a check, too; this one is in Python so that a compiler can trace it.
     """
     gates, hidden = 4 if config.cell == "lstm_peephole" else 3, config.hidden_size
     for index in range(config.layers * config.directions):

@@ -1,7 +1,7 @@
-"""The call that nearly all calls are: whole sequences in plain tensors of the CPU, and nothing of torch's at work.
+"""The usual call: whole sequences in plain tensors of the CPU, with none of torch's modes active.
 
-What `dispatch.py` asks of every call takes longer than a small cell's step. Here the questions are few, and whatever is
-not plain is left to it.
+The checks of `dispatch.py` take longer than a small cell's step. Here there are few, and any other call is left to
+`dispatch.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def plain_call(module: Any, input: Any, hx: Any) -> Any:
         return None
     states = plain_states(module, hx)
     weights = stored_weights(module, names := module._weight_names())
-    if states is None or weights is None or module._static_obstacle() or device.place.holds(input):
+    if states is None or weights is None or module._static_obstacle() or device.kind.holds(input):
         return None
     call = plain_cell(module, input) if module._is_cell else plain_layer(module, input)
     if call is None:

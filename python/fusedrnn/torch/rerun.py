@@ -1,4 +1,4 @@
-"""A call through torch's own operations: what differentiates it twice, and runs it where the engine cannot."""
+"""A call through torch's own operations: for second derivatives, and where the engine cannot run it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rerun(
     graph = again or call.on_device
     # Dtypes are chosen already.
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):  # type: ignore[union-attr]
-        # An input may depend on another one: only what goes through the call itself belongs to its gradient.
+        # One input may depend on another. Only what passes through the call itself belongs to its gradient.
         fresh = [None if t is None else t.view_as(t) for t in inputs]
         outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
     pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
@@ -130,7 +130,7 @@ def _padded(call: Call, batch_sizes: Tensor, x: Tensor, states: Sequence[Tensor]
 def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Which steps lie within a row's length, which of them run, and which links are cut.
 
-    Each (T, B, 1); None where the first two are all, or the last none.
+    Each is (T, B, 1). The first two are None where all do, the last is None where none is cut.
     """
 
     def in_time(flags: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor 
 
 
 def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
-    """Rows that end early or skip steps, links that are cut, and cells that torch lacks: one cell a step, and masks."""
+    """Lengths, masks, resets and cells that torch lacks: one cell call a step, and masks."""
     masks = _masks(call, x)
     running = masks[1]
     y = x.transpose(0, 1) if call.form == "batch" else x

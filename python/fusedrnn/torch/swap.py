@@ -68,7 +68,7 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def _weights(module: nn.Module) -> list[Parameter]:
-    """A module's weights, or what they are computed from: a parametrization may have parameters of its own kinds."""
+    """A module's weights, or the parameters from which parametrizations compute them."""
     stored = [parameter for parameter in module._parameters.values() if parameter is not None]
     lists = module._modules["parametrizations"] if _has_injected_class(module) else nn.Module()
     return stored + [p for of_one in lists.children() for p in of_one._parameters.values() if p is not None]  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def _has_injected_class(module: nn.Module) -> bool:
 
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, were it not for parametrizations."""
+    """The class that a module would have without parametrizations."""
     return type(module).__bases__[0] if _has_injected_class(module) else type(module)
 
 

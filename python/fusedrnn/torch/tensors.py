@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def check_memory(tensors: Iterable[tuple[str, Tensor | None]]) -> None:
-    """RuntimeError for a tensor whose storage has become too small for it, which nothing in torch looks after."""
+    """RuntimeError for a tensor whose storage has become too small for it: torch itself does not check that."""
     for name, t in tensors:
         if t is None or t.numel() == 0:
             continue
@@ -35,7 +35,7 @@ def address(tensor: Tensor | None) -> int:
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor with neighbours in its last axis next to each other in memory; copied only where they are not."""
+    """The tensor with unit stride in its last axis; copied only where it has another."""
     if (tensor.stride(-1) == 1 or tensor.numel() == 0) and not tensor.is_neg():
         return tensor
     return tensor.resolve_neg().contiguous()

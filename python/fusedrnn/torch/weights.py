@@ -31,7 +31,7 @@ def computed_weights(module: Any, names: Sequence[str]) -> list[Any]:
 def traced_weights(module: Any) -> list[Any]:
     """The weights, for a compiler; parametrizations compute theirs as often as for `computed_weights`.
 
-    That looks twice for a layer's first such weight, to see a change, and then twice for each.
+    torch reads the first computed weight of a layer twice, to see a change, and then each of them twice. So does this.
     """
     names = module._weight_names()
     lists = module._modules.get("parametrizations")

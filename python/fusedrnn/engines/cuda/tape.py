@@ -1,4 +1,4 @@
-"""What calls on a device leave behind: for backpropagation, and for calls from parameters as they were."""
+"""What backpropagation needs of a call on a device; a copy of the parameters for later calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tape:
 
 
 class FrozenParameters(dict[str, Any]):
-    """A copy of the parameters, in their place in later calls."""
+    """A copy of the parameters, which later calls take in their place."""
 
     @property
     def nbytes(self) -> int:
