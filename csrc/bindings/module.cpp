@@ -4,6 +4,7 @@
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled part of fusedrnn.";
   fusedrnn::register_machine(module);
+  fusedrnn::register_sentences(module);
   fusedrnn::register_cells(module);
   fusedrnn::register_stepper(module);
   fusedrnn::register_recurrent(module);

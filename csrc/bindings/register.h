@@ -6,6 +6,7 @@
 
 namespace fusedrnn {
 
+void register_sentences(pybind11::module_& module);
 void register_cells(pybind11::module_& module);
 void register_recurrent(pybind11::module_& module);
 void register_stepper(pybind11::module_& module);

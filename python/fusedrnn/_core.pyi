@@ -12,6 +12,7 @@ class _PoolUse(TypedDict):
 
 version: str
 cells: Mapping[str, Cell]
+sentences: Mapping[str, str]
 
 class Cell:
     @property

@@ -17,7 +17,7 @@ MODULES = {
 }
 # For each room the prefixes of what it may import besides itself; of modules at the top only those named.
 BELOW = {
-    "fusedrnn.arrays": ("fusedrnn.native", "fusedrnn.gradients"),
+    "fusedrnn.arrays": ("fusedrnn.native", "fusedrnn.gradients", "fusedrnn._core"),
     "fusedrnn.ops": ("fusedrnn.arrays", "fusedrnn._core", "fusedrnn.arguments", "fusedrnn.gradients"),
     "fusedrnn.engines": (
         "fusedrnn.arrays",

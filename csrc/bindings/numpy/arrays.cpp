@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "bindings/sentences.h"
 #include "cpu/runtime/pool.h"
 
 namespace fusedrnn {
@@ -20,6 +21,8 @@ std::string shape_text(const py::array& array) {
 }
 
 std::string dtype_text(const py::dtype& dtype) { return py::str(dtype).cast<std::string>(); }
+
+std::string contiguous_copy(const std::string& name) { return "numpy.ascontiguousarray(" + name + ")"; }
 
 bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) == flag; }
 
@@ -54,7 +57,7 @@ std::string ascii(py::handle string) {
 }
 
 void wrong_shape(const std::string& name, const std::string& wanted, const py::array& array) {
-  throw py::value_error(name + " must have shape " + wanted + ", not " + shape_text(array));
+  throw py::value_error(sentence::shape(name, wanted, shape_text(array)));
 }
 
 py::int_ require_integer(py::handle object, const std::string& wanted) {
@@ -83,19 +86,19 @@ py::array require_array(py::handle object, const std::string& name, const py::dt
   py::array array = py::reinterpret_borrow<py::array>(object);
   require_unmasked(array, name);
   if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr()))
-    throw py::type_error(name + " must be an array of " + dtype_text(dtype) + ", not of " + dtype_text(array.dtype()) +
-                         remedy(name, dtype, array.dtype(), use));
+    throw py::type_error(
+        sentence::dtype(name, dtype_text(dtype), dtype_text(array.dtype()), remedy(name, dtype, array.dtype(), use)));
   if (!has_flag(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_))
     throw py::value_error(name + " must be aligned to its element size; pass a copy");
   return array;
 }
 
 py::array require_floats(py::handle object, const std::string& name) {
-  const bool twice = py::isinstance<py::array_t<double>>(object);
-  if (py::isinstance<py::array>(object) && !twice && !py::isinstance<py::array_t<float>>(object))
-    throw py::type_error(name + " must be an array of float32 or float64, not of " +
-                         py::str(py::reinterpret_borrow<py::array>(object).dtype()).cast<std::string>());
-  return require_array(object, name, twice ? py::dtype::of<double>() : py::dtype::of<float>());
+  const bool is_float64 = py::isinstance<py::array_t<double>>(object);
+  if (py::isinstance<py::array>(object) && !is_float64 && !py::isinstance<py::array_t<float>>(object))
+    throw py::type_error(
+        sentence::dtype(name, "float32 or float64", dtype_text(py::reinterpret_borrow<py::array>(object).dtype()), ""));
+  return require_array(object, name, is_float64 ? py::dtype::of<double>() : py::dtype::of<float>());
 }
 
 void require_shape(const py::array& array, const std::string& name, const Shape& shape) {
@@ -118,29 +121,26 @@ Index stride_of(const py::array& array, int axis) {
 void require_unit_stride(const py::array& array, const std::string& name) {
   const int last = static_cast<int>(array.ndim()) - 1;
   if (last >= 0 && array.size() > 0 && array.shape(last) > 1 && array.strides(last) != array.itemsize())
-    throw py::value_error(name + " must have elements next to each other along its last axis (a stride of " +
-                          std::to_string(array.itemsize()) + " bytes), not a stride of " +
-                          std::to_string(array.strides(last)) + "; pass numpy.ascontiguousarray(" + name + ")");
+    throw py::value_error(sentence::unit_stride(name, std::to_string(array.itemsize()),
+                                                std::to_string(array.strides(last)), contiguous_copy(name)));
   for (int axis = 0; axis < last; ++axis)
     if (array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
-      throw py::value_error(name + " must have strides of whole elements; pass numpy.ascontiguousarray(" + name + ")");
+      throw py::value_error(sentence::whole_strides(name, contiguous_copy(name)));
 }
 
 void require_contiguous(const py::array& array, const std::string& name) {
-  if (!has_flag(array, py::array::c_style))
-    throw py::value_error(name + " must be C-contiguous; pass numpy.ascontiguousarray(" + name + ")");
+  if (!has_flag(array, py::array::c_style)) throw py::value_error(sentence::contiguous(name, contiguous_copy(name)));
 }
 
 void require_writable(const py::array& array, const std::string& name) {
-  if (!array.writeable()) throw py::value_error(name + " must be writable");
+  if (!array.writeable()) throw py::value_error(sentence::writable(name));
   std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // (distance between neighbours, size)
   for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
     if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
   std::sort(axes.begin(), axes.end());
   py::ssize_t extent = array.itemsize();
   for (const auto& [distance, size] : axes) {
-    if (array.size() > 0 && distance < extent)
-      throw py::value_error(name + " must not have elements that share memory");
+    if (array.size() > 0 && distance < extent) throw py::value_error(sentence::overlapping(name));
     extent += distance * (size - 1);
   }
 }
@@ -153,7 +153,7 @@ void require_disjoint(const py::array& a, const std::string& a_name, const py::a
     shared = numpy.attr("shares_memory")(a, b, py::arg("max_work") = 100000).cast<bool>();
   } catch (py::error_already_set&) {
   }
-  if (shared) throw py::value_error(a_name + " must not share memory with " + b_name);
+  if (shared) throw py::value_error(sentence::shared(a_name, b_name));
 }
 
 py::array new_small_array(const py::dtype& dtype, const Index* shape, int axes) {

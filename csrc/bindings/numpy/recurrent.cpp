@@ -14,6 +14,7 @@
 #include "bindings/numpy/states.h"
 #include "bindings/numpy/stepper.h"
 #include "bindings/register.h"
+#include "bindings/sentences.h"
 #include "cpu/isa.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
@@ -65,8 +66,8 @@ struct PyTape {
   std::vector<py::object> kept;
 
   std::size_t bytes() const {
-    if (const auto* single = std::get_if<Tape<float>>(&tape)) return single->bytes();
-    if (const auto* twice = std::get_if<Tape<double>>(&tape)) return twice->bytes();
+    if (const auto* f32 = std::get_if<Tape<float>>(&tape)) return f32->bytes();
+    if (const auto* f64 = std::get_if<Tape<double>>(&tape)) return f64->bytes();
     return 0;
   }
 };
@@ -77,8 +78,8 @@ struct PyPacked {
   std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
 
   std::size_t bytes() const {
-    if (const auto* single = std::get_if<PackedNet<float>>(&net)) return single->bytes();
-    if (const auto* twice = std::get_if<PackedNet<double>>(&net)) return twice->bytes();
+    if (const auto* f32 = std::get_if<PackedNet<float>>(&net)) return f32->bytes();
+    if (const auto* f64 = std::get_if<PackedNet<double>>(&net)) return f64->bytes();
     return 0;
   }
 };
@@ -127,7 +128,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
                    : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
   }
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
-    if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
+    if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
     return single_ ? differentiate<float>(tape, dy, dstate, gradients)
                    : differentiate<double>(tape, dy, dstate, gradients);
   }
@@ -199,7 +200,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       }
       const std::string shown = entry(name, parameter);
       if (!found && PyErr_Occurred()) throw py::error_already_set();
-      if (!found) throw py::value_error(shown + " is missing");
+      if (!found) throw py::value_error(sentence::missing(shown));
       py::array array = require_array(found, shown, dtype_);
       require_shape(array, shown, as_wanted(parameter.shape));
       require_contiguous(array, shown);
@@ -210,12 +211,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
   [[noreturn]] void throw_unexpected(const py::dict& mapping, const std::string& name) const {
     for (const auto& item : mapping) {
-      if (!py::isinstance<py::str>(item.first))
-        throw py::type_error(name + " must have strings as keys, not " + type_name(item.first));
+      if (!py::isinstance<py::str>(item.first)) throw py::type_error(sentence::keys(name, type_name(item.first)));
       const std::string key = ascii(item.first);
       const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
       if (std::none_of(parameters_.begin(), parameters_.end(), known))
-        throw py::value_error(name + "[" + key + "] is not a parameter of this object");
+        throw py::value_error(sentence::unknown(name, key));
     }
     throw py::value_error(name + " has entries that are not parameters of this object");
   }
@@ -327,23 +327,22 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
 
   std::vector<std::int64_t> lengths_of(py::handle object, const Layout& layout) const {
     if (object.is_none()) return {};
-    if (!layout.batched) throw py::value_error("lengths must be None for an unbatched x");
+    if (!layout.batched) throw py::value_error(sentence::unbatched_lengths());
     if (py::isinstance<py::array>(object)) {
       const auto array = py::reinterpret_borrow<py::array>(object);
       require_unmasked(array, "lengths");
       if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
-        throw py::type_error("lengths must be an array of integers, not of " +
-                             py::str(array.dtype()).cast<std::string>());
+        throw py::type_error(sentence::lengths("of " + py::str(array.dtype()).cast<std::string>()));
       require_shape(array, "lengths", {layout.rows});
     } else if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
-      throw py::type_error("lengths must be an array of integers, not " + type_name(object));
+      throw py::type_error(sentence::lengths(type_name(object)));
     }
     std::vector<std::int64_t> lengths;
     for (const py::object item : py::reinterpret_borrow<py::sequence>(object))
       lengths.push_back(length_of(item, layout.steps));
     if (static_cast<Index>(lengths.size()) != layout.rows)
-      throw py::value_error("lengths must have shape " + describe({layout.rows}) + ", not " +
-                            describe({static_cast<Index>(lengths.size())}));
+      throw py::value_error(
+          sentence::shape("lengths", describe({layout.rows}), describe({static_cast<Index>(lengths.size())})));
     return lengths;
   }
   static std::int64_t length_of(py::handle item, Index steps) {
@@ -470,8 +469,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       }
       return arrays;
     }
-    if (!py::isinstance<py::dict>(given))
-      throw py::type_error("grads.parameters must be a dict, not " + type_name(given));
+    if (!py::isinstance<py::dict>(given)) throw py::type_error(sentence::gradients(type_name(given)));
     result = py::reinterpret_borrow<py::dict>(given);
     std::vector<py::array> arrays = parameter_arrays(result, "grads.parameters");
     for (std::size_t i = 0; i < arrays.size(); ++i)

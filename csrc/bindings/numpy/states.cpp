@@ -1,10 +1,12 @@
 #include "bindings/numpy/states.h"
 
+#include "bindings/sentences.h"
+
 namespace fusedrnn {
 namespace {
 
-std::string pair_of_names(const CellTraits& traits) {
-  return std::string("a pair (") + traits.state_names.name[0] + ", " + traits.state_names.name[1] + ")";
+std::string joined_names(const CellTraits& traits) {
+  return std::string(traits.state_names.name[0]) + ", " + traits.state_names.name[1];
 }
 
 }  // namespace
@@ -13,11 +15,10 @@ std::array<py::object, kMaxStates> split_state(py::handle state, const std::stri
   static_assert(kMaxStates == 2);  // the errors speak of pairs
   if (traits.states == 1) return {py::reinterpret_borrow<py::object>(state)};
   if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-    throw py::type_error(name + " must be " + pair_of_names(traits) + " of arrays, not " + type_name(state));
+    throw py::type_error(sentence::states(name, joined_names(traits), type_name(state)));
   const auto pair = py::reinterpret_borrow<py::sequence>(state);
   if (pair.size() != 2)
-    throw py::value_error(name + " must be " + pair_of_names(traits) + ", not of length " +
-                          std::to_string(pair.size()));
+    throw py::value_error(sentence::state_count(name, joined_names(traits), std::to_string(pair.size())));
   return {pair[0], pair[1]};
 }
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn._core import sentences
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import FLOATS, is_float
+
+_COPY = "a contiguous copy"
 
 
 def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any], *, of_layer: bool = False) -> Any:
@@ -26,48 +29,45 @@ def require_array(device: Device, value: Any, name: str, dtype: np.dtype[Any], *
         remedy = ""
         if of_layer and is_float(dtype) and value.dtype.name in FLOATS:
             remedy = f'; pass {name}.astype({dtype.name!r}), or make the layer with dtype="{value.dtype.name}"'
-        raise TypeError(f"{name} must be an array of {dtype}, not of {value.dtype}{remedy}")
+        raise TypeError(sentences["dtype"].format(name, dtype, value.dtype, remedy))
     return value
 
 
 def require_float(array: Any, name: str) -> None:
     """Raise a TypeError unless the engine computes in the array's dtype."""
     if array.dtype.name not in FLOATS:
-        raise TypeError(f"{name} must be an array of {' or '.join(FLOATS)}, not of {array.dtype}")
+        raise TypeError(sentences["dtype"].format(name, " or ".join(FLOATS), array.dtype, ""))
 
 
 def require_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless the array has this shape."""
     if tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(array.shape)}")
+        raise ValueError(sentences["shape"].format(name, tuple(shape), tuple(array.shape)))
 
 
 def require_contiguous(array: Any, name: str) -> None:
     """Raise a ValueError unless the array is C-contiguous."""
     if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous; pass a contiguous copy")
+        raise ValueError(sentences["contiguous"].format(name, _COPY))
 
 
 def require_unit_stride(array: Any, name: str) -> None:
     """Raise a ValueError unless the last axis' elements are neighbours, and strides and address whole elements."""
     size = array.dtype.itemsize
     if array.size and array.shape[-1] > 1 and array.strides[-1] != size:
-        raise ValueError(
-            f"{name} must have elements next to each other along its last axis (a stride of {size} bytes), "
-            f"not a stride of {array.strides[-1]}; pass a contiguous copy"
-        )
+        raise ValueError(sentences["unit_stride"].format(name, size, array.strides[-1], _COPY))
     if any(step % size for step, extent in zip(array.strides, array.shape, strict=True) if extent > 1):
-        raise ValueError(f"{name} must have strides of whole elements; pass a contiguous copy")
+        raise ValueError(sentences["whole_strides"].format(name, _COPY))
 
 
 def require_writable(array: Any, name: str) -> None:
     """Raise a ValueError where an array cannot be written, or two of its elements share memory."""
     if not getattr(array.flags, "writeable", True):
-        raise ValueError(f"{name} must be writable")
+        raise ValueError(sentences["writable"].format(name))
     extent = array.dtype.itemsize
     for distance, size in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if array.size and distance < extent:
-            raise ValueError(f"{name} must not have elements that share memory")
+            raise ValueError(sentences["overlapping"].format(name))
         extent += distance * (size - 1)
 
 
@@ -86,7 +86,7 @@ def require_disjoint(device: Device, array: Any, name: str, other: Any, other_na
     """Raise a ValueError where the spans of two arrays' memory overlap."""
     (a, a_end), (b, b_end) = (bounds(device.address(each), each) for each in (array, other))
     if a < b_end and b < a_end:
-        raise ValueError(f"{name} must not share memory with {other_name}")
+        raise ValueError(sentences["shared"].format(name, other_name))
 
 
 def integers(device: Device, value: Any, name: str, shape: tuple[int, ...]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn._core import sentences
 from fusedrnn.arguments import require_integer
 from fusedrnn.arrays.checks import (
     integers,
@@ -46,16 +47,16 @@ class Arguments:
         for key, shape in self.shapes:
             shown = f"{name}[{key!r}]"
             if key not in mapping:
-                raise ValueError(f"{shown} is missing")
+                raise ValueError(sentences["missing"].format(shown))
             array = require_array(self.device, mapping[key], shown, self.dtype)
             require_shape(array, shown, shape)
             require_contiguous(array, shown)
             arrays.append(array)
         for key in mapping:
             if not isinstance(key, str):
-                raise TypeError(f"{name} must have strings as keys, not {type(key).__name__}")
+                raise TypeError(sentences["keys"].format(name, type(key).__name__))
             if all(key != known for known, _ in self.shapes):
-                raise ValueError(f"{name}[{key!a}] is not a parameter of this object")
+                raise ValueError(sentences["unknown"].format(name, ascii(key)))
         return arrays
 
     def new_parameters(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Arguments:
             last = self.inputs
             batched = f"(B, {last})" if self.single_step else f"({'B, T' if self.batch_first else 'T, B'}, {last})"
             single = f"({last},)" if self.single_step else f"(T, {last})"
-            raise ValueError(f"x must have shape {batched} or {single}, not {shape}")
+            raise ValueError(sentences["shape"].format("x", f"{batched} or {single}", shape))
         layout = Layout(self.batch_first, self.single_step, len(shape) == axes + 1, 1, 1)
         if layout.time_axis >= 0:
             layout = layout._replace(steps=int(shape[layout.time_axis]))
@@ -148,7 +149,7 @@ class Arguments:
         if value is None:
             return None
         if not layout.batched:
-            raise ValueError("lengths must be None for an unbatched x")
+            raise ValueError(sentences["unbatched_lengths"])
         if owner_of(value) is not None:
             return integers(self.device, value, "lengths", (layout.rows,))
         if self.device.capturing():
@@ -156,11 +157,11 @@ class Arguments:
                 "lengths must be a device array while a graph is captured: the host's cannot be copied then"
             )
         if not isinstance(value, (np.ndarray, list, tuple)):
-            raise TypeError(f"lengths must be an array of integers, not {type(value).__name__}")
+            raise TypeError(sentences["lengths"].format(type(value).__name__))
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iu":
-            raise TypeError(f"lengths must be an array of integers, not of {value.dtype}")
+            raise TypeError(sentences["lengths"].format(f"of {value.dtype}"))
         if np.shape(value) != (layout.rows,):
-            raise ValueError(f"lengths must have shape ({layout.rows},), not {np.shape(value)}")
+            raise ValueError(sentences["shape"].format("lengths", (layout.rows,), np.shape(value)))
         host = [require_integer(item, "lengths", least=0, most=layout.steps) for item in value]
         return self.device.from_host(np.array(host, np.int64))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn._core import sentences
 from fusedrnn.arguments import require_flag, require_integer
 from fusedrnn.arrays.buffers import Buffers
 from fusedrnn.arrays.checks import (
@@ -75,13 +76,13 @@ class Net:
             require_writable(array, f"parameters[{name!r}]")
 
     def _persistent(self, steps: int, rows: int, *, training: bool) -> bool:
-        """Whether calls of so many rows run by block programs; ValueError where they are asked for and cannot."""
+        """Whether calls of so many rows run by block programs; ValueError where the caller asked for that in vain."""
         return blocks.runs_blocks(self._net, self._choice, steps, rows, training=training)
 
     # ---- memory that the caller holds ----
 
     def buffers(self, steps: Any, batch: Any, recompute: Any, training: Any, mask: Any) -> Buffers:
-        """Memory for calls of one shape, whichever of state, lengths and reset they have; of mask where said so."""
+        """Memory for calls of one shape, with or without state, lengths and reset; with a mask if `mask`."""
         steps = require_integer(steps, "steps", least=0)
         batch = None if batch is None else require_integer(batch, "batch", least=0)
         window = 0 if recompute is None else require_integer(recompute, "recompute", least=1)
@@ -225,7 +226,7 @@ class Net:
     def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Gradients of x, the initial state and the parameters."""
         if tape.owner is not self:
-            raise ValueError("tape must come from this object's own forward")
+            raise ValueError(sentences["foreign_tape"])
         arguments, device, layout, held = self._arguments, self.memory, tape.layout, tape.out
         if held is None:
             self._require_held(None, "out, in the forward call of the tape,")
@@ -267,7 +268,7 @@ class Net:
             target = arguments.new_parameters() if held is None or held.gradients is None else held.gradients.parameters
             return target, [target[name] for name, _ in arguments.shapes]
         if not isinstance(given, dict):
-            raise TypeError(f"grads.parameters must be a dict, not {type(given).__name__}")
+            raise TypeError(sentences["gradients"].format(type(given).__name__))
         arrays = arguments.parameters(given, "grads.parameters")
         for number, (array, (key, _)) in enumerate(zip(arrays, arguments.shapes, strict=True)):
             name = f"grads.parameters[{key!r}]"
@@ -284,7 +285,7 @@ class Net:
     # ---- parameters as they are now ----
 
     def freeze(self, parameters: Any) -> FrozenParameters:
-        """A copy of the weights, in place of the parameters of later calls."""
+        """A copy of the parameters, which later calls take in their place."""
         weights = self._arguments.parameters(parameters, "parameters")
         with self.memory.on():
             names = (name for name, _ in self._arguments.shapes)

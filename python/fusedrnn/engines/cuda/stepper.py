@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn._core import sentences
 from fusedrnn.arguments import require_integer
 from fusedrnn.arrays.buffers import Buffers
 from fusedrnn.arrays.checks import (
@@ -67,7 +68,7 @@ class Stepper:
             host = np.asarray(rows)
             if host.dtype == bool:
                 if host.shape != (self._batch,):
-                    raise ValueError(f"rows must have shape ({self._batch},), not {host.shape}")
+                    raise ValueError(sentences["shape"].format("rows", (self._batch,), host.shape))
                 host = np.flatnonzero(host)
             listed = host.reshape(-1).tolist() if host.size else []
             chosen = [require_integer(row, "rows", least=0, most=self._batch - 1) for row in listed]
