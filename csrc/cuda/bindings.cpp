@@ -29,7 +29,14 @@ using View = std::tuple<Address, Index, Index>;  // data, stride of time or laye
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 SequenceView sequence(const View& view) { return {pointer(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
-StateView state(const View& view) { return {pointer(std::get<0>(view)), std::get<1>(view), std::get<2>(view)}; }
+// The arrays of a cell's states in their order; those that the cell does not have are absent.
+States<StateView> states(const std::vector<View>& views) {
+  if (views.size() > kMaxStates) throw py::value_error("a cell has at most " + std::to_string(kMaxStates) + " states");
+  States<StateView> result;
+  for (std::size_t i = 0; i < views.size(); ++i)
+    result[i] = {pointer(std::get<0>(views[i])), std::get<1>(views[i]), std::get<2>(views[i])};
+  return result;
+}
 
 // The arrays of each direction of each layer, of the addresses of all parameters in their order; of no addresses none.
 template <class Item>
@@ -69,7 +76,7 @@ NetConfig make_config(const std::string& cell, Index input_size, Index hidden_si
   return config;
 }
 
-// A call before it has met its net, which knows whose parameter an address is.
+// A call whose parameters are still plain addresses: only a net knows which parameter each of them is.
 struct PyForward : NetForward {
   std::vector<Address> addresses;
   NetForward on(const NetConfig& config) const {
@@ -80,9 +87,9 @@ struct PyForward : NetForward {
 };
 
 PyForward make_forward(Index steps, Index rows, bool training, bool persistent, Index recompute,
-                       const std::vector<Address>& weights, const View& x, const View& y, const View& h0,
-                       const View& c0, const View& hn, const View& cn, Address lengths, const View& reset,
-                       const View& mask, Address calls, Address kept) {
+                       const std::vector<Address>& weights, const View& x, const View& y,
+                       const std::vector<View>& initial, const std::vector<View>& final, Address lengths,
+                       const View& reset, const View& mask, Address calls, Address kept) {
   PyForward call;
   call.steps = steps;
   call.rows = rows;
@@ -92,10 +99,8 @@ PyForward make_forward(Index steps, Index rows, bool training, bool persistent, 
   call.addresses = weights;
   call.x = sequence(x);
   call.y = sequence(y);
-  call.h0 = state(h0);
-  call.c0 = state(c0);
-  call.hn = state(hn);
-  call.cn = state(cn);
+  call.initial = states(initial);
+  call.final = states(final);
   call.lengths = static_cast<const std::int64_t*>(pointer(lengths));
   call.reset = static_cast<const bool*>(pointer(std::get<0>(reset)));
   call.reset_time = std::get<1>(reset);
@@ -132,15 +137,13 @@ void run_forward(const NetConfig& config, int device, Address stream, PyForward&
 }
 
 void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
-                  const View& dx, const View& dhn, const View& dcn, const View& dh0, const View& dc0,
+                  const View& dx, const std::vector<View>& dfinal, const std::vector<View>& dinitial,
                   const std::vector<Address>& gradients, bool accumulate, Address workspace) {
   NetBackward gradient;
   gradient.dy = sequence(dy);
   gradient.dx = sequence(dx);
-  gradient.dhn = state(dhn);
-  gradient.dcn = state(dcn);
-  gradient.dh0 = state(dh0);
-  gradient.dc0 = state(dc0);
+  gradient.dfinal = states(dfinal);
+  gradient.dinitial = states(dinitial);
   gradient.gradients = directions_of<void>(config, gradients);
   gradient.accumulate = accumulate;
   gradient.workspace = pointer(workspace);
@@ -205,8 +208,8 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
   // Local: a process may hold both builds of this file.
   py::class_<PyForward>(module, "ForwardCall", py::module_local())
       .def(py::init(&make_forward), py::kw_only(), py::arg("steps"), py::arg("rows"), py::arg("training"),
-           py::arg("persistent"), py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"), py::arg("h0"),
-           py::arg("c0"), py::arg("hn"), py::arg("cn"), py::arg("lengths"), py::arg("reset"), py::arg("mask") = View(),
+           py::arg("persistent"), py::arg("recompute"), py::arg("weights"), py::arg("x"), py::arg("y"),
+           py::arg("initial"), py::arg("final"), py::arg("lengths"), py::arg("reset"), py::arg("mask") = View(),
            py::arg("calls"), py::arg("kept") = 0);
   py::class_<NetConfig>(module, "Net", py::module_local())
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
@@ -219,8 +222,8 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("backward_bytes", &bytes_of<&DeviceKernels::backward_bytes>)
       .def("forward", &run_forward)
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
-           py::arg("dy"), py::arg("dx"), py::arg("dhn"), py::arg("dcn"), py::arg("dh0"), py::arg("dc0"),
-           py::arg("gradients"), py::arg("accumulate"), py::arg("workspace"));
+           py::arg("dy"), py::arg("dx"), py::arg("dfinal"), py::arg("dinitial"), py::arg("gradients"),
+           py::arg("accumulate"), py::arg("workspace"));
 #define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceKernels::name);
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
   module.def("clip_bytes", &Engine::clip_bytes);

@@ -10,7 +10,7 @@
 
 namespace fusedrnn {
 
-// Where work goes.
+// The device and the stream that run a call.
 struct Place {
   int device = 0;
   void* stream = nullptr;
@@ -29,8 +29,8 @@ struct SequenceView {
   void* data = nullptr;
   Index time = 0, row = 0;
 };
-// A state array (layers * directions, B, H): h of the net's type, c of its accumulator's. Null data: zeros, or
-// unwanted.
+// A state array (layers * directions, B, H): the first state, h, of the net's type, another of its accumulator's. Null
+// data: zeros, or unwanted.
 struct StateView {
   void* data = nullptr;
   Index layer = 0, row = 0;
@@ -43,7 +43,7 @@ struct NetForward {
   Index recompute = 0;      // training: keep states every so many steps only; 0: keep all
   std::vector<Weights<void>> weights;  // layers * directions
   SequenceView x, y;
-  StateView h0, c0, hn, cn;
+  States<StateView> initial, final;
   const std::int64_t* lengths = nullptr;  // (B,) or null; taken as if clamped to [0, steps]
   const bool* reset = nullptr;            // (T, B) with the strides below, or null
   Index reset_time = 0, reset_row = 0;
@@ -57,7 +57,7 @@ struct NetForward {
 // With the NetForward whose `kept` it reads; x, y and the weights are as they were then. A null array: unwanted.
 struct NetBackward {
   SequenceView dy, dx;
-  StateView dhn, dcn, dh0, dc0;
+  States<StateView> dfinal, dinitial;
   std::vector<WeightGradients<void>> gradients;  // layers * directions
   bool accumulate = false;                       // add to the gradients instead of writing them
   void* workspace = nullptr;                     // DeviceKernels::backward_bytes

@@ -1,5 +1,6 @@
 // The sizes and options of a net of layers, on whichever device.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -8,6 +9,10 @@
 #include "common/arguments.h"
 
 namespace fusedrnn {
+
+// One for each of a cell's states, in their order; what comes after them is empty.
+template <class Item>
+using States = std::array<Item, kMaxStates>;
 
 struct RecurrentConfig {
   int cell = 0;  // among the registered cells

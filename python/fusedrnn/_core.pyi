@@ -112,9 +112,11 @@ class RawPacked: ...
 class RawCall:
     def pack(self, threads: int, /) -> RawPacked: ...
     def fits(self, packed: RawPacked, /) -> bool: ...
-    def forward(self, threads: int, training: bool, packed: RawPacked | None = None) -> tuple[Any, Any, Any, Any]: ...
+    def forward(
+        self, threads: int, training: bool, packed: RawPacked | None = None
+    ) -> tuple[Any, tuple[Any, ...], Any]: ...
     def backward(
-        self, threads: int, y: Any, tape: Any, dy: Any, dhn: Any, dcn: Any, wanted: tuple[bool, ...], /
+        self, threads: int, y: Any, tape: Any, dy: Any, dfinal: tuple[Any, ...], wanted: tuple[bool, ...], /
     ) -> tuple[Any, ...] | None: ...
 
 class RawRecurrent:
@@ -141,8 +143,7 @@ class RawRecurrent:
         rows: int,
         lists: RowLists | None,
         x: Any,
-        h0: Any,
-        c0: Any,
+        states: tuple[Any, ...],
         weights: Sequence[Any],
         /,
     ) -> RawCall | None: ...

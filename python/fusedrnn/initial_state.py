@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusedrnn._core import sentences
 from fusedrnn.arrays.device import owner_of
 from fusedrnn.arrays.dtypes import accumulator, numpy_dtype
 from fusedrnn.arrays.host import as_array
@@ -15,12 +16,13 @@ from fusedrnn.options import Options
 def checked(value: Any, options: Options, memory: Memory) -> State:
     """Copies of a state's halves, (L*D, N, H), in the layer's memory; TypeError or ValueError names what is wrong."""
     sizes, dtype = (options.num_layers * options.directions, options.hidden_size), numpy_dtype(options.dtype)
-    if not options.two_states:
+    names = ", ".join(options.states)
+    if len(options.states) == 1:
         return _half(value, "initial_state", sizes, dtype, memory)
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"initial_state must be a pair (h, c) of arrays or None, not {type(value).__name__}")
+        raise TypeError(f"initial_state must be a pair ({names}) of arrays or None, not {type(value).__name__}")
     if len(value) != 2:
-        raise ValueError(f"initial_state must be a pair (h, c), not of length {len(value)}")
+        raise ValueError(sentences["state_count"].format("initial_state", names, len(value)))
     h = _half(value[0], "initial_state[0]", sizes, dtype, memory)
     c = _half(value[1], "initial_state[1]", sizes, accumulator(dtype), memory)
     if h.shape != c.shape:

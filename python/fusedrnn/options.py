@@ -105,9 +105,9 @@ class Options:
         return 2 if self.bidirectional else 1
 
     @property
-    def two_states(self) -> bool:
-        """Whether the cell's state is a pair (h, c)."""
-        return len(_core.cells[self.cell].states) == 2
+    def states(self) -> tuple[str, ...]:
+        """Names of the cell's states."""
+        return _core.cells[self.cell].states
 
     def moved(self, device: str | None, dtype: Any) -> Options:
         """The same on another device or of another dtype, checked; itself where nothing changes."""

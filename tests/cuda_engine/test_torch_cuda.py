@@ -749,7 +749,8 @@ def test_a_tape_is_as_large_as_the_engine_asks_for(cuda_host_module: Any, cell: 
             for steps, rows in itertools.product((1, 2, 7, 100), (0, 1, 3, 64)):
                 for mask in (None, torch.ones(1)):
                     call = Call(config, "time", steps, rows, mask=mask, on_device=True)
-                    present = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), (1, 0, 0))
+                    present: dict[str, Any] = dict.fromkeys(("x", "y", "reset"), (1, 0, 0))
+                    present |= dict.fromkeys(("initial", "final"), [(1, 0, 0)] * config.states)
                     present["mask"] = (0 if mask is None else 1, 0, 0)
                     numbers = {"steps": steps, "rows": rows, "recompute": 0, "lengths": 1, "calls": 0}
                     made = kind.native.ForwardCall(**numbers, **present, weights=[], training=True, persistent=False)

@@ -1,6 +1,6 @@
 // Layers on torch's tensors, for its adapter: a call must cost microseconds there, so reading and checking the tensors
-// is done here and not in Python. What the engine does not take is no error but an answer, upon which Python finds out
-// why.
+// is done here and not in Python. Where the engine does not take the tensors, the answer is None and no error; Python
+// then finds out why.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 #include "cpu/layers/packed.h"
 #include "cpu/layers/recurrent.h"
 #include "cpu/layers/single_step.h"
-#include "cpu/layers/step_team.h"
+#include "cpu/layers/step_cost.h"
 #include "net/parameters.h"
 
 namespace fusedrnn {
@@ -112,20 +112,23 @@ class RawCall {
   }
 
   // Whether the engine can read the tensors where they lie.
-  bool read(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
+  bool read(py::handle x, const py::tuple& states, const py::sequence& weights) {
     const std::vector<Parameter>& parameters = layers_->parameters;
-    if (weights.size() != parameters.size()) return false;
-    given_ = py::tuple(kWeights + parameters.size());
+    if (states.size() != number_of_states() || weights.size() != parameters.size()) return false;
+    given_ = py::tuple(first_weight() + parameters.size());
     inputs_.resize(given_.size());
-    given_[0] = x, given_[1] = h0, given_[2] = c0;
+    given_[0] = x;
     if (!read_sequence(x, layers_->config.input_size, inputs_[0])) return false;
-    if (!read_state(h0, inputs_[1]) || !read_state(c0, inputs_[2])) return false;
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      if (!read_state(states[i], inputs_[kStates + i])) return false;
+      given_[kStates + i] = states[i];
+    }
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const py::object weight = weights[i];
-      TensorView& view = inputs_[kWeights + i];
+      TensorView& view = inputs_[first_weight() + i];
       if (!read(weight, view) || !view.is_contiguous() || !view.has_shape(parameters[i].shape) || !view.data)
         return false;
-      given_[kWeights + i] = weight;
+      given_[first_weight() + i] = weight;
     }
     return true;
   }
@@ -140,31 +143,35 @@ class RawCall {
   // Whether `pack` would make the same again, as far as addresses and samples tell.
   bool fits(const RawPacked& packed) const { return packed.layers == layers_ && packed.from == samples(); }
 
-  // (y, hn, cn, tape), None where there is none: a single step has no y but its h, and only training has a tape.
+  // (y, final states, tape): a single step has no y but its h, and only training has a tape, else it is None.
   // Packed parameters, in inference alone, are to fit.
   py::tuple forward(int threads, bool training, const RawPacked* packed) const {
     if (packed && (training || packed->layers != layers_)) throw py::value_error("packed must be of the same layers");
-    TensorView y, hn, cn, tape;
-    const py::object x = given_[0], none = py::none();
-    const py::object new_hn = make(x, state_shape(), hn),
-                     new_cn = layers_->traits.states == 2 ? make(x, state_shape(), cn) : none;
-    const py::object new_y = is_step() ? new_hn : make(x, sequence_shape(layers_->config.width()), y);
-    const py::object new_tape = training ? make(x, tape_shape(), tape) : none;
-    if (is_step()) y = hn;
-    layers_->bits == 32 ? run<float>(threads, y, hn, cn, tape.data, packed)
-                        : run<double>(threads, y, hn, cn, tape.data, packed);
-    return py::make_tuple(new_y, new_hn, new_cn, new_tape);
+    TensorView y, tape;
+    States<TensorView> final;
+    const py::object x = given_[0];
+    py::tuple new_final(number_of_states());
+    for (std::size_t i = 0; i < new_final.size(); ++i) new_final[i] = make(x, state_shape(), final[i]);
+    const py::object new_y = is_step() ? new_final[0] : make(x, sequence_shape(layers_->config.width()), y);
+    const py::object new_tape = training ? make(x, tape_shape(), tape) : py::none();
+    if (is_step()) y = final[0];
+    layers_->bits == 32 ? run<float>(threads, y, final, tape.data, packed)
+                        : run<double>(threads, y, final, tape.data, packed);
+    return py::make_tuple(new_y, new_final, new_tape);
   }
 
-  // Gradients of x, h0, c0 and the weights, None where not wanted. None for all, with nothing done, where y, the tape
-  // or a gradient of an output is not what it has to be; a single step may have no y.
-  std::optional<py::tuple> backward(int threads, py::handle y, py::handle tape, py::handle dy, py::handle dhn,
-                                    py::handle dcn, const py::tuple& wanted) const {
-    Backward b;
+  // Gradients of x, the states and the weights, None where not wanted. None for all, with nothing done, where y, the
+  // tape or a gradient of an output is not what it has to be; a single step may have no y.
+  std::optional<py::tuple> backward(int threads, py::handle y, py::handle tape, py::handle dy, const py::tuple& dfinal,
+                                    const py::tuple& wanted) const {
+    BackwardViews b;
     const Index width = layers_->config.width();
     if (!(is_step() && y.is_none()) && !read_sequence(y, width, b.y)) return std::nullopt;
     if (!dy.is_none() && !read_sequence(dy, width, b.dy)) return std::nullopt;
-    if (!read_state(dhn, b.dhn) || !read_state(dcn, b.dcn) || !read_tape(tape, b.tape)) return std::nullopt;
+    if (dfinal.size() != number_of_states()) throw py::value_error("dfinal must have an entry for each state");
+    for (std::size_t i = 0; i < dfinal.size(); ++i)
+      if (!read_state(dfinal[i], b.dfinal[i])) return std::nullopt;
+    if (!read_tape(tape, b.tape)) return std::nullopt;
     if (wanted.size() != given_.size()) throw py::value_error("wanted must have a bool for each input");
     py::tuple gradients(given_.size());
     b.gradients.resize(given_.size());
@@ -181,11 +188,12 @@ class RawCall {
   }
 
  private:
-  // Where they begin in lists of inputs: x, h0, c0, weights.
-  static constexpr std::size_t kStates = 1, kWeights = kStates + kMaxStates;
+  // A list of inputs, or of their gradients, has x, the states and the weights.
+  static constexpr std::size_t kStates = 1;
 
-  struct Backward {
-    TensorView y, tape, dy, dhn, dcn;
+  struct BackwardViews {
+    TensorView y, tape, dy;
+    States<TensorView> dfinal;
     std::vector<TensorView> gradients;
   };
 
@@ -196,10 +204,13 @@ class RawCall {
   py::tuple given_;
   std::vector<TensorView> inputs_;
 
+  std::size_t number_of_states() const { return static_cast<std::size_t>(layers_->traits.states); }
+  std::size_t first_weight() const { return kStates + number_of_states(); }
+
   std::vector<Samples> samples() const {
     std::vector<Samples> samples;
-    samples.reserve(inputs_.size() - kWeights);
-    for (std::size_t i = kWeights; i < inputs_.size(); ++i) samples.emplace_back(inputs_[i], layers_->bits);
+    samples.reserve(inputs_.size() - first_weight());
+    for (std::size_t i = first_weight(); i < inputs_.size(); ++i) samples.emplace_back(inputs_[i], layers_->bits);
     return samples;
   }
   template <class Real>
@@ -255,7 +266,8 @@ class RawCall {
   // Of a list of inputs, or of their gradients, the weights' for each direction.
   template <class Real>
   std::vector<ParameterArrays<Real>> arrays_of(const std::vector<TensorView>& views) const {
-    return by_direction<Real>(layers_->parameters, [&](std::size_t i) { return data<Real>(views[kWeights + i]); });
+    return by_direction<Real>(layers_->parameters,
+                              [&](std::size_t i) { return data<Real>(views[first_weight() + i]); });
   }
 
   template <class Real>
@@ -266,7 +278,7 @@ class RawCall {
     call.weights = arrays_of<const Real>(inputs_);
     call.x = sequence<const Real>(inputs_[0]);
     call.y = sequence<Real>(y);
-    for (std::size_t i = 0; i < kMaxStates; ++i) call.initial[i] = state<const Real>(inputs_[kStates + i]);
+    for (std::size_t i = 0; i < number_of_states(); ++i) call.initial[i] = state<const Real>(inputs_[kStates + i]);
     call.threads = threads;
     if (lists_) call.lists = *lists_;
     return call;
@@ -276,10 +288,10 @@ class RawCall {
   }
 
   template <class Real>
-  void run(int threads, const TensorView& y, const TensorView& hn, const TensorView& cn, char* memory,
+  void run(int threads, const TensorView& y, const States<TensorView>& final, char* memory,
            const RawPacked* packed) const {
     ForwardCall<Real> call = call_of<Real>(threads, y);
-    call.final = {state<Real>(hn), state<Real>(cn)};
+    for (std::size_t i = 0; i < final.size(); ++i) call.final[i] = state<Real>(final[i]);
     if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
     if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
       std::optional<GilReleased> released;
@@ -297,7 +309,7 @@ class RawCall {
   }
 
   template <class Real>
-  void differentiate(int threads, const Backward& b) const {
+  void differentiate(int threads, const BackwardViews& b) const {
     ForwardCall<Real> forward = call_of<Real>(threads, b.y);
     if (!lists_) forward.lists = whole();
     Tape<Real> tape;
@@ -305,9 +317,11 @@ class RawCall {
     borrow_tape(forward, data<Real>(b.tape), tape);
     BackwardCall<Real> call;
     call.dy = sequence<const Real>(b.dy);
-    call.dfinal = {state<const Real>(b.dhn), state<const Real>(b.dcn)};
     call.dx = sequence<Real>(b.gradients[0]);
-    for (std::size_t i = 0; i < kMaxStates; ++i) call.dinitial[i] = state<Real>(b.gradients[kStates + i]);
+    for (std::size_t i = 0; i < number_of_states(); ++i) {
+      call.dfinal[i] = state<const Real>(b.dfinal[i]);
+      call.dinitial[i] = state<Real>(b.gradients[kStates + i]);
+    }
     call.gradients = arrays_of<Real>(b.gradients);
     call.threads = threads;
     tape.call = std::move(forward);
@@ -319,8 +333,8 @@ class RawCall {
   }
 
   template <class Real>
-  static void clear(const std::vector<TensorView>& gradients) {
-    for (std::size_t i = kWeights; i < gradients.size(); ++i)
+  void clear(const std::vector<TensorView>& gradients) const {
+    for (std::size_t i = first_weight(); i < gradients.size(); ++i)
       if (gradients[i].data) std::fill_n(data<Real>(gradients[i]), gradients[i].numel(), Real(0));
   }
 };
@@ -355,9 +369,9 @@ class RawRecurrent {
   // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
   // device or shape, has other strides, or its storage has become too small for it.
   std::optional<RawCall> bind(const std::string& form, Index steps, Index rows, const Lists& lists, py::handle x,
-                              py::handle h0, py::handle c0, const py::sequence& weights) const {
+                              const py::tuple& states, const py::sequence& weights) const {
     std::optional<RawCall> call(std::in_place, layers_, form, steps, rows, lists);
-    if (!call->read(x, h0, c0, weights)) call.reset();
+    if (!call->read(x, states, weights)) call.reset();
     return call;
   }
 

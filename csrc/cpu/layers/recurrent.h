@@ -1,6 +1,5 @@
 // Layers of a recurrent net: both directions of every layer, dropout between layers, and the tape.
 #pragma once
-#include <array>
 #include <memory>
 #include <vector>
 
@@ -19,10 +18,6 @@ struct StateArray {
   Index layer = 0, row = 0;
   StateRows<Real> at(int index) const { return {data ? data + index * layer : nullptr, row}; }
 };
-
-// One for each of a cell's states, in their order; what comes after them is empty.
-template <class Item>
-using States = std::array<Item, kMaxStates>;
 
 template <class Real>
 struct ForwardCall {

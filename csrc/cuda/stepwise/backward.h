@@ -114,8 +114,8 @@ class StepwiseBackward : Net<T> {
                  const SequenceOf<T>& dx, const NetBackward& gradient) {
     // 1. Weights in the order of slots, the final state's gradient, and sums that begin at zero.
     const Packed<T> weights = this->pack(backend, layer, packed);
-    load_gradient<T>(backend, gradient.dhn, layer, dh);
-    if (traits.states == 2) load_gradient<A>(backend, gradient.dcn, layer, dc);
+    load_gradient<T>(backend, gradient.dfinal[0], layer, dh);
+    if (traits.states == 2) load_gradient<A>(backend, gradient.dfinal[1], layer, dc);
     this->clear_lost(backend, kept.mask.lost_final, dh, rows * hidden, hidden);
     this->clear_lost(backend, kept.mask.lost_final, traits.states == 2 ? dc : nullptr, rows * hidden, hidden);
     clear_sums(backend, layer);
@@ -325,7 +325,7 @@ class StepwiseBackward : Net<T> {
   void store_state_gradients(Backend& backend, int layer, const BackwardArrays<T>& a,
                              const NetBackward& gradient) const {
     const auto place = [&](const StateView& view, auto* data) { return data + layer * directions * view.layer; };
-    const StateView &h = gradient.dh0, &c = gradient.dc0;
+    const StateView &h = gradient.dinitial[0], &c = gradient.dinitial[1];
     // Step by step, what comes through weight_hh has still to be added.
     if (h.data && this->masked())
       backend.for_each(directions, rows, hidden,

@@ -10,7 +10,7 @@ class StepwiseForward : Net<T> {
   using Base = Net<T>;
   using A = Accumulator<T>;
   using Base::call, Base::config, Base::traits, Base::cell, Base::hidden, Base::directions, Base::rows, Base::kept,
-      Base::columns;
+      Base::columns, Base::h0, Base::c0;
 
  public:
   StepwiseForward(const NetConfig& net, const NetForward& forward)
@@ -91,8 +91,8 @@ class StepwiseForward : Net<T> {
     if (this->drops()) backend.for_each(1, 1, 1, KeepCall{call.calls, kept.call});
     if (!call.training) return;
     for (int layer = 0; layer < config.layers; ++layer) {
-      if (call.h0.data) load_initial<T>(backend, call.h0, layer, kept.layers[layer].h0);
-      if (call.c0.data) load_initial<A>(backend, call.c0, layer, kept.layers[layer].c0);
+      if (h0.data) load_initial<T>(backend, h0, layer, kept.layers[layer].h0);
+      if (c0.data) load_initial<A>(backend, c0, layer, kept.layers[layer].c0);
     }
   }
   // The state that the first step sees.
@@ -120,9 +120,9 @@ class StepwiseForward : Net<T> {
   void run_layer(Backend& backend, int layer, const SequenceOf<const T>& x) {
     // 1. Weights in the order of slots, and the initial state.
     const Packed<T> weights = this->pack(backend, layer, packed);
-    if (this->masked() && layer + 1 == config.layers) load_state<T>(backend, call.h0, layer, initial);
-    load_initial<T>(backend, call.h0, layer, h);
-    if (traits.states == 2) load_initial<A>(backend, call.c0, layer, c);
+    if (this->masked() && layer + 1 == config.layers) load_state<T>(backend, h0, layer, initial);
+    load_initial<T>(backend, h0, layer, h);
+    if (traits.states == 2) load_initial<A>(backend, c0, layer, c);
     StepArrays<T> a = step_arrays(layer, weights);
     for (Index first = 0; first < call.steps; first += chunk) {
       const Index last = std::min(first + chunk, call.steps), inputs = config.input_of(layer);
@@ -139,8 +139,8 @@ class StepwiseForward : Net<T> {
     // 4. The final state.
     this->clear_lost(backend, kept.mask.lost_final, h, rows * hidden, hidden);
     this->clear_lost(backend, kept.mask.lost_final, traits.states == 2 ? c : nullptr, rows * hidden, hidden);
-    store_state<T>(backend, h, call.hn, layer);
-    if (traits.states == 2) store_state<A>(backend, c, call.cn, layer);
+    store_state<T>(backend, h, call.final[0], layer);
+    if (traits.states == 2) store_state<A>(backend, c, call.final[1], layer);
   }
 
   StepArrays<T> step_arrays(int layer, const Packed<T>& weights) const {

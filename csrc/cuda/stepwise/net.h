@@ -84,6 +84,8 @@ class Net {
   const CellSteps<T> cell;
   const CellTraits& traits;
   const Index hidden, directions, rows, packed_rows;
+  // The kernels are written for these two states, of which a cell may lack the second.
+  const StateView &h0 = call.initial[0], &c0 = call.initial[1];
   GateMap input_map, recurrent_map;      // row of a packed matrix, in units of H -> gate
   GateMap input_slots, recurrent_slots;  // slot -> gate, where the product feeds it
   GateMap per_unit_map;
@@ -110,8 +112,8 @@ class Net {
       if (call.training) {
         if (call.recompute == 0) layer.gates = arena.take<A>(directions, packed_rows, traits.slots, hidden);
         if (traits.states == 2) layer.cells = arena.take<A>(directions, cell_rows(), hidden);
-        if (call.h0.data) layer.h0 = arena.take<T>(directions, rows, hidden);
-        if (call.c0.data) layer.c0 = arena.take<A>(directions, rows, hidden);
+        if (h0.data) layer.h0 = arena.take<T>(directions, rows, hidden);
+        if (c0.data) layer.c0 = arena.take<A>(directions, rows, hidden);
       }
       if (i + 1 == config.layers) break;
       // In inference two outputs take turns.

@@ -12,12 +12,15 @@ from fusedrnn import _core
 from fusedrnn.torch.config import Config
 from fusedrnn.torch.tensors import address, check_memory
 
+States = tuple[Tensor | None, ...]
+"""A tensor for each of the cell's states, or for the gradient of each; None: zeros, or unwanted."""
+
 
 class Bound(Protocol):
     """A call on tensors that an engine can read, to be run at once: `_core.RawCall`, or a device's."""
 
-    def forward(self, threads: int, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """y, the final h and c, and in training the tape. A single step has no y but its h."""
+    def forward(self, threads: int, training: bool) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """y, the final states, and in training the tape. A single step has no y but its h."""
 
     def backward(
         self,
@@ -25,12 +28,11 @@ class Bound(Protocol):
         y: Tensor | None,
         tape: Tensor,
         dy: Tensor | None,
-        dhn: Tensor | None,
-        dcn: Tensor | None,
+        dfinal: States,
         wanted: tuple[bool, ...],
         /,
     ) -> tuple[Tensor | None, ...] | None:
-        """Gradients of x, h0, c0 and the weights, None where not `wanted`; None where it cannot read a tensor."""
+        """Gradients of x, the states and the weights, None where not `wanted`; None where it cannot read a tensor."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.torch import device, dispatch, engine
 from fusedrnn.torch.autocast import under_autocast, weights_under_autocast
 from fusedrnn.torch.call import Call
-from fusedrnn.torch.config import TWO_STATES, config_of
+from fusedrnn.torch.config import STATES, config_of
 from fusedrnn.torch.fitting import State, fit_cell, fit_layer, unfit_cell, unfit_layer
 from fusedrnn.torch.obstacles import odd_tensor, place_obstacle, tensor_obstacle
 from fusedrnn.torch.options import add_options, has_options, refuse_nested
@@ -22,6 +22,7 @@ from fusedrnn.torch.weights import traced_weights
 # A call without its tensors, as the arguments of an operator: cell, layers, bidirectional, bias, form.
 Signature = tuple[str, int, bool, bool, str]
 SIGNATURE = "str cell, int layers, bool bidirectional, bool bias, str form"
+# torch's own layers and cells have no other states than these two, of which some lack the second.
 SEQUENCE = "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset"
 
 
@@ -44,6 +45,7 @@ def call_of(signature: Signature, x: Tensor, weights: Sequence[Tensor], options:
 def prepared(signature: Signature, x: Tensor, h0: Any, c0: Any, weights: Any, options: RowOptions) -> Call:
     """The call, checked as an eager one is, and bound to its tensors or to copies that the engine can read."""
     call = call_of(signature, x, weights, options)
+    initial = (h0, c0)[: STATES[signature[0]]]
     states = tuple(s for s in (h0, c0) if s is not None)
     reason = tensor_obstacle((x, *states, *weights))
     config = call.config
@@ -51,11 +53,11 @@ def prepared(signature: Signature, x: Tensor, h0: Any, c0: Any, weights: Any, op
     flags = (x.shape[:-1], torch.bool)
     for given, (shape, dtype) in zip(options, (((call.rows,), torch.int64), flags, flags), strict=True):
         fits &= given is None or (given.shape == shape and given.dtype == dtype and given.device == x.device)
-    if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, 1 + config.two_states):
+    if reason or not fits or not config.shapes_fit(weights) or len(states) not in (0, config.states):
         raise RuntimeError(f"fusedrnn::layers: {reason or 'shapes do not fit together'}")
     call.lengths = None if call.lengths is None else call.lengths.contiguous()
     call.make_lists(x)
-    call.bound = engine.bind(call, x, h0, c0, weights) or engine.bind_copies(call, x, h0, c0, weights)
+    call.bound = engine.bind(call, x, initial, weights) or engine.bind_copies(call, x, initial, weights)
     return call
 
 
@@ -76,10 +78,10 @@ def _layers(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *signature, training, mask = (*rest, None)[:7]  # an argument that is the default may be left out
     bound = prepared(tuple(signature), x, h0, c0, weights, (lengths, reset, mask)).take_bound()
-    y, hn, cn, tape = bound.forward(torch.get_num_threads(), training)
+    y, final, tape = bound.forward(torch.get_num_threads(), training)
     # An operator's outputs may not share memory, and are always there.
-    y = x.new_empty(0) if y is hn else y
-    return y, hn, x.new_empty(0) if cn is None else cn, x.new_empty(0) if tape is None else tape
+    hn, cn = (*final, x.new_empty(0))[:2]
+    return x.new_empty(0) if y is hn else y, hn, cn, x.new_empty(0) if tape is None else tape
 
 
 @torch.library.register_fake("fusedrnn::layers")  # type: ignore[untyped-decorator]
@@ -91,7 +93,7 @@ def _layers_fake(
     y = x.new_empty(0 if call.form == "step" else (*x.shape[:-1], call.config.width))
     size, dtype = engine.tape_form(call, x) if training else (0, x.dtype)
     tape = x.new_empty(size, dtype=dtype)
-    return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.two_states else 0), tape
+    return y, x.new_empty(call.state_shape), x.new_empty(call.state_shape if call.config.states > 1 else 0), tape
 
 
 @torch.library.impl("fusedrnn::layers_backward", ("cpu", "cuda"))
@@ -105,8 +107,12 @@ def _layers_backward(x: Tensor, h0: Any, c0: Any, weights: Any, lengths: Any, re
     made &= tape.shape == (size,) and tape.dtype == dtype and tape.device == x.device
     if not (all(like) and made) or tensor_obstacle([t for t in (x, y, dy, dhn, dcn) if t is not None]):
         raise RuntimeError("fusedrnn::layers_backward: outputs and gradients do not fit the call")
-    found = engine.differentiate(call.take_bound(), None if call.form == "step" else y, tape, (dy, dhn, dcn), wanted)
-    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+    states = call.config.states
+    asked = [*wanted[: 1 + states], *wanted[3:]]
+    read = None if call.form == "step" else y
+    found = engine.differentiate(call.take_bound(), read, tape, dy, (dhn, dcn)[:states], asked)
+    every = *found[: 1 + states], *[None] * (2 - states), *found[1 + states :]
+    return [x.new_empty(0) if gradient is None else gradient for gradient in every]
 
 
 @torch.library.register_fake("fusedrnn::layers_backward")  # type: ignore[untyped-decorator]
@@ -137,7 +143,7 @@ def _differentiate(ctx: Any, dy: Any, dhn: Any, dcn: Any, _dtape: Any) -> tuple[
     wanted = [needs[0], needs[1], needs[2], *asked]
     if ctx.signature[-1] == "step":
         dy = None
-    dcn = dcn if TWO_STATES[ctx.signature[0]] else None
+    dcn = dcn if STATES[ctx.signature[0]] > 1 else None
     found = torch.ops.fusedrnn.layers_backward(
         x, h0, c0, weights, lengths, reset, *ctx.signature, y, tape, dy, dhn, dcn, wanted, mask
     )
@@ -160,7 +166,7 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     # The operator's backward reads y. A model may write into it, as into what torch's layers return; the compiler fuses
     # the copy with what comes next.
     y = hn if call.form == "step" else y.clone() if asked else y
-    return y, (hn, cn) if config.two_states else (hn,)
+    return y, (hn, cn)[: config.states]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

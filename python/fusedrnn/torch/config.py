@@ -14,8 +14,8 @@ from fusedrnn import _core
 _EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 TENSORS = _core.Tensors(torch, _EXCHANGE)
 
-# Plain values, which a compiler that traces this module looks up like any others.
-TWO_STATES = {name: len(cell.states) == 2 for name, cell in _core.cells.items()}
+# How many states a cell has: plain values, which a compiler that traces this module looks up like any others.
+STATES = {name: len(cell.states) for name, cell in _core.cells.items()}
 
 
 class Config:
@@ -32,7 +32,8 @@ class Config:
         self.bias = bool(bias)  # which torch does not look at
         self.directions = 2 if bidirectional else 1
         self.width = self.directions * hidden_size
-        self.two_states = TWO_STATES[cell]
+        self.states = STATES[cell]
+        self.no_states = (None,) * self.states  # which all begin at zero
 
     @functools.cached_property
     def engines(self) -> dict[torch.dtype, _core.RawRecurrent]:

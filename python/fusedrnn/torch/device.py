@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fusedrnn.engines.cuda import blocks
-from fusedrnn.engines.cuda.layout import ABSENT
+from fusedrnn.engines.cuda.layout import ABSENT, PRESENT, View
 from fusedrnn.native import Unavailable, load_native, open_blas
-from fusedrnn.torch.call import Call
+from fusedrnn.torch.call import Call, States
 from fusedrnn.torch.config import Config
 from fusedrnn.torch.tensors import address
 
@@ -168,11 +168,11 @@ def _tape_terms(native: Any, config: Config, dtype: torch.dtype, index: int, mas
     net = _net(native, config, dtype, index, False)
 
     def size(steps: int) -> int:
-        present = (1, 0, 0)
-        views = dict.fromkeys(("x", "y", "h0", "c0", "hn", "cn", "reset"), present)
-        views["mask"] = present if masked else ABSENT
+        given: dict[str, Any] = dict.fromkeys(("x", "y", "reset"), PRESENT)
+        given |= dict.fromkeys(("initial", "final"), [PRESENT] * config.states)
+        given["mask"] = PRESENT if masked else ABSENT
         numbers = {"steps": steps, "rows": unit, "recompute": 0, "lengths": 1, "calls": 0}
-        return int(net.kept_bytes(native.ForwardCall(**numbers, **views, weights=[], training=True, persistent=False)))
+        return int(net.kept_bytes(native.ForwardCall(**numbers, **given, weights=[], training=True, persistent=False)))
 
     none, whole, arrays = size(0), size(unit), 5 * config.layers + 3 + 5 * masked
     return (whole - none) // unit**2, none // unit, arrays * unit
@@ -184,18 +184,23 @@ def tape_bytes(call: Call, like: Tensor) -> Any:
     return call.steps * call.rows * each + call.rows * row + beside
 
 
-def _cell_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of c and its gradient in the engine; in torch they have the dtype of everything else."""
-    return torch.float32 if dtype.itemsize == 2 else dtype
+def _state_dtype(dtype: torch.dtype, number: int) -> torch.dtype:
+    """The dtype of a state in the engine: the net's, but float32 for all but the first state of a 16-bit net."""
+    return torch.float32 if number > 0 and dtype.itemsize == 2 else dtype
 
 
-def _sequence(call: Call, tensor: Tensor | None) -> tuple[int, int, int]:
+def _in_engine(state: States) -> States:
+    """A state, or its gradient, in the engine's dtypes."""
+    return tuple(None if s is None else s.to(_state_dtype(s.dtype, i)) for i, s in enumerate(state))
+
+
+def _sequence(call: Call, tensor: Tensor | None) -> View:
     return ABSENT if tensor is None else (address(tensor), *call.strides(tensor))
 
 
-def _state(call: Call, tensor: Tensor | None) -> tuple[int, int, int]:
+def _views(call: Call, state: States) -> list[View]:
     hidden = call.config.hidden_size
-    return ABSENT if tensor is None else (address(tensor), call.rows * hidden, hidden)
+    return [ABSENT if s is None else (address(s), call.rows * hidden, hidden) for s in state]
 
 
 def _native_call(
@@ -206,8 +211,8 @@ def _native_call(
     *,
     x: Tensor,
     y: Tensor | None,
-    states: tuple[Tensor | None, Tensor | None],
-    finals: tuple[Tensor | None, Tensor | None] = (None, None),
+    initial: States,
+    final: States = (),
     tape: Tensor | None,
 ) -> Any:
     """A call as the compiled module takes it."""
@@ -220,10 +225,8 @@ def _native_call(
         weights=[address(w) for w in weights],
         x=_sequence(call, x),
         y=ABSENT if call.form == "step" else _sequence(call, y),
-        h0=_state(call, states[0]),
-        c0=_state(call, states[1]),
-        hn=_state(call, finals[0]),
-        cn=_state(call, finals[1]),
+        initial=_views(call, initial),
+        final=_views(call, final),
         lengths=address(call.lengths),
         reset=_sequence(call, call.reset),
         mask=_sequence(call, call.mask),
@@ -245,23 +248,24 @@ class BoundCall:
 
     call: Call
     x: Tensor
-    h0: Tensor | None
-    c0: Tensor | None
+    states: States
     weights: Sequence[Tensor]
 
-    def forward(self, _threads: int, training: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """y, the final h and c, and in training the tape. A single step has no y but its h."""
-        call, x, c0 = self.call, self.x, self.c0
+    def _new_state(self, number: int) -> Tensor:
+        return self.x.new_empty(self.call.state_shape, dtype=_state_dtype(self.x.dtype, number))
+
+    def forward(self, _threads: int, training: bool) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """y, the final states, and in training the tape. A single step has no y but its h."""
+        call, x = self.call, self.x
         net, index = _find_net(call, x)
-        hn = x.new_empty(call.state_shape)
-        cn = torch.empty_like(hn, dtype=_cell_dtype(x.dtype)) if call.config.two_states else None
-        y = hn if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
+        final = tuple(self._new_state(number) for number in range(call.config.states))
+        y = final[0] if call.form == "step" else x.new_empty((*x.shape[:-1], call.config.width))
         tape = kind.memory(x, tape_bytes(call, x)) if training else None
-        states = (self.h0, None if c0 is None else c0.to(_cell_dtype(x.dtype)))
-        made = _native_call(call, self.weights, training, net, x=x, y=y, states=states, finals=(hn, cn), tape=tape)
+        initial = _in_engine(self.states)
+        made = _native_call(call, self.weights, training, net, x=x, y=y, initial=initial, final=final, tape=tape)
         workspace = kind.memory(x, net.forward_bytes(made))
         net.forward(index, kind.stream(index), made, address(tape), address(workspace))
-        return y, hn, None if cn is None else cn.to(x.dtype), tape
+        return y, tuple(s.to(x.dtype) for s in final), tape
 
     def backward(
         self,
@@ -269,19 +273,18 @@ class BoundCall:
         y: Tensor | None,
         tape: Tensor,
         dy: Tensor | None,
-        dhn: Tensor | None,
-        dcn: Tensor | None,
-        wanted: tuple[bool, ...],
+        dfinal: States,
+        wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, h0, c0 and the weights from those of y, hn and cn, None where not `wanted`."""
+        """Gradients of x, the states and the weights from those of y and the final states, None where not `wanted`."""
         call, x, weights = self.call, self.x, self.weights
+        first = 1 + call.config.states
         net, index = _find_net(call, x)
-        dcn = None if dcn is None else dcn.to(_cell_dtype(x.dtype))
+        dfinal = _in_engine(dfinal)
         dx = x.new_empty(x.shape) if wanted[0] else None
-        dh0 = x.new_empty(call.state_shape) if wanted[1] else None
-        dc0 = x.new_empty(call.state_shape, dtype=_cell_dtype(x.dtype)) if wanted[2] else None
-        dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[3:], strict=True)]
-        made = _native_call(call, weights, True, net, x=x, y=y, states=(self.h0, self.c0), tape=tape)
+        dinitial = tuple(self._new_state(i) if want else None for i, want in enumerate(wanted[1:first]))
+        dweights = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted[first:], strict=True)]
+        made = _native_call(call, weights, True, net, x=x, y=y, initial=self.states, tape=tape)
         workspace = kind.memory(x, net.backward_bytes(made))
         net.backward(
             index,
@@ -289,12 +292,10 @@ class BoundCall:
             made,
             dy=_sequence(call, dy),
             dx=_sequence(call, dx),
-            dhn=_state(call, dhn),
-            dcn=_state(call, dcn),
-            dh0=_state(call, dh0),
-            dc0=_state(call, dc0),
+            dfinal=_views(call, dfinal),
+            dinitial=_views(call, dinitial),
             gradients=[address(w) for w in dweights],
             accumulate=False,
             workspace=address(workspace),
         )
-        return dx, dh0, None if dc0 is None else dc0.to(x.dtype), *dweights
+        return dx, *(None if d is None else d.to(x.dtype) for d in dinitial), *dweights

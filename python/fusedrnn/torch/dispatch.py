@@ -51,18 +51,17 @@ def run(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tupl
     """y, and the final state: through the graph where anything asks for a gradient."""
     if call.on_device and call.form == "packed":
         return run_packed(call, x, states, weights)
-    h0, c0 = (*states, None, None)[:2]
+    initial = states or call.config.no_states
     if call.bound is None:
-        call.bound = bind(call, x, h0, c0, weights) or bind_copies(call, x, h0, c0, weights)
+        call.bound = bind(call, x, initial, weights) or bind_copies(call, x, initial, weights)
     # Within inference mode gradients may be enabled; nothing is recorded all the same.
     records = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     if records and (weights[0].requires_grad or any(t.requires_grad for t in (x, *states, *weights))):
-        found = apply_layers(call, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+        found = apply_layers(call, x, *initial, *weights)  # type: ignore[no-untyped-call]
         if call.form != "step":
             return found[0], found[1:]
         return (found, (found,)) if isinstance(found, Tensor) else (found[0], found)
-    y, hn, cn, _ = infer(call, weights)
-    return y, (hn,) if cn is None else (hn, cn)
+    return infer(call, weights)[:2]
 
 
 def run_packed(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
@@ -81,9 +80,8 @@ def run_packed(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) 
 
 def through_torch(call: Call, x: Tensor, states: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
     """The same through torch's own operations."""
-    h0, c0 = (*states, None, None)[:2]
-    y, hn, cn = torch_forward(call, x, h0, c0, weights)
-    return hn if y is None else y, (hn,) if cn is None else (hn, cn)
+    y, final = torch_forward(call, x, states, weights)
+    return final[0] if y is None else y, final
 
 
 Run = Callable[[Call, Tensor, State, Sequence[Tensor]], tuple[Tensor, State]]
@@ -128,8 +126,7 @@ def bind_or_ask(call: Call, x: Tensor, states: State, weights: Sequence[Any]) ->
         call.make_lists(x)
     except ValueError:
         return ""
-    h0, c0 = (*states, None, None)[:2]
-    call.bound = bind(call, x, h0, c0, weights)
+    call.bound = bind(call, x, states or call.config.no_states, weights)
     return None if call.bound is not None else call_obstacle(call, x, states, weights)
 
 

@@ -50,8 +50,7 @@ def plain_call(module: Any, input: Any, hx: Any) -> Any:
     call = plain_cell(module, input) if module._is_cell else plain_layer(module, input)
     if call is None:
         return None
-    h0, c0 = (*states, None, None)[:2]
-    call.bound = bind(call, input, h0, c0, weights)
+    call.bound = bind(call, input, states or call.config.no_states, weights)
     if call.bound is None:
         return None
     call.names = names

@@ -21,17 +21,17 @@ CELLS: dict[str, Any] = {
     "gru": _VF.gru_cell,
 }
 
-Output = tuple[Tensor | None, Tensor, Tensor | None]
-"""y, hn and cn; a single step has no y, and only an LSTM a cn."""
+Output = tuple[Tensor | None, tuple[Tensor, ...]]
+"""y and the final states; a single step has no y."""
 
 
 def rerun(
     call: Call,
     inputs: Sequence[Tensor | None],
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+    gradients: tuple[Tensor | None, ...],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs (x, h0, c0, *weights) through torch's own operations.
+    """Gradients of the inputs (x, *states, *weights) through torch's own operations.
 
     They can be differentiated again where that is asked for, and may be batches of gradients.
     """
@@ -42,8 +42,11 @@ def rerun(
     with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):  # type: ignore[union-attr]
         # One input may depend on another. Only what passes through the call itself belongs to its gradient.
         fresh = [None if t is None else t.view_as(t) for t in inputs]
-        outputs = torch_forward(call, fresh[0], fresh[1], fresh[2], fresh[3:])  # type: ignore[arg-type]
-    pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
+        first = 1 + call.config.states  # the first of the weights
+        y, final = torch_forward(call, fresh[0], fresh[1:first], fresh[first:])  # type: ignore[arg-type]
+    pairs = [
+        (out, grad) for out, grad in zip((y, *final), gradients, strict=True) if out is not None and grad is not None
+    ]
     sources = [t for t, want in zip(fresh, wanted, strict=True) if t is not None and want]
     grads: tuple[Any, ...] = torch.autograd.grad(
         [out for out, _ in pairs], sources, [grad for _, grad in pairs], create_graph=graph, allow_unused=True
@@ -54,12 +57,12 @@ def rerun(
     return tuple(next(found) if t is not None and want else None for t, want in zip(fresh, wanted, strict=True))
 
 
-def torch_forward(call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> Output:
+def torch_forward(call: Call, x: Tensor, initial: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Output:
     """Run a call: through torch's layers and cells, and those that torch lacks step by step.
 
     RuntimeError where torch raises it, and for parameters of a cell that torch lacks of another shape or dtype.
     """
-    states = [s for s in (h0, c0)[: 1 + call.config.two_states] if s is not None]
+    states = [s for s in initial if s is not None]
     if call.config.cell in OPTIONAL_CELLS:
         return _through_operations(call, x, states, weights)
     return _forward(call, x, states, weights)
@@ -83,7 +86,7 @@ def _through_operations(call: Call, x: Tensor, states: Sequence[Tensor], weights
 def _forward(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
     if not states:
         zeros = x.new_zeros(call.state_shape)
-        states = [zeros] * (1 + call.config.two_states)
+        states = [zeros] * call.config.states
     if call.form == "step":
         return _one_step(call, x, states, weights)
     if call.config.cell in OPTIONAL_CELLS and call.batch_sizes is not None:
@@ -92,26 +95,25 @@ def _forward(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[
     by_step = call.config.cell in OPTIONAL_CELLS or call.on_device
     if by_step or any(t is not None for t in (call.lengths, call.reset, call.mask)):
         return _step_by_step(call, x, states, weights)
-    hx: Any = tuple(states) if call.config.two_states else states[0]
+    hx: Any = tuple(states) if call.config.states > 1 else states[0]
     layout = (hx,) if call.batch_sizes is None else (call.batch_sizes, hx)
     first = [call.form == "batch"] if call.batch_sizes is None else []
-    found = LAYERS[call.config.cell](
+    y, *final = LAYERS[call.config.cell](
         x, *layout, list(weights), call.config.bias, call.config.layers, 0.0, False, call.config.bidirectional, *first
     )
-    return found[0], found[1], found[2] if call.config.two_states else None
+    return y, tuple(final)
 
 
 def _one_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
-    after = _cell(call, x, states, weights)
-    return None, after[0], after[1] if call.config.two_states else None
+    return None, _cell(call, x, states, weights)
 
 
 def _cell(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if call.config.cell in OPTIONAL_CELLS:
         return OPTIONAL_CELLS[call.config.cell](x, tuple(states), weights, call.config.bias)
     four = weights if call.config.bias else (*weights, None, None)
-    after = CELLS[call.config.cell](x, tuple(states) if call.config.two_states else states[0], *four)
-    return tuple(after) if call.config.two_states else (after,)
+    after = CELLS[call.config.cell](x, tuple(states) if call.config.states > 1 else states[0], *four)
+    return tuple(after) if call.config.states > 1 else (after,)
 
 
 def _padded(call: Call, batch_sizes: Tensor, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Output:
@@ -123,8 +125,8 @@ def _padded(call: Call, batch_sizes: Tensor, x: Tensor, states: Sequence[Tensor]
     own = replace(call, form="time", batch_sizes=None, lists=None, lengths=alive.sum(0))
     where = alive.flatten().nonzero().squeeze(1).to(x.device)
     padded = x.new_zeros(alive.numel(), x.shape[1]).index_copy(0, where, x)
-    y, hn, cn = _step_by_step(own, padded.reshape(*alive.shape, x.shape[1]), states, weights)
-    return y.flatten(0, 1).index_select(0, where), hn, cn  # type: ignore[union-attr]
+    y, final = _step_by_step(own, padded.reshape(*alive.shape, x.shape[1]), states, weights)
+    return y.flatten(0, 1).index_select(0, where), final  # type: ignore[union-attr]
 
 
 def _masks(call: Call, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -166,8 +168,8 @@ def _step_by_step(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequ
             outputs.append(output)
             finals.append(final)
         y = torch.cat(outputs, -1)
-    hn, *cn = (torch.stack(parts) for parts in zip(*finals, strict=True))
-    return y.transpose(0, 1) if call.form == "batch" else y, hn, cn[0] if cn else None
+    final = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+    return y.transpose(0, 1) if call.form == "batch" else y, final
 
 
 def _one_direction(

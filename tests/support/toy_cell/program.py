@@ -171,11 +171,11 @@ def test_tensors_of_torch_have_the_bits_of_arrays() -> None:
         layer, inputs = drawn(case)
         expected = run_library(layer, inputs)
         config = config_of("toy", case.input_size, case.hidden_size, case.num_layers, case.directions == 2, True)
-        assert config.two_states and config.shapes == [array.shape for array in layer.parameters.values()]
+        assert config.states == 2 and config.shapes == [array.shape for array in layer.parameters.values()]
         x, h0, c0 = (torch.tensor(array, requires_grad=True) for array in (inputs.x, *inputs.state))
         weights = [torch.tensor(array, requires_grad=True) for array in layer.parameters.values()]
         call = call_type(config, "time", case.time, case.batch)
-        call.bound = fusedrnn_torch.bind(call, x, h0, c0, weights)
+        call.bound = fusedrnn_torch.bind(call, x, (h0, c0), weights)
         y, hn, cn = fusedrnn_torch.apply_layers(call, x, h0, c0, *weights)
         torch.autograd.backward((y, hn, cn), tuple(map(torch.tensor, (inputs.dy, *inputs.dstate))))
         found = Result(

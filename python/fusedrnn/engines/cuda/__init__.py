@@ -1,1 +1,1 @@
-"""The CUDA engine's Python side: array -> check -> allocate -> call. No arithmetic on data, but for the softmax."""
+"""The CUDA engine's Python side: array -> check -> allocate -> call."""

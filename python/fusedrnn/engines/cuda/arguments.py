@@ -31,13 +31,15 @@ class Arguments:
     def __init__(self, options: Options, device: Device) -> None:
         self.device = device
         self.dtype = numpy_dtype(options.dtype)
-        self.cell_dtype = accumulator(self.dtype)
+        self.states = {
+            name: accumulator(self.dtype) if number else self.dtype for number, name in enumerate(options.states)
+        }
+        """The dtype of each of the cell's states."""
         self.shapes = compiled(options, "float32").parameter_shapes
-        self.states = options.num_layers * options.directions
+        self.all_directions = options.num_layers * options.directions
         self.inputs, self.hidden = options.input_size, options.hidden_size
         self.width = options.directions * options.hidden_size
         self.batch_first, self.single_step = options.batch_first, options.single_step
-        self.two_states = options.two_states
 
     # ---- parameters ----
 
@@ -110,37 +112,35 @@ class Arguments:
 
     # ---- the state ----
 
-    def state(self, state: Any, name: str, layout: Layout, *, gradient: bool) -> tuple[Any, Any]:
-        """h and c of a state; a gradient's halves may be None."""
+    def state(self, state: Any, name: str, layout: Layout, *, gradient: bool) -> list[Any]:
+        """The array of each of a state's parts; all None for zeros, and some may be in a gradient."""
         if state is None:
-            return None, None
-        halves = (state, None)
-        shown = [name, ""]
-        if self.two_states:
+            return [None] * len(self.states)
+        parts, shown = [state], [name]
+        if len(self.states) > 1:
+            names = ", ".join(self.states)
             if not isinstance(state, (tuple, list)):
-                raise TypeError(f"{name} must be a pair (h, c) of arrays, not {type(state).__name__}")
-            if len(state) != 2:
-                raise ValueError(f"{name} must be a pair (h, c), not of length {len(state)}")
-            halves = (state[0], state[1])
-            shown = [f"{name}[0]", f"{name}[1]"]
-        checked = []
-        for half, label, dtype in zip(halves, shown, (self.dtype, self.cell_dtype), strict=True):
-            if half is not None or not (gradient or label == ""):
-                half = require_array(self.device, half, label, dtype, of_layer=True)
-                require_shape(half, label, layout.state(self.states, self.hidden))
-                require_unit_stride(half, label)
-            checked.append(half)
-        return checked[0], checked[1]
+                raise TypeError(sentences["states"].format(name, names, type(state).__name__))
+            if len(state) != len(self.states):
+                raise ValueError(sentences["state_count"].format(name, names, len(state)))
+            parts, shown = list(state), [f"{name}[{number}]" for number in range(len(state))]
+        for part, label, dtype in zip(parts, shown, self.states.values(), strict=True):
+            if part is None and gradient:
+                continue
+            require_array(self.device, part, label, dtype, of_layer=True)
+            require_shape(part, label, layout.state(self.all_directions, self.hidden))
+            require_unit_stride(part, label)
+        return parts
 
     def new_state(self, layout: Layout) -> Any:
-        """Arrays for a state: h, or (h, c)."""
-        shape = layout.state(self.states, self.hidden)
-        h = self.device.empty(shape, self.dtype)
-        return (h, self.device.empty(shape, self.cell_dtype)) if self.two_states else h
+        """Arrays for a state: h, or one for each of several states."""
+        shape = layout.state(self.all_directions, self.hidden)
+        parts = tuple(self.device.empty(shape, dtype) for dtype in self.states.values())
+        return parts if len(parts) > 1 else parts[0]
 
-    def halves(self, state: Any) -> tuple[Any, Any]:
-        """h, and c or None."""
-        return state if self.two_states else (state, None)
+    def parts(self, state: Any) -> tuple[Any, ...]:
+        """The array of each of a state's parts."""
+        return state if isinstance(state, tuple) else (state,)
 
     # ---- which rows run when ----
 

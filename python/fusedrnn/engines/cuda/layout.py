@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fusedrnn.arrays.device import Device
@@ -55,9 +56,12 @@ class Layout(NamedTuple):
             return ABSENT
         return device.address(array), stride_of(array, self.time_axis), stride_of(array, self.row_axis)
 
-    def states(self, device: Device, array: Any) -> View:
-        """A state array as the compiled module takes it."""
-        if array is None:
-            return ABSENT
-        row_axis = -1 if not self.batched else 0 if self.single_step else 1
-        return device.address(array), 0 if self.single_step else stride_of(array, 0), stride_of(array, row_axis)
+    def states(self, device: Device, arrays: Sequence[Any]) -> list[View]:
+        """The arrays of a state's parts as the compiled module takes them."""
+        layer_axis, row_axis = -1 if self.single_step else 0, -1 if not self.batched else 0 if self.single_step else 1
+        return [
+            ABSENT
+            if array is None
+            else (device.address(array), stride_of(array, layer_axis), stride_of(array, row_axis))
+            for array in arrays
+        ]

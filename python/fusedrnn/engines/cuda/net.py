@@ -122,10 +122,8 @@ class Net:
             weights=[],
             x=PRESENT,
             y=PRESENT,
-            h0=PRESENT,
-            c0=PRESENT,
-            hn=PRESENT,
-            cn=PRESENT,
+            initial=[PRESENT] * len(self._arguments.states),
+            final=[PRESENT] * len(self._arguments.states),
             lengths=1,
             reset=PRESENT,
             mask=PRESENT if mask else ABSENT,
@@ -184,7 +182,7 @@ class Net:
         require_array(device, x, "x", arguments.dtype, of_layer=True)
         layout = arguments.layout(x)
         require_unit_stride(x, "x")
-        h0, c0 = arguments.state(state, "state", layout, gradient=False)
+        initial = arguments.state(state, "state", layout, gradient=False)
         held = out if isinstance(out, Buffers) else None
         self._require_held(out)
         if held is not None:
@@ -193,10 +191,10 @@ class Net:
         reset, mask = arguments.flags(reset, "reset", layout), arguments.flags(mask, "mask", layout)
         persistent = self._persistent(layout.steps, layout.rows, training=training)
         final = arguments.new_state(layout) if held is None else held.state
-        hn, cn = arguments.halves(final)
-        inputs = [("x", x), ("state", h0), ("state", c0)]
+        parts = arguments.parts(final)
+        inputs = [("x", x), *(("state", part) for part in initial)]
         inputs += [(f"parameters[{name!r}]", array) for array, (name, _) in zip(weights, arguments.shapes, strict=True)]
-        y = hn if layout.single_step else arguments.output(out if held is None else held.y, layout, inputs)
+        y = parts[0] if layout.single_step else arguments.output(out if held is None else held.y, layout, inputs)
         call = device.native.ForwardCall(
             steps=layout.steps,
             rows=layout.rows,
@@ -206,10 +204,8 @@ class Net:
             weights=arguments.addresses(weights),
             x=layout.sequence(device, x),
             y=ABSENT if layout.single_step else layout.sequence(device, y),
-            h0=layout.states(device, h0),
-            c0=layout.states(device, c0),
-            hn=layout.states(device, hn),
-            cn=layout.states(device, cn),
+            initial=layout.states(device, initial),
+            final=layout.states(device, parts),
             lengths=device.address(lengths),
             reset=layout.sequence(device, reset),
             mask=layout.sequence(device, mask),
@@ -234,14 +230,14 @@ class Net:
             require_array(device, dy, "dy", arguments.dtype, of_layer=True)
             require_shape(dy, "dy", arguments.output_shape(layout))
             require_unit_stride(dy, "dy")
-        dhn, dcn = arguments.state(dstate, "dstate", layout, gradient=True)
-        target, arrays = self._gradient_arrays(gradients, tape, [("dy", dy), ("dstate", dhn), ("dstate", dcn)])
+        dfinal = arguments.state(dstate, "dstate", layout, gradient=True)
+        others = [("dy", dy), *(("dstate", part) for part in dfinal)]
+        target, arrays = self._gradient_arrays(gradients, tape, others)
         if held is not None:
             assert held.gradients is not None
             dx, initial = held.gradients.x, held.gradients.state
         else:
             dx, initial = arguments.new_input(layout), arguments.new_state(layout)
-        dh0, dc0 = arguments.halves(initial)
         workspace = held.backward_workspace if held is not None else device.memory(self._net.backward_bytes(tape.call))
         self._net.backward(
             device.index,
@@ -249,10 +245,8 @@ class Net:
             tape.call,
             dy=layout.sequence(device, dy),
             dx=layout.sequence(device, dx),
-            dhn=layout.states(device, dhn),
-            dcn=layout.states(device, dcn),
-            dh0=layout.states(device, dh0),
-            dc0=layout.states(device, dc0),
+            dfinal=layout.states(device, dfinal),
+            dinitial=layout.states(device, arguments.parts(initial)),
             gradients=arguments.addresses(arrays),
             accumulate=gradients is not None,
             workspace=device.address(workspace),

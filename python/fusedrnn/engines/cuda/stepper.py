@@ -35,30 +35,29 @@ class Stepper:
         self._buffers = buffers
         self._persistent = persistent
         self._batch = int(buffers.layout.rows)
-        halves = arguments.state(state, "state", buffers.layout, gradient=False)
+        parts = arguments.state(state, "state", buffers.layout, gradient=False)
         with arguments.device.on():
-            self._first = [0 if half is None else half.copy() for half in halves]
+            self._first = [0 if part is None else part.copy() for part in parts]
         self.reset()
 
     def _parts(self) -> tuple[Any, ...]:
-        state = self._buffers.state
-        return state if isinstance(state, tuple) else (state,)
+        return self._arguments.parts(self._buffers.state)
 
     @property
     def state(self) -> Any:
         """The state, (L, B, H) or a pair of such: a copy. Setting it copies."""
         with self._arguments.device.on():
             parts = tuple(part.copy() for part in self._parts())
-        return parts if len(parts) == 2 else parts[0]
+        return parts if len(parts) > 1 else parts[0]
 
     @state.setter
     def state(self, value: Any) -> None:
-        halves = self._arguments.state(value, "state", self._buffers.layout, gradient=False)
+        given = self._arguments.state(value, "state", self._buffers.layout, gradient=False)
         if value is None:
             raise TypeError("state must be an array or a pair of arrays, not None")
         with self._arguments.device.on():
-            for part, half in zip(self._parts(), halves, strict=False):
-                part[...] = half
+            for part, new in zip(self._parts(), given, strict=True):
+                part[...] = new
 
     def reset(self, rows: Any = None) -> None:
         """Set the state of all rows to what it was at first, or of some: a host mask (B,) or integers."""
@@ -73,7 +72,7 @@ class Stepper:
             listed = host.reshape(-1).tolist() if host.size else []
             chosen = [require_integer(row, "rows", least=0, most=self._batch - 1) for row in listed]
         with self._arguments.device.on():
-            for part, first in zip(self._parts(), self._first, strict=False):
+            for part, first in zip(self._parts(), self._first, strict=True):
                 if rows is None:
                     part[...] = first
                 else:
@@ -99,7 +98,7 @@ class Stepper:
             require_writable(out, "out")
             require_disjoint(device, out, "out", x_t, "x_t")
         row_axis = -1 if single else 0
-        h, c = arguments.halves(held.state)
+        state = held.layout.states(device, self._parts())
         # The state is read before it is written, element by element.
         call = device.native.ForwardCall(
             steps=1,
@@ -110,10 +109,8 @@ class Stepper:
             weights=arguments.addresses([self._parameters[name] for name, _ in arguments.shapes]),
             x=(device.address(x_t), 0, stride_of(x_t, row_axis)),
             y=(device.address(out), 0, stride_of(out, row_axis)),
-            h0=held.layout.states(device, h),
-            c0=held.layout.states(device, c),
-            hn=held.layout.states(device, h),
-            cn=held.layout.states(device, c),
+            initial=state,
+            final=state,
             lengths=0,
             reset=ABSENT,
             mask=ABSENT,
