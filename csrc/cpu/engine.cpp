@@ -78,7 +78,7 @@ double multiply_adds(Index rounds) {
   return 2.0 * kChains * V::lanes * static_cast<double>(rounds);
 }
 
-// To and fro, the order that takes the most from a cache that holds only part of it.
+// In alternating directions: that order takes the most from a cache that holds only part of it.
 double read(const A* from, Index count, Index rounds) {
   constexpr int kChains = 8;
   constexpr Index kBlock = kChains * V::lanes;
@@ -104,11 +104,11 @@ double read(const A* from, Index count, Index rounds) {
    step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
 const CellKernels<T> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
-const Kernels<T> kernels = {cells,        sizeof cells / sizeof cells[0],
-                            V::lanes,     kMostDirectRows,
-                            map<exp<A>>,  map<sigmoid<A>>,
-                            map<tanh<A>>, multiply_adds,
-                            read};
+const Kernels<T> kernels = {cells,           sizeof cells / sizeof cells[0],
+                            V::lanes,        Tile::MR,
+                            kMostDirectRows, map<exp<A>>,
+                            map<sigmoid<A>>, map<tanh<A>>,
+                            multiply_adds,   read};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME

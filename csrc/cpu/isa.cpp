@@ -4,7 +4,6 @@
 #include <stdexcept>
 
 #include "cpu/platform/processor.h"
-#include "cpu/platform/system.h"
 
 namespace fusedrnn {
 
@@ -126,14 +125,6 @@ std::vector<std::string> runnable_isas() {
   for (const Build& build : builds())
     if (build.runs) names.push_back(build.name);
   return names;
-}
-
-const Caches& caches() {
-  static const Caches sizes = [] {
-    const Index told = second_level_cache();
-    return Caches{told > 0 ? told : 1 << 20};
-  }();
-  return sizes;
 }
 
 }  // namespace fusedrnn

@@ -23,9 +23,4 @@ const Kernels<Real>& kernels_of(const std::string& isa);
 const std::string& isa_name();
 std::vector<std::string> runnable_isas();
 
-struct Caches {
-  Index second_level;  // bytes a core has to itself
-};
-const Caches& caches();
-
 }  // namespace fusedrnn

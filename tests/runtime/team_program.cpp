@@ -10,18 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/layers/step_team.h"
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/pool.h"
-
-namespace fusedrnn {
-const Caches& caches() {  // isa.cpp would bring the engine along
-  static const Caches sizes = {1 << 20};
-  return sizes;
-}
-}  // namespace fusedrnn
 
 namespace {
 
@@ -121,8 +113,8 @@ int main() {
   for (int caller = 0; caller < kCallers; ++caller)
     callers.emplace_back([] {
       run_teams();
-      run_steps({8, 64, 64, 1024, 4, 16, 1});   // divided by units
-      run_steps({600, 1, 64, 1024, 4, 16, 1});  // by rows
+      run_steps({8, 64, 64, 1024, 4, 16, 6, 1});   // divided by units
+      run_steps({600, 1, 64, 1024, 4, 16, 6, 1});  // by rows
       use_memory();
     });
   std::thread meddler([&over] { meddle(over); });

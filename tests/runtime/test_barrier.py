@@ -22,7 +22,7 @@ from fusedrnn import _core
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["tests/runtime/barrier_program.cpp", "csrc/cpu/runtime/barrier.cpp", "csrc/cpu/runtime/contention.cpp"]
-SOURCES += [f"csrc/cpu/platform/{system}.cpp" for system in ("linux", "macos")]
+SOURCES += [f"csrc/cpu/platform/{system}.cpp" for system in ("linux", "macos", "pages")]
 TEAM_SOURCES = ["tests/runtime/team_program.cpp", *SOURCES[1:], "csrc/cpu/layers/step_team.cpp"]
 TEAM_SOURCES += [f"csrc/cpu/runtime/{stem}.cpp" for stem in ("parallel", "pool", "split")]
 

@@ -18,7 +18,7 @@
 #include "cpu/isa.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
-#include "cpu/layers/step_team.h"
+#include "cpu/layers/step_cost.h"
 #include "net/parameters.h"
 
 namespace fusedrnn {
@@ -89,7 +89,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   Recurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bias, bool bidirectional,
             double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step,
             bool reverse, double clip)
-      : dtype_(dtype), single_(dtype == "float32"), batch_first_(batch_first), single_step_(single_step) {
+      : dtype_(dtype), is_float32_(dtype == "float32"), batch_first_(batch_first), single_step_(single_step) {
     config_.input_size = input_size;
     config_.hidden_size = hidden_size;
     config_.layers = layers;
@@ -118,25 +118,25 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   // parameters: the dict of them, or what `freeze` made of one.
   py::tuple infer(py::handle parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                   py::handle mask, py::handle out) {
-    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
-                   : run<double>(parameters, x, state, lengths, reset, mask, out, false);
+    return is_float32_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
+                       : run<double>(parameters, x, state, lengths, reset, mask, out, false);
   }
   // recompute: steps of a segment, or 0 to keep every step's gates.
   py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                     py::handle mask, Index recompute, py::handle out) {
-    return single_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
-                   : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
+    return is_float32_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
+                       : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
   }
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
     if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
-    return single_ ? differentiate<float>(tape, dy, dstate, gradients)
-                   : differentiate<double>(tape, dy, dstate, gradients);
+    return is_float32_ ? differentiate<float>(tape, dy, dstate, gradients)
+                       : differentiate<double>(tape, dy, dstate, gradients);
   }
   // state: what the stepper begins with, or None for zeros.
   std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
-    auto stepper = single_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
-                           : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+    auto stepper = is_float32_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
+                               : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
     if (!state.is_none()) stepper->begin_with(state);
     return stepper;
   }
@@ -144,7 +144,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
     auto packed = std::make_unique<PyPacked>();
     packed->owner = shared_from_this();
-    single_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
+    is_float32_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
     return packed;
   }
   // Parameters that freeze to the same.
@@ -156,7 +156,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       arrays.push_back(new_array(dtype_, parameters_[i].shape));
       result[keys_[i]] = arrays.back();
     }
-    single_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
+    is_float32_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
     return result;
   }
   void check_parameters(const py::dict& parameters) const {
@@ -168,7 +168,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   RecurrentConfig config_;
   CellTraits traits_;
   py::dtype dtype_;
-  bool single_, batch_first_, single_step_;
+  bool is_float32_, batch_first_, single_step_;
   std::vector<Parameter> parameters_;
   std::vector<py::str> keys_;  // their names, for look-ups
   std::atomic<std::uint64_t> calls_{0};
@@ -177,8 +177,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return mapping + "['" + parameter.name + "']";
   }
 
-  // Whether an array is aligned, contiguous, and of this dtype and shape: what the checks after it would find, without
-  // a text for them. What is not may still be all right.
+  // Whether an array is aligned, contiguous, and of this dtype and shape. Such an array passes the checks that follow,
+  // so that no text for their errors need be made. Another one may pass them, too.
   bool is_plain(py::handle object, const std::vector<Index>& shape) const {
     if (!is_base_array(object)) return false;
     const auto& array = *py::detail::array_proxy(object.ptr());

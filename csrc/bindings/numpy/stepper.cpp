@@ -35,7 +35,8 @@ using RealOf = typename std::decay_t<Stepper>::element_type::real;
 
 }  // namespace
 
-// The first to hold the GIL in a forked child. A thread that was in a step stayed behind, and nobody can unlock for it.
+// Called with the GIL, first in a forked child. A thread that was in a step exists in the parent only, so nobody can
+// unlock the mutex that it held.
 void PyStepper::notice_fork() const {
   if (!long_ || forks_ == forks_of_process()) return;
   forks_ = forks_of_process();

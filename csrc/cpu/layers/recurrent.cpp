@@ -8,7 +8,7 @@
 #include "cpu/layers/dropout.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
-#include "cpu/layers/step_team.h"
+#include "cpu/layers/step_cost.h"
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/split.h"
 
@@ -23,7 +23,7 @@ constexpr Index kBackwardChunkBytes = 8 << 20;
 constexpr Index kLeastChunkRows = 96;
 constexpr Index kMostChunkRows = 512;
 
-// Products of a layer going forward and backward over those of its recurrence going forward.
+// The products of a layer, forward and backward, in multiples of those of its recurrence going forward.
 constexpr double kForwardProducts = 2, kBackwardProducts = 4;
 
 // How a team divides over the directions of a layer.
@@ -33,11 +33,11 @@ struct TeamDivision {
 };
 
 // What a step of a layer's direction costs.
-StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists,
-                         Index real_bytes, Index lanes) {
+template <class Real>
+StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists) {
   const Index steps = std::max<Index>(lists.steps(), 1);
   const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
-  StepCost cost = step_cost(traits, config, rows, real_bytes, lanes);
+  StepCost cost = step_cost<Real>(traits, config, rows);
   cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
   if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
@@ -284,9 +284,8 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     return true;
   }
   return run_layer(
-      config, layer_step_cost(kernels.traits, config, *call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
-      kForwardProducts, call.threads, call.interrupt,
-      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      config, layer_step_cost<Real>(kernels.traits, config, *call.lists), kForwardProducts, call.threads,
+      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
         for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
@@ -425,8 +424,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
     }
   }
   return run_layer(
-      config, layer_step_cost(kernels.traits, config, *tape.call.lists, sizeof(Real), fusedrnn::kernels<Real>().lanes),
-      kBackwardProducts, call.threads, call.interrupt,
+      config, layer_step_cost<Real>(kernels.traits, config, *tape.call.lists), kBackwardProducts, call.threads,
+      call.interrupt,
       [&](int direction, Worker& worker) {
         clear_idle(arguments[direction].schedule, steps, arguments[direction].dx, width, worker.thread,
                    worker.threads());

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/layers/step_cost.h"
 #include "cpu/layers/step_team.h"
 
 namespace fusedrnn {
@@ -82,7 +83,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& cal
     }
     x = {y.data, y.row};
   }
-  StepTeam<Real> team(step_cost(kernels.traits, config, call.rows, sizeof(Real), fusedrnn::kernels<Real>().lanes));
+  StepTeam<Real> team(step_cost<Real>(kernels.traits, config, call.rows));
   team.run(call.packed ? kernels.panel_step : kernels.direct_step, steps.data(), steps.size(), call.threads);
 }
 
@@ -112,7 +113,7 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
     a.kept = workspace.kept;
     steps.push_back(a);
   }
-  StepTeam<Real> team(step_cost(kernels.traits, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes));
+  StepTeam<Real> team(step_cost<Real>(kernels.traits, config, rows));
   team.run(kernels.direct_step, steps.data(), steps.size(), threads);
 }
 

@@ -1,22 +1,8 @@
 #include "cpu/layers/step_team.h"
 
-#include <algorithm>
-
 #include "cpu/runtime/contention.h"
 
 namespace fusedrnn {
-
-StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, Index lanes) {
-  const Index inputs = std::max(config.input_size, config.layers > 1 ? config.width() : 0);
-  return {rows, blocks_of(config.hidden_size), traits.gates, inputs + config.hidden_size, real_bytes, lanes, 1};
-}
-
-double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
-  double inner = 0;
-  for (int layer = 0; layer < config.layers; ++layer)
-    inner += static_cast<double>(config.input_of(layer) + config.hidden_size);
-  return inner * static_cast<double>(rows) * static_cast<double>(traits.gates * config.width());
-}
 
 template <class Real>
 void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::size_t count, int threads) {

@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "cpu/kernels.h"
-#include "cpu/layers/recurrent.h"
 #include "cpu/runtime/split.h"
 
 namespace fusedrnn {
@@ -25,10 +24,5 @@ class StepTeam {
   std::unique_ptr<Barrier[]> row_barriers_;
   Barrier alone_;
 };
-
-// What a step of `rows` rows costs, at the layer that costs most.
-StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows, Index real_bytes, Index lanes);
-// Multiply-adds of a step of all layers.
-double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows);
 
 }  // namespace fusedrnn

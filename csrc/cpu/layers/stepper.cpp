@@ -9,7 +9,7 @@
 namespace fusedrnn {
 namespace {
 
-// Steps take no buffers. At each of so many the pool may look whether there are any that nobody used lately.
+// Steps take no buffers. So every so many of them the pool is asked to look for buffers that nobody used lately.
 constexpr unsigned kStepsBetweenLooks = 64;
 
 template <class Real>
@@ -40,7 +40,7 @@ Stepper<Real>::Stepper(const RecurrentConfig& config, const std::vector<Weights<
       rows_(rows),
       hidden_(config.hidden_size),
       work_(step_work(traits_, config, rows)),
-      team_(step_cost(traits_, config, rows, sizeof(Real), fusedrnn::kernels<Real>().lanes)) {
+      team_(step_cost<Real>(traits_, config, rows)) {
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
   step_ = kernels.step;
   h_next_ = zeros_of<Real>(config.layers, rows, hidden_);

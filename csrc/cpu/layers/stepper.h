@@ -4,6 +4,7 @@
 
 #include "common/arguments.h"
 #include "cpu/layers/recurrent.h"
+#include "cpu/layers/step_cost.h"
 #include "cpu/layers/step_team.h"
 #include "cpu/runtime/pool.h"
 
@@ -15,8 +16,8 @@ class Stepper {
  public:
   using real = Real;
 
-  // Packs the weights, one for each layer of one direction; the state is zero, and the first one. Throws
-  // std::bad_alloc.
+  // Packs the weights, one for each layer of one direction; the state is zero, and so is the one that a reset restores.
+  // Throws std::bad_alloc.
   Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows);
 
   // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.

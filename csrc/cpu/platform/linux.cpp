@@ -38,7 +38,7 @@ int control_group_processors() {
 
 int available_processors() {
   cpu_set_t set;
-  // A machine of more processors than a set holds refuses to fill one.
+  // Fails on a machine with more processors than a cpu_set_t holds.
   int count =
       sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const int granted = control_group_processors();

@@ -1,6 +1,6 @@
-// Never compiled by the project itself, which has no such machine. Documented functions only; what there is none for,
-// affinity, the time a thread waited, other processes' load and sleeping on a word, is answered as unknown or goes by
-// yielding.
+// Never compiled by the project itself, which has no Mac. It uses documented functions only. What has none (affinity,
+// the time that a thread waited, the load of other processes, sleeping on a word) is reported as unknown, or replaced
+// by yielding.
 #if defined(__APPLE__)
 #include <sched.h>
 #include <sys/sysctl.h>

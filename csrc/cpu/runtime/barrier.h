@@ -4,8 +4,8 @@
 
 namespace fusedrnn {
 
-// Counts arrivals. A waiter spins for as long as a team that runs at once takes, then sleeps: on a busy processor the
-// thread it waits for may need its place.
+// Counts arrivals. A waiter spins for as long as a team with processors of its own takes, then sleeps: on a busy
+// processor the late thread may need the waiter's place.
 class Barrier {
  public:
   Barrier() = default;
@@ -20,8 +20,8 @@ class Barrier {
   void sleep(unsigned round);
 
   alignas(64) std::atomic<int> arrived_{0};
-  // Counts in twos, and is odd where somebody sleeps. May wrap: a stepper takes billions of steps, but nobody waits
-  // while others go on.
+  // Counts in twos, and is odd where somebody sleeps. It may wrap, as a stepper takes billions of steps: nobody waits
+  // for so many rounds.
   alignas(64) std::atomic<unsigned> round_{0};
 };
 

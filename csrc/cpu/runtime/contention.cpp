@@ -17,13 +17,12 @@ constexpr Nanoseconds kSpinOversubscribed = kMicrosecond;
 
 // A thread that was ready to run and did not for so long was kept from it by other work.
 constexpr Nanoseconds kKept = 500 * kMicrosecond;
-// Beside a busy process a team is kept for most of the time, beside the system's own work and light loads for a tenth
-// or less, in time slices of a few milliseconds. One thread takes twice the time of two, so it is too much where more
-// than this share is lost, and over several slices: a smaller team for the sake of a slice now and then took twice the
-// time.
+// Beside a busy process a team waits most of the time; beside the system's own work and light loads a tenth of it or
+// less, in time slices of a few milliseconds. One thread takes twice the time of two. So a smaller team pays only where
+// more than this share is lost, and over several slices: shrinking for a slice now and then took twice the time.
 constexpr int kBearableShare = 3;  // one part in so many
 constexpr Nanoseconds kTooMuch = 8 * kMillisecond;
-// Waiting for a team to disband that calls for a closer look, in so many of the next calls.
+// A wait for a team to disband that calls for a closer look, in so many of the next calls.
 constexpr Nanoseconds kSlowEnd = 100 * kMicrosecond;
 constexpr int kCarefulCalls = 16;
 
@@ -34,9 +33,9 @@ constexpr Nanoseconds kBetweenLooks = 50 * kMillisecond;
 // to nothing.
 constexpr int kPatience = 16;
 constexpr Nanoseconds kLongestPeriod = 500 * kMillisecond;
-// A look that finds no free processor is not believed for ever.
+// After this long teams are tried again although no look has found a free processor.
 constexpr Nanoseconds kLongestWithoutTrial = 3000 * kMillisecond;
-// A whole thread's worth of idle time, less what the count and the system itself take.
+// The part of a processor that must be idle for it to count as free: the count is coarse, and the system takes some.
 constexpr double kNearlyFree = 0.7;
 
 // Where a smaller team has no processors of its own either, calls longer than a few time slices run on whole teams: the
@@ -51,9 +50,9 @@ class Contention {
 
   void kept(Nanoseconds lost) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return;  // somebody else tells
+    if (!lock) return;  // another thread is telling
     const int asked = asked_.load(std::memory_order_relaxed);
-    if (limit_ > 0 && asked > limit_) return;  // a larger team: of this size it says nothing
+    if (limit_ > 0 && asked > limit_) return;  // a larger team: it says nothing of this size
     const Nanoseconds now = clock_now();
     lost_ = std::max<Nanoseconds>(0, lost_ - (now - noted_) / kBearableShare) + lost;
     noted_ = now;
@@ -71,7 +70,7 @@ class Contention {
 
   int limit(int allowed, bool is_long) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return is_long ? allowed : 1;  // another thread is about to tell; or one that a fork left behind was
+    if (!lock) return is_long ? allowed : 1;  // another thread is telling, or was when a fork left it behind
     const Nanoseconds until = until_.load(std::memory_order_relaxed);
     if (until == 0) return allowed;
     if (clock_now() >= until) try_again(allowed);

@@ -2,11 +2,6 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <time.h>
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 
 #include <algorithm>
 #include <atomic>
@@ -16,11 +11,12 @@
 #include <mutex>
 #include <new>
 
+#include "cpu/platform/pages.h"
+
 namespace fusedrnn {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kHugePage = std::size_t(2) << 20;
 
 // Sizes in eighths of a power of two, so that calls of nearly one shape share buffers and little is wasted.
 std::size_t size_class(std::size_t bytes) {
@@ -40,34 +36,19 @@ constexpr std::size_t kMappedBytes = std::size_t(256) << 10;
 
 std::size_t alignment_of(std::size_t bytes) { return bytes >= 2 * kHugePage ? kHugePage : kLine; }
 
-// Null where the system has none left.
-void* map_pages(std::size_t bytes) {
-  const std::size_t slack = alignment_of(bytes) == kHugePage ? kHugePage : 0;
-  void* const mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return nullptr;
-  if (slack == 0) return mapped;
-  char* const start = static_cast<char*>(mapped);
-  const std::size_t before = (slack - reinterpret_cast<std::uintptr_t>(start) % slack) % slack;
-  if (before > 0) munmap(start, before);
-  if (before < slack) munmap(start + before + bytes, slack - before);
-  return start + before;
-}
-
 void* ask_system(std::size_t bytes) {
   void* data = nullptr;
   if (bytes >= kMappedBytes)
-    data = map_pages(bytes);
+    data = map_pages(bytes, alignment_of(bytes));
   else if (posix_memalign(&data, alignment_of(bytes), bytes) != 0)
     data = nullptr;
-#if defined(MADV_HUGEPAGE)
-  if (data && alignment_of(bytes) == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+  if (data && alignment_of(bytes) == kHugePage) prefer_huge_pages(data, bytes);
   return data;
 }
 
 void give_to_system(void* data, std::size_t bytes) {
   if (bytes >= kMappedBytes)
-    munmap(data, bytes);
+    unmap_pages(data, bytes);
   else
     free(data);
 }
@@ -76,19 +57,9 @@ void give_to_system(void* data, std::size_t bytes) {
 // buffers, not all at the same time: at 1 a loop of both would return some to the system, and ask for them again.
 constexpr std::size_t kIdleShare = 2;
 
-// A span of takes ends after so long even if they are few, as where single steps are run; much longer than all but the
-// largest steps of training, which would ask for their memory again.
+// A span of takes also ends after this time, however few they are, as where single steps run. It is much longer than
+// all but the largest steps of training, which would have to ask for their memory again.
 std::atomic<double> longest_span{30};  // seconds
-
-double seconds_now() {
-  timespec now = {};
-#if defined(CLOCK_MONOTONIC_COARSE)
-  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // a few nanoseconds, and good to some milliseconds
-#else
-  clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 // Most bytes that were in use at once lately: in this span of takes and in the one before. A span is long enough for a
 // whole step of training, which takes a few times as many buffers as it ever has in use.
@@ -111,10 +82,10 @@ class RecentPeak {
   };
   Most now_ = {0, 0}, before_ = {0, 0};
   std::size_t takes_ = 0;
-  double begun_ = seconds_now();
+  double begun_ = coarse_seconds();
 
   bool seen(std::size_t bytes, std::size_t buffers, bool many) {
-    const double now = seconds_now();
+    const double now = coarse_seconds();
     const bool over = many || now - begun_ >= longest_span.load(std::memory_order_relaxed);
     if (over) {
       before_ = now_;
@@ -243,9 +214,7 @@ Buffer::~Buffer() {
 
 std::size_t release_memory() {
   const std::size_t bytes = pool().release();
-#if defined(__GLIBC__)
-  malloc_trim(0);
-#endif
+  trim_heap();
   return bytes;
 }
 

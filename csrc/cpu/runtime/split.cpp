@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/isa.h"
+#include "cpu/platform/system.h"
 
 namespace fusedrnn {
 namespace {
@@ -18,15 +18,25 @@ constexpr double kLoadsForATile = 4;  // right-hand vectors a tile loads however
 constexpr double kBarrier = 1200;     // with the wait for the slower thread, and for h from the other core's cache
 constexpr double kTeam = 30000;       // starting a team, spread over the steps
 
+// Bytes of second-level cache that a core has to itself.
+double cache_bytes() {
+  static const double bytes = [] {
+    const Index told = second_level_cache();
+    return static_cast<double>(told > 0 ? told : 1 << 20);
+  }();
+  return bytes;
+}
+
 // A step's cycles for the thread with the largest share.
 double cycles(const StepCost& cost, const Split& split) {
   const double rows = static_cast<double>((cost.rows + split.row_parts - 1) / split.row_parts);
   const double blocks = static_cast<double>((cost.blocks + split.unit_parts - 1) / split.unit_parts);
-  const double tiles = std::max(1.0, rows / 6), vectors = blocks * static_cast<double>(cost.columns * cost.inner);
+  const double tiles = std::max(1.0, rows / static_cast<double>(cost.tile_rows)),
+               vectors = blocks * static_cast<double>(cost.columns * cost.inner);
   const double multiply =
       vectors * 16 / static_cast<double>(cost.lanes) * std::max(rows / kAtOnce, tiles * kLoadsForATile / 4);
   const double bytes = vectors * 16 * static_cast<double>(cost.real_bytes);
-  const bool near = bytes <= 0.75 * static_cast<double>(caches().second_level);
+  const bool near = bytes <= 0.75 * cache_bytes();
   const double read = bytes / (near ? kBytesFromSecondLevel : kBytesFromBeyond);
   const double meet =
       (split.unit_parts > 1 ? kBarrier : 0) + (split.threads() > 1 ? kTeam / static_cast<double>(cost.steps) : 0);
@@ -44,7 +54,7 @@ Split split_step(const StepCost& cost, int threads) {
   for (int units = 1; units <= threads; ++units) {
     const Split candidate = {threads / units, units};
     if (candidate.row_parts > cost.rows || units > cost.blocks) continue;
-    // Few rows of a ragged batch are left in the later steps: only where units cannot be divided any more are rows.
+    // Few rows of a ragged batch run in the later steps: rows are divided only where units cannot be divided further.
     if (cost.ragged && candidate.row_parts > 1 && units < std::min<Index>(threads, cost.blocks)) continue;
     const double estimate = cycles(cost, candidate);
     if (estimate < least) {

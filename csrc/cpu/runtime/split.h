@@ -10,8 +10,9 @@ struct StepCost {
   Index columns;  // vectors of 16 that a unit block has in a step's product
   Index inner;    // inner dimension of the product
   Index real_bytes;
-  Index lanes;  // values in a register
-  Index steps;  // for which a team is started
+  Index lanes;      // values in a register
+  Index tile_rows;  // MR of the micro-kernel
+  Index steps;      // for which a team is started
   bool ragged = false;
 };
 
