@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fusedrnn.arrays.buffers import Buffers
+from fusedrnn.engines.protocol import Engine
 from fusedrnn.gradients import Array, State
 
-if TYPE_CHECKING:
-    from fusedrnn.layers import _Layer
+
+class _Layer(Protocol):
+    """What a runner asks of its layer."""
+
+    parameters: dict[str, Array]
+    initial_state: State | None
+    _engine: Engine
+
+    def buffers(
+        self,
+        steps: int,
+        batch: int | None = None,
+        *,
+        training: bool = True,
+        recompute: int | None = None,
+        mask: bool = False,
+    ) -> Buffers: ...
+    def _with_parameters(self, parameters: dict[str, Array]) -> Any: ...
 
 
 class Runner:

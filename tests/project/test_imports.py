@@ -30,14 +30,10 @@ BELOW = {
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, in functions too, but for those that only a type checker reads."""
+    """Modules that a file imports anywhere: in functions, and for a type checker alone, too."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in node.orelse:
-                visit(other)
-            return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from fusedrnn.gradients import Array
-from fusedrnn.onnx.operators import GROWTH, Call, dense, evaluate, is_numeric, standard_name
+from fusedrnn.onnx.operators import GROWTH, NodeCall, dense, evaluate, is_numeric, standard_name
 from fusedrnn.onnx.scopes import Scope, bodies_of, key_of
 from fusedrnn.onnx.sizes import (
     Shapes,
@@ -204,7 +204,7 @@ class Folder:
         what = f"{node.op_type} {scope.label(node)!r}, which gives {name!r},"
         arrays = [None if value is None else np.asarray(value) for value in inputs]
         try:
-            lack = self.budget.take(*GROWTH[standard_name(node)](Call(node, arrays)))
+            lack = self.budget.take(*GROWTH[standard_name(node)](NodeCall(node, arrays)))
             results = [] if lack else evaluate(node, scope.opset, arrays)
         except Exception as error:  # of onnx's evaluator or of NumPy, for shapes, types or attributes that do not fit
             return Unknown(f"{what} cannot be computed: {type(error).__name__}: {error}")
@@ -281,7 +281,7 @@ class Folder:
             return unknown._replace(sized=True)
         arrays = data.samples if isinstance(data, Varying) else [data]
         for array in arrays:
-            axis = Call(node, [array]).attribute("axis", 0)
+            axis = NodeCall(node, [array]).attribute("axis", 0)
             if array.size == 0 or not -array.ndim <= axis < array.ndim:
                 return unknown
             if not equal(array, np.broadcast_to(array.take([0], axis), array.shape)):

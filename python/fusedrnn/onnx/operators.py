@@ -30,7 +30,7 @@ def standard_name(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in STANDARD or node.op_type in _DOMAINS.get(node.domain, ()) else ""
 
 
-class Call:
+class NodeCall:
     """A node and its inputs; None for those that it leaves out."""
 
     def __init__(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
@@ -60,32 +60,32 @@ class Call:
         return next((helper.get_attribute_value(item) for item in self.node.attribute if item.name == name), default)
 
 
-def _no_larger(call: Call) -> Growth:
+def _no_larger(call: NodeCall) -> Growth:
     return 2 * sum(array.size for array in call.given()) + len(call.node.output), 0
 
 
-def _broadcast(call: Call) -> Growth:
+def _broadcast(call: NodeCall) -> Growth:
     return math.prod(np.broadcast_shapes(*(array.shape for array in call.given()))), 0
 
 
-def _expand(call: Call) -> Growth:
+def _expand(call: NodeCall) -> Growth:
     return math.prod(np.broadcast_shapes(call.input(0).shape, tuple(map(int, call.input(1).reshape(-1))))), 0
 
 
-def _tile(call: Call) -> Growth:
+def _tile(call: NodeCall) -> Growth:
     return call.input(0).size * math.prod(map(int, call.input(1).reshape(-1))), 0
 
 
-def _constant_of_shape(call: Call) -> Growth:
+def _constant_of_shape(call: NodeCall) -> Growth:
     return math.prod(map(int, call.input(0).reshape(-1))), 0
 
 
-def _range(call: Call) -> Growth:
+def _range(call: NodeCall) -> Growth:
     start, limit, delta = (call.input(number).reshape(()).item() for number in range(3))
     return max(math.ceil((limit - start) / delta), 0), 0
 
 
-def _pad(call: Call) -> Growth:
+def _pad(call: NodeCall) -> Growth:
     sizes, pads = list(call.input(0).shape), call.integers(1, "pads") or []
     axes = call.integers(3, "") or list(range(len(sizes)))
     for number, axis in enumerate(axes):
@@ -93,12 +93,12 @@ def _pad(call: Call) -> Growth:
     return math.prod(sizes), 0
 
 
-def _gather(call: Call) -> Growth:
+def _gather(call: NodeCall) -> Growth:
     data, indices = call.input(0), call.input(1)
     return data.size // max(data.shape[call.attribute("axis", 0)], 1) * indices.size, 0
 
 
-def _indexed(call: Call) -> Growth:
+def _indexed(call: NodeCall) -> Growth:
     """Gather and Scatter by elements or by N indices."""
     data, indices = call.input(0), call.input(1)
     if indices.size > _MOST_LOOPED:
@@ -107,21 +107,21 @@ def _indexed(call: Call) -> Growth:
     return data.size + indices.size * tail, 0
 
 
-def _matmul(call: Call) -> Growth:
+def _matmul(call: NodeCall) -> Growth:
     a, b = call.input(0).shape, call.input(1).shape
     rows, inner, columns = (a[-2] if len(a) > 1 else 1), a[-1], (b[-1] if len(b) > 1 else 1)
     elements = math.prod(np.broadcast_shapes(a[:-2], b[:-2])) * rows * columns
     return elements, elements * inner
 
 
-def _gemm(call: Call) -> Growth:
+def _gemm(call: NodeCall) -> Growth:
     a, b = call.input(0).shape, call.input(1).shape
     rows, inner = reversed(a) if call.attribute("transA", 0) else a
     columns = b[0 if call.attribute("transB", 0) else 1]
     return rows * columns + sum(array.size for array in call.given()), rows * inner * columns
 
 
-def _einsum(call: Call) -> Growth:
+def _einsum(call: NodeCall) -> Growth:
     equation = call.attribute("equation", b"").decode().replace(" ", "")
     given, _, result = equation.partition("->")
     terms, sizes, rest = given.split(","), dict[str, int](), 1
@@ -140,11 +140,11 @@ def _einsum(call: Call) -> Growth:
     return (shown if "->" in equation else products), products
 
 
-def _one_hot(call: Call) -> Growth:
+def _one_hot(call: NodeCall) -> Growth:
     return call.input(0).size * int(call.input(1).reshape(-1)[0]), 0
 
 
-def _dropout(call: Call) -> Growth:
+def _dropout(call: NodeCall) -> Growth:
     if len(call.inputs) > 2 and call.inputs[2] is not None and call.inputs[2].any():
         raise ValueError("it drops at random, in training mode")
     return _no_larger(call)
@@ -163,7 +163,7 @@ Add Sub Mul Div Pow Mod Min Max Sum Mean And Or Xor Equal Less Greater LessOrEqu
 BitwiseAnd BitwiseOr BitwiseXor
 """
 #: What is folded, and a bound on what its results take.
-GROWTH: dict[str, Callable[[Call], Growth]] = {
+GROWTH: dict[str, Callable[[NodeCall], Growth]] = {
     **dict.fromkeys(_NO_LARGER.split(), _no_larger),
     **dict.fromkeys(_BROADCAST.split(), _broadcast),
     **dict.fromkeys(("GatherElements", "GatherND", "ScatterElements", "ScatterND"), _indexed),
