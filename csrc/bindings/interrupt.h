@@ -9,8 +9,8 @@
 
 namespace fusedrnn {
 
-// Multiply-adds that one thread does in some ten microseconds: a step of fewer keeps the GIL, as letting other threads
-// have it would take longer than it gives them.
+// Multiply-adds that take one thread some ten microseconds. A step of fewer keeps the GIL: releasing it would take
+// longer than other threads could use it.
 constexpr double kShortStep = 1 << 20;
 
 // Python's signals are looked for at most this often: a look takes the GIL.

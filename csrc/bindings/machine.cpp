@@ -50,7 +50,7 @@ py::array activate(const std::string& name, py::handle object, const std::option
   return is_float64 ? activate_as<double>(name, x, isa) : activate_as<float>(name, x, isa);
 }
 
-// Best of `rounds` runs of `work(thread)` on every thread at once, in what it returns, summed, per second.
+// Runs `work(thread)` on all threads at once, `rounds` times; returns the best sum of its results per second.
 template <class Work>
 double best_rate(int threads, int rounds, const Work& work) {
   std::atomic<double> done{0};

@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+
 #include "bindings/register.h"
 
 namespace fusedrnn {
@@ -14,6 +16,7 @@ std::string filled(const char* text, std::initializer_list<std::string> parts) {
       result += *text;
       continue;
     }
+    if (part == parts.end()) throw std::logic_error("a sentence lacks a part: " + result);
     result += *part++;
     ++text;
   }

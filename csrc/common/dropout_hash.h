@@ -4,7 +4,7 @@
 
 namespace fusedrnn {
 
-// The hash of a mask, taken apart so that a loop need not begin anew: stream -> step -> row -> whether a unit is kept.
+// The hash of a mask in stages, stream -> step -> row -> whether a unit is kept, so that a loop reuses the outer ones.
 struct DropoutHash {
   // The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output bit.
   FUSEDRNN_INLINE static std::uint64_t mix(std::uint64_t value) {

@@ -13,7 +13,7 @@ from oracles import torch_module
 
 import fusedrnn as fr
 
-LSTM_CELLS = [cell for cell in LAYERS if cell.startswith("lstm")]
+LSTM_CELLS = [cell for cell in LAYERS if "f" in fr._core.cells[cell].gates]
 
 
 def some_gradients(rng: np.random.Generator, scale: float = 1.0) -> fr.Gradients:

@@ -22,7 +22,7 @@ def layer_with_state(cell: str, rows: int = 1, **options: Any) -> tuple[Any, Any
     layer = make_layer(Case(cell, **{"num_layers": 2, "dtype": "float32", **SIZES, **options}))
     shape = (layer.num_layers * (2 if layer.bidirectional else 1), rows, layer.hidden_size)
     rng = np.random.default_rng(1)
-    halves = [rng.standard_normal(shape).astype(layer.dtype) for _ in range(2 if cell.startswith("lstm") else 1)]
+    halves = [rng.standard_normal(shape).astype(layer.dtype) for _ in fr._core.cells[cell].states]
     layer.initial_state = halves[0] if len(halves) == 1 else (halves[0], halves[1])
     return layer, layer.initial_state
 

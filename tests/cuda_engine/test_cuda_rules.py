@@ -6,6 +6,7 @@ import importlib
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,47 @@ def test_arguments_are_named_before_memory_is_touched(device: TestDevice, rng: n
     layer.parameters["bias_ih_l0"] = np.zeros(20, "f4")
     with pytest.raises(TypeError, match=r"parameters.'bias_ih_l0'. must be a "):
         layer(x)
+
+
+def test_errors_say_the_same_on_the_cpu_and_on_a_device(device: TestDevice, rng: np.random.Generator) -> None:
+    """Their sentences are one list; only what the caller can do about it differs, behind a semicolon."""
+    inputs = make_inputs(CASE, rng)
+
+    def without_a_parameter(layer: Any, put: Any) -> None:
+        del layer.parameters["weight_hh_l0"]
+        layer(put(inputs.x))
+
+    def with_another_parameter(layer: Any, put: Any) -> None:
+        layer.parameters["weight"] = put(inputs.x)
+        layer(put(inputs.x))
+
+    bad: list[Callable[[Any, Any], Any]] = [
+        lambda layer, put: layer(put(inputs.x[..., :2])),
+        lambda layer, put: layer(put(inputs.x[0, 0])),
+        lambda layer, put: layer(put(inputs.x.astype("f8"))),
+        lambda layer, put: layer(put(np.zeros((6, 4, 6), "f4"))[..., ::2]),
+        lambda layer, put: layer(put(inputs.x), put(inputs.state[0])),
+        lambda layer, put: layer(put(inputs.x), (put(inputs.state[0]),)),
+        lambda layer, put: layer(put(inputs.x), (put(inputs.state[0]), put(inputs.state[1][:2]))),
+        lambda layer, put: layer(put(inputs.x), lengths=[1, 2, 3]),
+        lambda layer, put: layer(put(inputs.x), lengths=np.ones(4)),
+        lambda layer, put: layer(put(inputs.x), lengths=4),
+        lambda layer, put: layer(put(inputs.x[:, 0]), lengths=[3]),
+        lambda layer, put: layer(put(inputs.x), reset=put(np.zeros((5, 4), bool))),
+        lambda layer, put: layer(put(inputs.x), out=put(inputs.dy[:5])),
+        lambda layer, put: layer.backward(make_layer(CASE, device=layer.device).forward(put(inputs.x))[2]),
+        lambda layer, put: layer.backward(layer.forward(put(inputs.x))[2], grads=fr.Gradients(0, 0, {})),
+        lambda layer, put: layer.backward(layer.forward(put(inputs.x))[2], grads=fr.Gradients(0, 0, 3)),
+        without_a_parameter,
+        with_another_parameter,
+    ]
+    for call in bad:
+        said = []
+        for place, put in (("cpu", np.array), ("cuda", device.put)):
+            with pytest.raises((TypeError, ValueError)) as raised:
+                call(make_layer(CASE, device=place), put)
+            said.append((raised.type, str(raised.value).partition(";")[0]))
+        assert said[0] == said[1]
 
 
 def test_arrays_of_another_device_are_refused_by_name(device: TestDevice, rng: np.random.Generator) -> None:

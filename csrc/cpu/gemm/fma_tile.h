@@ -9,7 +9,7 @@ namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-// Steps of the inner dimension by which the right operand is fetched ahead from the second-level cache.
+// Steps of the inner dimension by which the right operand is prefetched from the second-level cache.
 constexpr Index kPrefetchSteps = 16;
 // Tiles of fewer rows are bound by the loads themselves, and a prefetch is one more.
 constexpr int kPrefetchRows = 4;
@@ -27,7 +27,7 @@ FUSEDRNN_NOINLINE void tile(Left left, const Product<Real, Real>& p, Index first
   const Real* right = p.right + first_block * p.right_block + column;
   const Index right_block = p.right_block;
   Index runs = p.length / Left::run;
-  // The test stands at the end: before a loop that might not run, the compiler would copy all sums.
+  // do-while: with a leading test the compiler copies all accumulators.
   do {
 #pragma GCC unroll 4
     for (Index k = 0; k < Left::run; ++k) {
@@ -84,7 +84,7 @@ struct FmaTile : BlockPacking<Real> {
 
   static constexpr int MR = 6;
   static constexpr Index NR = 4 * kBlock;
-  // The right operand of a run's columns, 256 KiB of floats, then stays in the second-level cache meanwhile.
+  // So that the right operand of a run's columns, 256 KiB of floats, stays in the second-level cache.
   static constexpr Index KC = 1024;
 
   template <class Left>

@@ -98,7 +98,7 @@ struct GradientProducts {
     Tile::run(tile, LeftColumns<Operand>{last_left}, product, count);
   }
 
-  // The next tile's sums, which it would wait for: far apart, they are no pattern that the hardware fetches by itself.
+  // Prefetches the next tile's sums, for which it would wait: they lie so far apart that the hardware sees no pattern.
   static void fetch_rows(const Sum* row, int rows, Index blocks, Index columns) {
     for (int m = 0; m < smaller(Tile::MR, rows); ++m)
       for (Index i = 0; i < blocks; ++i) __builtin_prefetch(row + m * columns + i * kBlock, 1);

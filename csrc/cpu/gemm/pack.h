@@ -35,7 +35,7 @@ inline void clear(To* to, Index count) {
 }
 
 // `lanes` rows of a weight matrix, `inner` apart, become one column of vectors: vector k of `packed`, 16 apart, holds
-// their element k. Whole: all rows are there, and `count` is a vector's lanes; the tests for less took half the time.
+// their element k. Whole: all rows are there and `count` is a vector's lanes, without tests, which took half the time.
 template <bool Whole, class T, class Operand>
 FUSEDRNN_INLINE void pack_square(const T* weight, Index inner, Index rows, int count, Operand* packed) {
   using A = Accumulator<T>;

@@ -228,7 +228,7 @@ class Backward {
   // Whether anything reads the gradient of the h that a step began with.
   bool passes_on(Index s) const { return s > 0 || a.dh0.data; }
 
-  // To and fro: what a step reads last is what the next one finds in the cache.
+  // Alternating directions: what a step reads last is what the next one finds in the cache.
   template <class Work>
   void for_each_group(Index s, const Work& work) {
     const Index groups = (own_blocks.last - own_blocks.first + kRunBlocks - 1) / kRunBlocks;

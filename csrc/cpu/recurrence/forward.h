@@ -238,7 +238,7 @@ class Forward {
   void phase(Index s) {
     constexpr Index group = unit_blocks_of(traits.recurrent[kPhase]);
     const Index groups = (own_blocks.last - own_blocks.first + group - 1) / group;
-    // To and fro: what a step reads last is what the next one finds in the cache.
+    // Alternating directions: what a step reads last is what the next one finds in the cache.
     for (Index i = 0; i < groups; ++i) advance<kPhase>(s, own_blocks.first + (s % 2 == 0 ? i : groups - 1 - i) * group);
     w.meet_row();
   }

@@ -1,8 +1,8 @@
 // The SIMD vocabulary of the CPU engine: Vec<float> and Vec<double>, one register of the instruction set this file is
-// compiled for, whose own header says what its instructions are.
-// All of it sits in an unnamed namespace and is always inlined: the engine is compiled once per instruction set, and a
-// symbol shared between those objects could put an AVX-512 body under the feet of an older processor. The namespace
-// around it has the instruction set's name, so that a profile says which one ran.
+// compiled for, whose own header says what its instructions are. All of it sits in an unnamed namespace and is always
+// inlined: the engine is compiled once per instruction set, and a symbol shared between those objects could make an
+// older processor run AVX-512 code. The namespace around it has the instruction set's name, so that a profile says
+// which one ran.
 #pragma once
 
 #include <cstdint>
