@@ -20,22 +20,18 @@ import sys
 import time
 from pathlib import Path
 
-from character_model import CELLS, CharacterModel
+from language_model import CELLS, LanguageModel, train
 from ngram import witten_bell_bits
 from safetensors import SafetensorError
 from text import Corpus, load_corpus
-from tqdm import tqdm
 
 import fusedrnn as fr
 
 BATCH = 32
 WINDOW = 64
-MAX_NORM = 1.0
-WARMUP = 0.03
-GRACE = 0.15
 
-FULL = {"hidden": 256, "layers": 1, "embedding": 64, "dropout": 0.2, "epochs": 8, "seconds": 75.0}
-QUICK = {"hidden": 64, "layers": 1, "embedding": 32, "dropout": 0.0, "epochs": 1, "seconds": 10.0}
+FULL = {"hidden": 256, "layers": 1, "embedding": 64, "dropout": 0.2, "epochs": 8}
+QUICK = {"hidden": 64, "layers": 1, "embedding": 32, "dropout": 0.0, "epochs": 1}
 FULL_TARGET = 1.80
 # Chosen on the last tenth of the training part. The relu net scores better at higher rates, but its states blow up.
 LEARNING_RATE = dict.fromkeys(CELLS, 12e-3) | {
@@ -74,12 +70,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     training = parser.add_argument_group("training")
     training.add_argument("--quick", action="store_true", help="a small net and one pass, for a smoke test")
     training.add_argument("--epochs", type=count, help=f"passes over the training text (default: {FULL['epochs']})")
-    training.add_argument(
-        "--seconds",
-        type=positive,
-        help="wall time after which training ends; on a slow machine the learning rate decays faster, so that it "
-        f"reaches zero by then (default: {FULL['seconds']:g})",
-    )
     training.add_argument("--learning-rate", type=positive, help="peak learning rate (default: by cell)")
     training.add_argument("--seed", type=number(int, 0), default=0, help="of weights, dropout and sample (default: 0)")
     report = parser.add_argument_group("report")
@@ -109,52 +99,13 @@ def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 parser.error(f"argument --{name}: not allowed with --load, the file decides it")
 
 
-def cosine_decay(progress: float, warmup: float = 0.0) -> float:
-    """Factor on the learning rate: a linear rise over the first `warmup` of the run, then half a cosine down to 0."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
-
-
-def train(model: CharacterModel, corpus: Corpus, options: argparse.Namespace, settings: dict, started: float) -> bool:
-    """Train `model` for `settings["epochs"]` passes, or until `settings["seconds"]` after `started`.
-
-    Returns whether the clock, and so the speed of the machine, had a say in the result.
-    """
-    inputs, targets = map(model.on_device, corpus.streams(BATCH, WINDOW))
-    total = inputs.size * settings["epochs"]
-    peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
-    optimizer = fr.optim.Adam(model.parameters, lr=peak)
-    seen, average, hurried = 0, None, False
-    with tqdm(total=total, unit="char", unit_scale=True, desc="training") as bar:
-        for _ in range(settings["epochs"]):
-            state = None
-            for x, y in fr.tbptt_windows(inputs, targets, window=WINDOW):
-                elapsed = (time.perf_counter() - started) / settings["seconds"]
-                if elapsed >= 1.0:
-                    return True
-                # At the start the clock is always ahead; heeding it there would make every run a different one.
-                behind = elapsed > max(seen / total, GRACE)
-                hurried |= behind
-                loss, state, gradients = model.train_window(x, y, state)
-                fr.clip_grad_norm(gradients, MAX_NORM)
-                optimizer.lr = peak * cosine_decay(elapsed if behind else seen / total, WARMUP)
-                optimizer.step(gradients)
-                seen += x.size
-                bits = loss / math.log(2.0)
-                average = bits if average is None else 0.98 * average + 0.02 * bits
-                bar.set_postfix_str(f"{average:.3f} bits", refresh=False)
-                bar.update(x.size)
-    return hurried
-
-
-def report(model: CharacterModel, corpus: Corpus, options: argparse.Namespace) -> tuple[float, float]:
+def report(model: LanguageModel, corpus: Corpus, options: argparse.Namespace) -> tuple[float, float]:
     """Print held-out bits beside the baselines, and a sample; return the model's bits and the unigram model's."""
-    size = len(corpus.alphabet)
+    size = len(corpus.symbols)
     orders = {"unigram": 1, "Witten-Bell 3-gram": 3, "Witten-Bell 5-gram": 5}
     rows = {name: witten_bell_bits(corpus.codes, corpus.split, order, size) for name, order in orders.items()}
     # The model reads the last training character first, so that it predicts every held-out one, as the n-grams do.
-    bits = model.bits_per_character(corpus.codes[corpus.split - 1 :])
+    bits = model.bits_per_symbol(corpus.codes[corpus.split - 1 :])
     print(f"\nheld-out bits per character ({len(corpus.codes) - corpus.split:,} characters)")
     for name, value in (rows | {f"{model.settings['cell']}-{model.settings['hidden']}": bits}).items():
         print(f"  {name:<28}{value:.3f}")
@@ -164,23 +115,23 @@ def report(model: CharacterModel, corpus: Corpus, options: argparse.Namespace) -
     return bits, rows["unigram"]
 
 
-def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> CharacterModel:
+def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> LanguageModel:
     """A fresh model, or the one in the file `--load` names; a ValueError where the file does not fit the text."""
     if options.load:
-        model = CharacterModel.load(options.load, dropout=settings["dropout"], seed=options.seed, device=options.device)
-        if model.alphabet != corpus.alphabet:
-            raise ValueError(f"{options.load} was trained on another alphabet than this Python version's topics have")
+        model = LanguageModel.load(options.load, dropout=settings["dropout"], seed=options.seed, device=options.device)
+        if "".join(model.symbols) != corpus.symbols:
+            raise ValueError(f"{options.load} was trained on other characters than this Python version's topics have")
         return model
     architecture = {name: settings[name] for name in ("hidden", "layers", "embedding", "dropout")}
-    return CharacterModel(
-        corpus.alphabet, cell=options.cell or "lstm", seed=options.seed, device=options.device, **architecture
+    return LanguageModel(
+        corpus.symbols, cell=options.cell or "lstm", seed=options.seed, device=options.device, **architecture
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     options = parse_arguments(arguments)
-    chosen = {name: getattr(options, name) for name in ("hidden", "layers", "epochs", "seconds")}
+    chosen = {name: getattr(options, name) for name in ("hidden", "layers", "epochs")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     settings = (QUICK if options.quick else FULL) | chosen
     corpus = load_corpus()
@@ -190,9 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: cannot make or load the model: {error}", file=sys.stderr)
         return 2
     if not options.load or options.epochs:
-        hurried = train(model, corpus, options, settings, started)
-        if hurried:
-            print("\nthe time budget shortened the schedule: the result depends on the speed of this machine")
+        peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
+        streams = corpus.streams(BATCH, WINDOW)
+        train(model, *streams, window=WINDOW, epochs=settings["epochs"], peak=peak, unit="char")
     bits, unigram = report(model, corpus, options)
     where = f"{fr.get_num_threads()} threads" if options.device == "cpu" else model.recurrent.device
     print(f"\n{time.perf_counter() - started:.1f} s on {where}")

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     corpus = load_corpus()
     inputs, targets = (torch.from_numpy(array) for array in corpus.streams(BATCH, WINDOW))
-    model = CharacterModel(len(corpus.alphabet), options.cell, options.hidden)
+    model = CharacterModel(len(corpus.symbols), options.cell, options.hidden)
     swapped = copy.deepcopy(model)
     print(fusedrnn.torch.accelerate(swapped))
 

@@ -48,14 +48,16 @@ struct Lstm {
     next.h = slot[O] * tanh(next.c);
   }
 
-  // grad holds dE/dh_t and the part of dE/dc_t that comes from later steps; c is c_t.
+  // grad holds dE/dh_t and the part of dE/dc_t that comes from later steps, to which that through h_t is added here; c
+  // is c_t.
   template <class V, class Clip = Unclipped>
-  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, const State<V>& grad,
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, State<V>& grad,
                                             const V* peephole, V* dslot, State<V>& dprevious, const Clip& clip = {}) {
     const V squashed = tanh(c);
     dslot[O] = grad.h * squashed * clip.sigmoid_slope(slot[O]);
     V dc = fma(grad.h * slot[O], tanh_slope(squashed), grad.c);
     if constexpr (Peephole) dc = fma(dslot[O], peephole[PO], dc);
+    grad.c = dc;
     V i;
     if constexpr (Coupled) {
       i = V(1) - slot[F];

@@ -65,6 +65,7 @@ struct Schedule {
   const Index* extent = nullptr;   // with a mask: (rows,) position -> its length, skipped steps included
   const Index* repeats = nullptr;  // with a mask: (rows, steps + 1) position -> skipped steps through which a state
                                    // lasts; number 0 is the initial state, number s + 1 the one after step s
+  const bool* resets = nullptr;    // with a mask: null, or (T, rows) time, position -> the caller's reset
   bool reverse = false;
 
   FUSEDRNN_INLINE Index time(Index step, Index position) const {
@@ -88,6 +89,17 @@ struct Schedule {
   FUSEDRNN_INLINE bool cut_at_end(Index position) const {
     const Index state = length[position], end = skipped_time(state, position, repeats_of(state, position));
     return end >= 0 && end < extent[position];
+  }
+  // How many skipped steps lie between a state and what follows: the next step that runs, or the end.
+  FUSEDRNN_INLINE Index skipped_after(Index state, Index position) const {
+    const Index first = skipped_time(state, position, 0);
+    const Index end = state < length[position] ? time(state, position) : reverse ? -1 : extent[position];
+    return reverse ? first - end : end - first;
+  }
+  // Whether a reset cuts a time, or the end, off from the time run before it.
+  FUSEDRNN_INLINE bool reset_before(Index time, Index position) const {
+    if (reverse) return time >= 0 && time + 1 < extent[position] && resets[(time + 1) * rows + position];
+    return time < extent[position] && resets[time * rows + position];
   }
 };
 
@@ -188,6 +200,9 @@ struct BackwardArguments {
   const ForwardArguments<T>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
   bool direct;  // read the weights where they lie: pays for few rows of one step
+  // (T, B, blocks) for each state: 2-norms of its gradient over 16 units each, written at every time within a row's
+  // length, unless null.
+  Sequence<A> block_norms[kMaxStates];
   // Workspace, shared by the threads of the direction.
   A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16

@@ -6,7 +6,7 @@ and, on a CUDA device, over CuPy arrays.
 
 from fusedrnn import init, optim
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.gradients import Gradients
+from fusedrnn.gradients import Gradients, Norms
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
 from fusedrnn.ops.ctc_loss import (
@@ -38,6 +38,7 @@ __all__ = [
     "GRUCell",
     "Gradients",
     "LSTMCell",
+    "Norms",
     "RNNCell",
     "__version__",
     "beam_search",

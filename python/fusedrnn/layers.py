@@ -266,7 +266,13 @@ class _Layer(Recurrent):
         return self._engine.forward(self.parameters, x, state, lengths, reset, mask, window, out)
 
     def backward(
-        self, tape: Tape, dy: Array | None = None, dstate: Any = None, grads: Gradients | None = None
+        self,
+        tape: Tape,
+        dy: Array | None = None,
+        dstate: Any = None,
+        grads: Gradients | None = None,
+        *,
+        norms: bool = False,
     ) -> Gradients:
         """Run backpropagation through time (Werbos 1990) over the sequence of a tape.
 
@@ -281,18 +287,25 @@ class _Layer(Recurrent):
         grads : Gradients, optional
             Of an earlier call: this call's parameter gradients are added into its arrays, which the result shares.
             An interrupted call leaves them partly added to.
+        norms : bool
+            Measure how the gradient fares on its way back (Bengio et al. 1994; Pascanu et al. 2013): ``grads.norms.h``,
+            and for LSTMs ``grads.norms.c``, are the 2-norms over the units of dE/dh_t and dE/dc_t, with all later steps
+            and the step's own `dy` in them; dE/dc_t counts what c_t does through h_t too. Their shape is (L*D, T, B),
+            or (L*D, B, T) with `batch_first`, or (L*D, T) unbatched, and their dtype the layer's; past a row's length
+            they are 0. Where `mask` skips a step, h_t and c_t are the state that stays. On the CPU only.
 
         Returns
         -------
         Gradients
-            `x` and `state` of this call, and `parameters` by name.
+            `x` and `state` of this call, `parameters` by name, and `norms`, which is None unless asked for.
 
         Raises
         ------
         TypeError, ValueError
-            Where an argument is of another kind, dtype or shape, or the tape is another object's.
+            Where an argument is of another kind, dtype or shape, or the tape is another object's, or norms are asked of
+            a layer on a CUDA device.
         """
-        return self._differentiate(tape, dy, dstate, grads)
+        return self._differentiate(tape, dy, dstate, grads, norms)
 
     def _set_options(self) -> dict[str, object]:
         defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False, "reverse": False}

@@ -13,7 +13,7 @@ from fusedrnn.arrays.dtypes import is_float, numpy_dtype
 from fusedrnn.arrays.memory import memory_of
 from fusedrnn.engines.protocol import Engine, Tape
 from fusedrnn.engines.selection import make_engine
-from fusedrnn.gradients import Array, Gradients
+from fusedrnn.gradients import Array, Gradients, Norms
 from fusedrnn.options import Options
 
 _OWN = ("device", "precision", "engine")  # options that a pickle has beside its settings
@@ -182,13 +182,18 @@ class Recurrent:
         engine.calls = calls
         return self
 
-    def _differentiate(self, tape: Tape, dy: Array | None, dstate: Any, grads: Gradients | None) -> Gradients:
+    def _differentiate(
+        self, tape: Tape, dy: Array | None, dstate: Any, grads: Gradients | None, norms: bool = False
+    ) -> Gradients:
         """The backward pass of layers and cells."""
         if not isinstance(tape, self._engine.tape_type):
             raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
         if grads is not None and not isinstance(grads, Gradients):
             raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
-        return Gradients(*self._engine.backward(tape, dy, dstate, None if grads is None else grads.parameters))
+        require_flag(norms, "norms")
+        into = None if grads is None else grads.parameters
+        x, state, parameters, measured = self._engine.backward(tape, dy, dstate, into, norms)
+        return Gradients(x, state, parameters, None if measured is None else Norms(*measured))
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes, with the options as plain values: a pickle names no class but the layer's own."""

@@ -32,6 +32,7 @@ __all__ = [
     "linear_cross_entropy_backward",
     "softmax",
     "softmax_backward",
+    "state_gradients",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -85,6 +86,9 @@ class Cell(Protocol):
     def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
         """Map the gradient of the state after the step to those of x, of the state before it and of the weights."""
 
+    def whole_gradient(self, w: Weights, saved: Saved, dstate: State) -> State:
+        """Add to the gradient of c_t, in that of the state after the step, what c_t does through h_t."""
+
 
 def _affine(w: Weights, x: Array, h: Array) -> Array:
     z: Array = x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
@@ -125,6 +129,9 @@ class Elman:
         slope = 1.0 - h**2 if self.nonlinearity == "tanh" else (h > 0).astype(np.float64)
         dx, dh_prev, dw = _affine_backward(w, x, h_prev, _through(outside, dstate[0] * slope))
         return dx, (dh_prev,), dw
+
+    def whole_gradient(self, w: Weights, saved: Saved, dstate: State) -> State:
+        return dstate
 
 
 @dataclass(frozen=True)
@@ -182,13 +189,10 @@ class LSTM:
         return (o * np.tanh(c), c), (x, h_prev, c_prev, i, f, g, o, c, out_i, out_f, out_g, out_o)
 
     def backward(self, w: Weights, saved: Saved, dstate: State) -> tuple[Array, State, dict[str, Array]]:
-        x, h_prev, c_prev, i, f, g, o, c, out_i, out_f, out_g, out_o = saved
-        dh, dc = dstate
-        p_i, p_f, p_o = self._peephole_rows(w, h_prev.shape[1])
-        s = np.tanh(c)
-        dz_o = _through(out_o, dh * s * o * (1.0 - o))
-        # o looks at c_t, so its share must be in dc_t before anything is drawn from dc_t.
-        dc = dc + dh * o * (1.0 - s**2) + dz_o * p_o
+        x, h_prev, c_prev, i, f, g, _, c, out_i, out_f, out_g, _ = saved
+        p_i, p_f, _ = self._peephole_rows(w, h_prev.shape[1])
+        dh, dc = self.whole_gradient(w, saved, dstate)
+        dz_o = self._output_gate_gradient(saved, dh)
         di, df, dg = dc * g, dc * c_prev, dc * i
         dz_i = np.zeros_like(di) if self.coupled else _through(out_i, di * i * (1.0 - i))
         dz_f = _through(out_f, (df - di if self.coupled else df) * f * (1.0 - f))
@@ -200,6 +204,17 @@ class LSTM:
             rows = np.stack([(dz_i * c_prev).sum(0), (dz_f * c_prev).sum(0), (dz_o * c).sum(0)])
             dw["peephole"] = rows[4 - self.gates :]
         return dx, (dh_prev, dc_prev), dw
+
+    def _output_gate_gradient(self, saved: Saved, dh: Array) -> Array:
+        _, _, _, _, _, _, o, c, _, _, _, out_o = saved
+        return _through(out_o, dh * np.tanh(c) * o * (1.0 - o))
+
+    def whole_gradient(self, w: Weights, saved: Saved, dstate: State) -> State:
+        _, h_prev, _, _, _, _, o, c, _, _, _, _ = saved
+        dh, dc = dstate
+        p_o = self._peephole_rows(w, h_prev.shape[1])[2]
+        # o looks at c_t, so its share must be in dc_t before anything is drawn from dc_t.
+        return dh, dc + dh * o * (1.0 - np.tanh(c) ** 2) + self._output_gate_gradient(saved, dh) * p_o
 
 
 @dataclass(frozen=True)
@@ -264,6 +279,9 @@ class GRU:
             "bias_hh": np.concatenate([du_rz.sum(0), du_n.sum(0)]),
         }
         return da @ w["weight_ih"], (dh_prev + dh * z + du_rz @ w_rz,), dw
+
+    def whole_gradient(self, w: Weights, saved: Saved, dstate: State) -> State:
+        return dstate
 
 
 cells: dict[str, Cell] = {
@@ -375,13 +393,19 @@ def _run_forward(
     return y, state
 
 
-def _run_backward(cell: Cell, run: _Run, dy: Array, dstate: State, dx: Array) -> tuple[State, dict[str, Array]]:
-    """Walk a run's steps back: add into dx (T, B, I), give the gradients of the initial state and the weights."""
+def _run_backward(
+    cell: Cell, run: _Run, dy: Array, dstate: State, dx: Array, dstates: State
+) -> tuple[State, dict[str, Array]]:
+    """Walk a run's steps back: add into dx (T, B, I), write the gradient of the state after every step into dstates,
+    (T, B, H) each, and give those of the initial state and the weights."""
     dstate = tuple(d.copy() for d in dstate)
     dweights = {name: np.zeros_like(weight) for name, weight in run.weights.items()}
     for step in reversed(run.steps):
         dstate[0][step.rows] = dstate[0][step.rows] + dy[step.t, step.rows]
         after = tuple(d[step.running] for d in dstate)
+        for every, d, whole in zip(dstates, dstate, cell.whole_gradient(run.weights, step.saved, after), strict=True):
+            every[step.t, step.rows] = d[step.rows]
+            every[step.t, step.running] = whole
         dx_t, before, dw = cell.backward(run.weights, step.saved, after)
         for d, new in zip(dstate, before, strict=True):
             d[step.running] = new
@@ -520,10 +544,37 @@ def backward(
     grads : dict
         Gradients of the parameters, by the names `forward` was given.
     """
+    dx, dinitial, grads, _ = _differentiate(tape, dy, dstate)
+    return dx, _joined(tape.cell, dinitial), grads
+
+
+def state_gradients(tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None) -> State:
+    """Gradients of the states after every step, whose norms tell how far back an error reaches.
+
+    Bengio, Simard & Frasconi, "Learning long-term dependencies with gradient descent is difficult", 1994; Pascanu,
+    Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013.
+
+    Parameters
+    ----------
+    tape, dy, dstate
+        As for `backward`.
+
+    Returns
+    -------
+    tuple of arrays (L*D, T, B, H)
+        dE/dh_t, and dE/dc_t for an LSTM: with all later steps and the step's own `dy` in it, and for c_t what it does
+        through h_t. Where the step was skipped the state is the one that stayed. Zeros past a row's length.
+    """
+    return _differentiate(tape, dy, dstate)[3]
+
+
+def _differentiate(tape: Tape, dy: npt.ArrayLike | None, dstate: Any) -> tuple[Array, State, dict[str, Array], State]:
+    """Gradients of x, of the initial state, of the parameters, and of the states after every step."""
     time, batch, _ = tape.input_shape
     hidden, directions = tape.hidden_size, len(tape.runs[0])
     dfinal = _state_arrays(tape.cell, dstate, (len(tape.runs) * directions, batch, hidden))
     dinitial = tuple(np.zeros_like(d) for d in dfinal)
+    dstates = tuple(np.zeros_like(d, shape=(len(d), time, batch, hidden)) for d in dfinal)
     dx = _array(np.zeros((time, batch, directions * hidden)) if dy is None else dy)
     grads: dict[str, Array] = {}
     for layer in reversed(range(len(tape.runs))):
@@ -532,11 +583,15 @@ def backward(
         for direction, run in enumerate(tape.runs[layer]):
             index = layer * directions + direction
             part = douts[:, :, direction * hidden : (direction + 1) * hidden]
-            dbefore, dweights = _run_backward(tape.cell, run, part, tuple(d[index] for d in dfinal), dx)
+            before = tuple(d[index] for d in dfinal)
+            every = tuple(_array(np.zeros((time, batch, hidden))) for _ in dfinal)
+            dbefore, dweights = _run_backward(tape.cell, run, part, before, dx, every)
+            for target, value in zip(dstates, every, strict=True):
+                target[index] = value
             for target, value in zip(dinitial, dbefore, strict=True):
                 target[index] = value
             grads.update({name + run.suffix: value for name, value in dweights.items()})
-    return dx, _joined(tape.cell, dinitial), {name: grads[name] for name in tape.parameter_names}
+    return dx, dinitial, {name: grads[name] for name in tape.parameter_names}, dstates
 
 
 def _log_softmax(z: Array) -> Array:

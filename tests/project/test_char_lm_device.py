@@ -37,7 +37,7 @@ def test_the_same_losses(cuda_host_module: Any, monkeypatch: pytest.MonkeyPatch,
     if not EXAMPLES.is_dir():
         pytest.skip("the examples are not here")
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from character_model import CharacterModel
+    from language_model import LanguageModel
 
     import fusedrnn as fr
 
@@ -47,7 +47,7 @@ def test_the_same_losses(cuda_host_module: Any, monkeypatch: pytest.MonkeyPatch,
     with stand_in(cuda_host_module) as device:
         monkeypatch.setitem(sys.modules, "cupy", fake_cupy(device.arrays))
         options = {"hidden": 12, "layers": 2, "embedding": 6, "seed": 3}
-        models = [CharacterModel(alphabet, device=where, **options) for where in ("cpu", "cuda")]
+        models = [LanguageModel(alphabet, device=where, **options) for where in ("cpu", "cuda")]
         losses: list[list[float]] = []
         for model in models:
             optimizer, state, seen = fr.optim.Adam(model.parameters, lr=1e-2), None, []
@@ -57,11 +57,11 @@ def test_the_same_losses(cuda_host_module: Any, monkeypatch: pytest.MonkeyPatch,
                 fr.clip_grad_norm(gradients, 0.3)
                 optimizer.step(gradients)
                 seen.append(loss)
-            losses.append([*seen, model.bits_per_character(codes[:, 0])])
+            losses.append([*seen, model.bits_per_symbol(codes[:, 0])])
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
         assert all(isinstance(array, DeviceArray) for array in models[1].parameters.values())
         texts = ["".join(model.sample(20, 0.7, seed=1)) for model in models]
         assert texts[0] == texts[1]
         models[1].save(tmp_path / "model.safetensors")
-        loaded = CharacterModel.load(tmp_path / "model.safetensors", device="cuda")
-        assert loaded.bits_per_character(codes[:, 0]) == losses[1][-1]
+        loaded = LanguageModel.load(tmp_path / "model.safetensors", device="cuda")
+        assert loaded.bits_per_symbol(codes[:, 0]) == losses[1][-1]

@@ -199,6 +199,24 @@ def error_bounds(
     return map_result(lambda array: array.bound(eps), run_rounded(case, parameters, inputs, dropout_masks))
 
 
+def norm_bounds(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> list[np.ndarray]:
+    """Greatest difference between the norms of states' gradients, (L*D, T, B), and those of the reference.
+
+    A norm is off by no more than the norm of the errors beneath it, and by its own rounding: where it is summed in
+    float64 that of its square root and, a block of 16 units and then the whole, of storing it.
+    """
+    eps = case.eps + float(np.finfo(np.float64).eps)
+    with mock.patch.multiple(reference, _array=Rounded, sigmoid=_sigmoid):
+        _, _, tape = reference.forward(
+            case.cell, parameters, inputs.x, inputs.state, **inputs.sequence_options(), **case.reference_options()
+        )
+        gradients = reference.state_gradients(tape, inputs.dy, inputs.dstate)
+    return [
+        np.linalg.norm(d.bound(eps), axis=-1) + (d.shape[-1] / 16 + 4) * eps * np.linalg.norm(d.value, axis=-1)
+        for d in gradients
+    ]
+
+
 def onnxruntime_bounds(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs, *, other: str) -> Result:
     """`error_bounds` with onnxruntime as one side, whose activations have errors relative to 1."""
     with mock.patch.object(Rounded, "least_activation", 1.0):

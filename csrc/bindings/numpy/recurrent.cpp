@@ -45,6 +45,14 @@ struct Layout {
     return axes;
   }
   std::vector<Index> sequence_shape(Index width) const { return sequence<Index>(steps, rows, width); }
+  // One number for each layer and direction, time and row.
+  std::vector<Index> norms_shape(Index layers) const {
+    std::vector<Index> shape = outer<Index>(steps, rows);
+    shape.insert(shape.begin(), layers);
+    return shape;
+  }
+  Index norms_time() const { return batch_first ? 1 : rows; }
+  Index norms_row() const { return batch_first ? steps : 1; }
   std::vector<Index> state_shape(Index layers, Index hidden) const {
     std::vector<Index> shape;
     if (!single_step) shape.push_back(layers);
@@ -127,10 +135,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return is_float32_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
                        : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
   }
-  py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients) {
+  // Last of what it gives: a tuple of the states' norms, or None unless `norms` is true.
+  py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients, bool norms) {
     if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
-    return is_float32_ ? differentiate<float>(tape, dy, dstate, gradients)
-                       : differentiate<double>(tape, dy, dstate, gradients);
+    return is_float32_ ? differentiate<float>(tape, dy, dstate, gradients, norms)
+                       : differentiate<double>(tape, dy, dstate, gradients, norms);
   }
   // state: what the stepper begins with, or None for zeros.
   std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
@@ -494,7 +503,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
 
   template <class Real>
-  py::tuple differentiate(const PyTape& kept, py::handle dy_object, py::handle dstate_object, py::handle given) {
+  py::tuple differentiate(const PyTape& kept, py::handle dy_object, py::handle dstate_object, py::handle given,
+                          bool measure) {
     const Layout& layout = kept.layout;
     std::optional<py::array> dy;
     if (!dy_object.is_none()) {
@@ -518,12 +528,18 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     }
     call.gradients = gradients_of<Real>(gradients);
     call.accumulate = !given.is_none();
+    std::vector<py::array> norms;
+    for (int i = 0; measure && i < traits_.states; ++i) {
+      norms.push_back(new_array(dtype_, layout.norms_shape(state_layers())));
+      call.norms[i] = {mutable_data_of<Real>(norms[i]), layout.norms_time(), layout.norms_row()};
+    }
     call.threads = num_threads();
     run_without_gil([&](const Interrupt& interrupt) {
       call.interrupt = interrupt;
       return run_backward(tape, call);
     });
-    return py::make_tuple(dx, joined_state(initial), result);
+    const py::object measured = measure ? py::object(py::tuple(py::cast(norms))) : py::none();
+    return py::make_tuple(dx, joined_state(initial), result, measured);
   }
 };
 

@@ -58,6 +58,8 @@ struct BackwardCall {
   States<StateArray<Real>> dinitial;
   std::vector<WeightGradients<Real>> gradients;  // layers * directions
   bool accumulate = false;                       // add to them
+  // (T, B) of direction 0 of layer 0, others following at T * B each: 2-norms of each state's gradient, unless null.
+  States<Sequence<Real>> norms;
   int threads = 1;
   Interrupt interrupt;
 };

@@ -56,6 +56,7 @@ RowLists::RowLists(Index steps, Index rows, const std::int64_t* lengths, const F
   if (!skipping) return;
   list_times(extent, kept);
   for (const bool reverse : {false, true}) list_repeats(reverse, reset, kept);
+  if (reset.data) list_resets(steps, reset);
 }
 
 void RowLists::count_active() {
@@ -109,6 +110,12 @@ void RowLists::list_repeats(bool reverse, const Flags& reset, const Flags& mask)
   }
 }
 
+void RowLists::list_resets(Index steps, const Flags& reset) {
+  resets_.resize(steps * rows_);
+  for (Index t = 0; t < steps; ++t)
+    for (Index p = 0; p < rows_; ++p) resets_[t * rows_ + p] = reset.at(t, row_[p]);
+}
+
 RowLists::RowLists(Index steps, const std::int64_t* active)
     : steps_(steps), rows_(steps > 0 ? active[0] : 0), active_(active, active + steps), packed_(true) {
   row_.resize(rows_);
@@ -135,13 +142,14 @@ Schedule RowLists::schedule(bool reverse) const {
     schedule.times = times_.data();
     schedule.extent = extent_.data();
     schedule.repeats = repeats_[reverse].data();
+    schedule.resets = resets_.empty() ? nullptr : reinterpret_cast<const bool*>(resets_.data());
   }
   schedule.reverse = reverse;
   return schedule;
 }
 
 std::size_t RowLists::bytes() const {
-  std::size_t bytes = cuts_.size();
+  std::size_t bytes = cuts_.size() + resets_.size();
   for (const auto* list : {&active_, &offset_, &row_, &length_, &times_, &extent_, &repeats_[0], &repeats_[1]})
     bytes += list->size() * sizeof(Index);
   return bytes;

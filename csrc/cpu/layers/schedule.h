@@ -28,7 +28,7 @@ class RowLists {
  private:
   Index steps_, rows_;
   std::vector<Index> active_, offset_, row_, length_;
-  std::vector<unsigned char> cuts_;
+  std::vector<unsigned char> cuts_, resets_;
   std::vector<Index> times_, extent_, repeats_[2];  // with a mask; the last for each direction
   bool packed_ = false;
 
@@ -36,6 +36,7 @@ class RowLists {
   void list_times(const std::vector<Index>& extent, const Flags& mask);
   void list_cuts(const std::vector<Index>& extent, const Flags& reset, const Flags& mask);
   void list_repeats(bool reverse, const Flags& reset, const Flags& mask);
+  void list_resets(Index steps, const Flags& reset);
 };
 
 }  // namespace fusedrnn

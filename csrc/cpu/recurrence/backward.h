@@ -5,6 +5,7 @@
 #pragma once
 #include <type_traits>
 
+#include "common/norm.h"
 #include "cpu/gemm/gradients.h"
 #include "cpu/recurrence/direct_gradient.h"
 #include "cpu/recurrence/forward.h"
@@ -25,6 +26,7 @@ class Backward {
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
+  static constexpr int kH = 0, kC = 1;    // states
   static constexpr Index kCellWork = 64;  // a cell's equations for 16 units, in multiply-adds of 16
 
  public:
@@ -137,6 +139,7 @@ class Backward {
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
         stage_block(a.dhn, schedule.row[p], j, cut, dh_at(p, j));
         if constexpr (has_c) stage_block(a.dcn, schedule.row[p], j, cut, a.carry.at(j, p));
+        if (cut && measuring()) measure_lost_end(p, j);
       }
     }
   }
@@ -148,7 +151,7 @@ class Backward {
       clear(to, kBlock);
   }
   void write_state_gradient() {
-    if (schedule.repeats && a.dy.data) add_repeated(0, own_rows.last);
+    if (schedule.repeats && (a.dy.data || measuring())) add_repeated(0, own_rows.last);
     for (Index p = own_rows.first; p < own_rows.last; ++p)
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
         if (a.dh0.data) copy_unpadded(dh_at(p, j), units_in(j), a.dh0.at(schedule.row[p]) + j * kBlock);
@@ -162,10 +165,48 @@ class Backward {
   FUSEDRNN_NOINLINE void add_repeated(Index state, Index end) {
     for (Index p = own_rows.first; p < end; ++p)
       for (Index i = schedule.repeats_of(state, p); i-- > 0;) {
-        const T* dy = a.dy.at(schedule.skipped_time(state, p, i), schedule.row[p]);
-        for (Index j = own_blocks.first; j < own_blocks.last; ++j)
-          for (Index u = 0; u < units_in(j); ++u) dh_at(p, j)[u] += widen(dy[j * kBlock + u]);
+        const Index t = schedule.skipped_time(state, p, i);
+        for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
+          add_output_gradient(t, p, j, dh_at(p, j));
+          if (!measuring()) continue;
+          measure(kH, t, p, j, dh_at(p, j));
+          if constexpr (has_c) measure(kC, t, p, j, a.carry.at(j, p));
+        }
       }
+  }
+  void add_output_gradient(Index t, Index p, Index block, A* to) {
+    if (!a.dy.data) return;
+    const T* dy = a.dy.at(t, schedule.row[p]) + block * kBlock;
+    for (Index u = 0; u < units_in(block); ++u) to[u] += widen(dy[u]);
+  }
+
+  // Norms of the states' gradients, over one block of units each.
+  bool measuring() const { return a.block_norms[kH].data; }
+  void measure(int state, Index t, Index p, Index block, const A* gradient) {
+    const Index units = units_in(block);
+    a.block_norms[state].at(t, schedule.row[p])[block] =
+        units == kBlock ? norm_of(gradient, kBlock) : norm_of(gradient, units);
+  }
+  // With a mask: at skipped steps before step s, or before the end, the state is the zero that a reset left. Its
+  // gradient, which nothing earlier has a part in, from that of the state before the step or at the end.
+  FUSEDRNN_NOINLINE void measure_lost(int state, Index s, Index p, Index block, const A* from) {
+    A gradient[kBlock];
+    for (Index u = 0; u < kBlock; ++u) gradient[u] = from[u];
+    for (Index i = schedule.skipped_after(s, p); i > schedule.repeats_of(s, p);) {
+      if (schedule.reset_before(schedule.skipped_time(s, p, i), p)) clear(gradient, kBlock);
+      const Index t = schedule.skipped_time(s, p, --i);
+      if (state == kH) add_output_gradient(t, p, block, gradient);
+      measure(state, t, p, block, gradient);
+    }
+  }
+  void measure_lost_end(Index p, Index block) {
+    alignas(64) A gradient[kBlock];
+    stage_block(a.dhn, schedule.row[p], block, false, gradient);
+    measure_lost(kH, schedule.length[p], p, block, gradient);
+    if constexpr (has_c) {
+      stage_block(a.dcn, schedule.row[p], block, false, gradient);
+      measure_lost(kC, schedule.length[p], p, block, gradient);
+    }
   }
 
   // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
@@ -200,10 +241,12 @@ class Backward {
 
   void step(Index s) {
     const Index end = own_rows.first + running(s);
-    if (schedule.repeats && a.dy.data) add_repeated(s + 1, end);
+    if (schedule.repeats && (a.dy.data || measuring())) add_repeated(s + 1, end);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
       if (w.skip(running(s) * kCellWork)) break;
-      if (a.clip > A(0))
+      if (measuring())
+        differentiate_measured(s, end, j);
+      else if (a.clip > A(0))
         differentiate_clipped(s, end, j);
       else
         for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
@@ -220,8 +263,12 @@ class Backward {
     if (!passes_on(s)) return;
     for_each_group(s, [&](Index j, Index count) {
       multiply<0>(s, end, j, count, a.dh);
-      for (Index p = own_rows.first; p < end; ++p)
-        if (schedule.cut(s, p)) clear(dh_at(p, j), count * kBlock);
+      for (Index p = own_rows.first; p < end; ++p) {
+        if (!schedule.cut(s, p)) continue;
+        if (schedule.resets && measuring())
+          for (Index i = j; i < j + count; ++i) measure_lost(kH, s, p, i, dh_at(p, i));
+        clear(dh_at(p, j), count * kBlock);
+      }
     });
   }
 
@@ -294,8 +341,16 @@ class Backward {
     for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, block, clipped);
   }
 
+  FUSEDRNN_NOINLINE void differentiate_measured(Index s, Index end, Index block) {
+    for (Index p = own_rows.first; p < end; ++p)
+      if (a.clip > A(0))
+        differentiate<true>(s, p, block, clipped);
+      else
+        differentiate<true>(s, p, block, Unclipped());
+  }
+
   // The cell's backward equations for one row of one unit block.
-  template <class Clip>
+  template <bool kMeasured = false, class Clip>
   void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
@@ -306,6 +361,7 @@ class Backward {
     Operand* dslot = a.dgates.at(block, packed_row - chunk_row);
     const Index slot_stride = blocks * a.dgates.block_stride();
     A* dh = dh_at(p, block);
+    alignas(64) A whole_h[kBlock], whole_c[kBlock], previous_dc[kBlock];  // measured
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
       V value[slots], weight[traits.per_unit.rows + 1], dvalue[slots], c(A(0));
@@ -322,6 +378,16 @@ class Backward {
       for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(A(0)) : dprevious.c).store(a.carry.at(block, p) + u);
+      if constexpr (kMeasured) grad.h.store(whole_h + u);
+      if constexpr (kMeasured && has_c) {
+        grad.c.store(whole_c + u);
+        dprevious.c.store(previous_dc + u);
+      }
+    }
+    if constexpr (kMeasured) measure(kH, schedule.time(s, p), p, block, whole_h);
+    if constexpr (kMeasured && has_c) {
+      measure(kC, schedule.time(s, p), p, block, whole_c);
+      if (cut && schedule.resets) measure_lost(kC, s, p, block, previous_dc);
     }
   }
 

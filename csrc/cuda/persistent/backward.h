@@ -182,7 +182,7 @@ struct BackwardProgram {
         dslot[k] = V(0);
       }
       const State<V> previous = {V(widen(mine.previous_h[i])), V(mine.cut ? 0 : mine.previous_c[i])};
-      const State<V> gradient = {V(mine.dh[i] + widen(mine.dy[i])), V(mine.dc[i])};
+      State<V> gradient = {V(mine.dh[i] + widen(mine.dy[i])), V(mine.dc[i])};
       State<V> dprevious = {V(0), V(0)};
       Cell::backward(slot, previous, V(mine.c[i]), gradient, static_cast<const V*>(nullptr), dslot, dprevious);
       FUSEDRNN_UNROLL

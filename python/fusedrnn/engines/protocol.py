@@ -87,9 +87,10 @@ class Engine(Protocol):
         """y, the final state and a tape; `recompute` is 0 or the length of a window."""
 
     def backward(
-        self, tape: Any, dy: Any, dstate: Any, gradients: dict[str, Array] | None, /
-    ) -> tuple[Array, Any, dict[str, Array]]:
-        """Gradients of x, of the initial state and of the parameters, the last added into `gradients` if given.
+        self, tape: Any, dy: Any, dstate: Any, gradients: dict[str, Array] | None, norms: bool, /
+    ) -> tuple[Array, Any, dict[str, Array], tuple[Array, ...] | None]:
+        """Gradients of x, of the initial state and of the parameters, the last added into `gradients` if given; last,
+        with `norms`, those of each state's gradients, else None.
 
         The tape is of `tape_type`; one of another object is refused.
         """

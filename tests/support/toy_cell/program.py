@@ -44,14 +44,18 @@ class Toy:
         return (np.tanh(c), c), (x, h_prev, c_prev, f, g, c, out_f, out_g)
 
     def backward(self, w: Any, saved: Any, dstate: Any) -> Any:
-        x, h_prev, c_prev, f, g, c, out_f, out_g = saved
-        dc = dstate[1] + dstate[0] * (1.0 - np.tanh(c) ** 2)
+        x, h_prev, c_prev, f, g, _, out_f, out_g = saved
+        _, dc = self.whole_gradient(w, saved, dstate)
         dz_f = reference._through(out_f, dc * (c_prev - g) * f * (1.0 - f))
         dz_g = reference._through(out_g, dc * (1.0 - f) * (1.0 - g**2))
         dx, dh_prev, dw = reference._affine_backward(w, x, h_prev, np.concatenate([dz_f, dz_g], axis=1))
         s = np.tanh(c_prev)
         dw["scale"] = np.stack([(dz_f * s).sum(0)])
         return dx, (dh_prev, dc * f + dz_f * w["scale"] * (1.0 - s**2)), dw
+
+    def whole_gradient(self, w: Any, saved: Any, dstate: Any) -> Any:
+        c = saved[5]
+        return dstate[0], dstate[1] + dstate[0] * (1.0 - np.tanh(c) ** 2)
 
 
 DEFAULTS: dict[str, Any] = {

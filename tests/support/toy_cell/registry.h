@@ -22,9 +22,9 @@ struct Toy {
   }
 
   template <class V, class Clip = Unclipped>
-  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, const State<V>& grad,
+  FUSEDRNN_HOST_DEVICE static void backward(const V* slot, const State<V>& previous, const V& c, State<V>& grad,
                                             const V* scale, V* dslot, State<V>& dprevious, const Clip& clip = {}) {
-    const V dc = fma(grad.h, tanh_slope(tanh(c)), grad.c);
+    const V dc = grad.c = fma(grad.h, tanh_slope(tanh(c)), grad.c);
     dslot[F] = dc * (previous.c - slot[G]) * clip.sigmoid_slope(slot[F]);
     dslot[G] = dc * (V(1) - slot[F]) * clip.tanh_slope(slot[G]);
     dprevious.c = fma(dslot[F] * scale[0], tanh_slope(tanh(previous.c)), dc * slot[F]);

@@ -219,8 +219,12 @@ class Net:
         self._net.forward(device.index, device.stream(), call, device.address(kept), device.address(workspace))
         return y, final, Tape(self, layout, call, kept, [x, y, *weights], held) if training else None
 
-    def backward(self, tape: Tape, dy: Any, dstate: Any, gradients: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Gradients of x, the initial state and the parameters."""
+    def backward(
+        self, tape: Tape, dy: Any, dstate: Any, gradients: Any, norms: bool
+    ) -> tuple[Any, Any, dict[str, Any], None]:
+        """Gradients of x, the initial state and the parameters, and no norms."""
+        if norms:
+            raise TypeError("norms must be False for a layer on a CUDA device: they are measured on the CPU only")
         if tape.owner is not self:
             raise ValueError(sentences["foreign_tape"])
         arguments, device, layout, held = self._arguments, self.memory, tape.layout, tape.out
@@ -251,7 +255,7 @@ class Net:
             accumulate=gradients is not None,
             workspace=device.address(workspace),
         )
-        return dx, initial, target
+        return dx, initial, target, None
 
     def _gradient_arrays(
         self, given: Any, tape: Tape, others: Sequence[tuple[str, Any]]
