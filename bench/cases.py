@@ -163,6 +163,7 @@ TABLES = {
     "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
     "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
     "accuracy": Table("relative error against the float64 reference", quick((8, 64))),
+    "functions": Table("what stands above the cells: a training step beside what others run", quick((1, 64))),
     "gpu-train": Table("training step on a CUDA device", unit=PER_STEP, device="cuda"),
     "gpu-infer": Table("inference on a CUDA device: one whole sequence", unit=PER_STEP, device="cuda"),
     GPU_STEP: Table("one step of a stepper on a CUDA device", unit=PER_STEP, device="cuda"),
@@ -331,6 +332,7 @@ CASES: tuple[Case, ...] = (
         for steps, cell, quantity in product((10, 100, 1000), PLAIN, ACCURACY_QUANTITIES)
         for case in grid("accuracy", [cell], ((8, 64),), [True], steps=steps, variant=quantity)
     ),
+    *grid("functions", GATED, ((32, 256), (32, 64), (1, 256), (1, 64)), [True], steps=50, variant="attention"),
     *dict.fromkeys(gpu_cases()),
 )
 CPU_CASES = tuple(case for case in CASES if case.device == "cpu")

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   fusedrnn::register_cells(module);
   fusedrnn::register_stepper(module);
   fusedrnn::register_recurrent(module);
+  fusedrnn::register_attention_decoder(module);
   fusedrnn::register_raw(module);
   pybind11::dict operations;  // each a module of its own, by its name
 #define FUSEDRNN_OPERATION(name, Name)                         \

@@ -10,6 +10,7 @@ void register_sentences(pybind11::module_& module);
 void register_cells(pybind11::module_& module);
 void register_recurrent(pybind11::module_& module);
 void register_stepper(pybind11::module_& module);
+void register_attention_decoder(pybind11::module_& module);
 void register_raw(pybind11::module_& module);
 void register_machine(pybind11::module_& module);
 // Defined in the operation's folder: adds forward and backward to its own module.

@@ -23,7 +23,7 @@
   X(states, "{} must be a pair ({}) of arrays, not {}")                                                     \
   X(state_count, "{} must be a pair ({}), not of length {}")                                                \
   X(unbatched_lengths, "lengths must be None for an unbatched x")                                           \
-  X(lengths, "lengths must be an array of integers, not {}")                                                \
+  X(lengths, "{} must be an array of integers, not {}")                                                     \
   X(foreign_tape, "tape must come from this object's own forward")                                          \
   X(gradients, "grads.parameters must be a dict, not {}")
 

@@ -11,6 +11,8 @@
 
 namespace fusedrnn {
 
+struct Worker;
+
 using Index = std::ptrdiff_t;
 
 // Units are handled in blocks of 16 on every ISA, so that no result depends on the width of a register.
@@ -134,6 +136,11 @@ struct PackedWeights {
   FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, per_unit}; }
 };
 
+// A contiguous part of [0, count).
+struct Range {
+  Index first, last;
+};
+
 // Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
 template <class Real>
 struct Blocked {
@@ -142,6 +149,32 @@ struct Blocked {
   Index width = 0;  // elements a row holds in one unit block
   FUSEDRNN_INLINE Real* at(Index block, Index row) const { return data + (block * rows + row) * width; }
   FUSEDRNN_INLINE Index block_stride() const { return rows * width; }
+};
+
+// A step as whoever makes or takes its late input sees it. Rows are addressed by position.
+template <class T>
+struct LateStep {
+  using A = Accumulator<T>;
+  Index step;
+  StateRows<const T> h;                 // forward: before the step
+  StateRows<const A> gradient;          // backward: of the late input
+  StateRows<A> dh;                      // backward, added to: of the h before the step; null where nobody wants it
+  Range blocks;                         // of units, which this thread adds to in dh
+  Blocked<A> h_panel;                   // at a chunk's end: h before the step of the chunk's rows
+  Index chunk_row = 0, chunk_rows = 0;  // packed rows of the chunk
+  bool adding = false;                  // at a chunk's end: whether gradients of weights have begun
+};
+
+// The last columns of a direction's input where they are known only once a step begins, as an attention's context is.
+// Every thread of the direction calls the functions; threads of the same rows meet at their ends.
+template <class T>
+struct LateInput {
+  Index size = 0;    // columns; 0: there are none
+  Sequence<T> rows;  // (T, B, size)
+  const void* owner = nullptr;
+  void (*make)(const void* owner, const LateStep<T>& step, Worker& worker) = nullptr;       // writes `rows`
+  void (*take)(const void* owner, const LateStep<T>& step, Worker& worker) = nullptr;       // backward, after the step
+  void (*end_chunk)(const void* owner, const LateStep<T>& step, Worker& worker) = nullptr;  // backward
 };
 
 // One direction of one layer going forward.
@@ -166,6 +199,7 @@ struct ForwardArguments {
   Sequence<const T> known_y;  // replaying a segment: y, which holds the h it starts from
   Index chunk_rows;           // most packed rows of a chunk of time
   PackedWeights<const A> packed;
+  LateInput<T> late;  // its size is part of input_size, not of x
   // Workspace, shared by the threads of the direction.
   PackedWeights<A> fresh;  // `packed`, to be written from `weights` first; null: it was before
   A* h;                    // (2, rows, padded H): states before and after a step, by position
@@ -199,7 +233,8 @@ struct BackwardArguments {
   Blocked<const A> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
   const ForwardArguments<T>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
-  bool direct;  // read the weights where they lie: pays for few rows of one step
+  bool direct;        // read the weights where they lie: pays for few rows of one step
+  LateInput<T> late;  // its size is part of input_size, not of x and dx
   // (T, B, blocks) for each state: 2-norms of its gradient over 16 units each, written at every time within a row's
   // length, unless null.
   Sequence<A> block_norms[kMaxStates];
@@ -214,6 +249,7 @@ struct BackwardArguments {
   A* dh;                     // (rows, padded H)
   A* doperand;               // (rows, padded H), cells of two phases
   Blocked<A> carry;          // dc by position
+  A* dlate;                  // (rows, columns of the blocks from that of the first late column on), with a late input
 };
 
 // One step of one direction of one layer; the elements of a row lie next to each other.

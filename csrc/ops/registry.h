@@ -12,10 +12,12 @@
 #define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
   APPLY(softmax, Softmax)                   \
-  APPLY(ctc_loss, CtcLoss)
+  APPLY(ctc_loss, CtcLoss)                  \
+  APPLY(additive_attention, AdditiveAttention)
 
 // cpu/operations.cpp is compiled with the kernels of the CPU, all else with their arguments alone.
 #if defined(FUSEDRNN_CPU_OPERATIONS)
+#include "ops/additive_attention/kernel.h"
 #include "ops/ctc_loss/kernel.h"
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/kernel.h"
@@ -24,6 +26,7 @@
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
 #else
+#include "ops/additive_attention/arguments.h"
 #include "ops/ctc_loss/arguments.h"
 #include "ops/linear/arguments.h"
 #include "ops/linear_cross_entropy/arguments.h"

@@ -5,10 +5,16 @@ and, on a CUDA device, over CuPy arrays.
 """
 
 from fusedrnn import init, optim
+from fusedrnn.attention_decoder import AttentionDecoder, DecoderGradients
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.gradients import Gradients, Norms
 from fusedrnn.layers import GRU, LSTM, RNN
 from fusedrnn.machine import get_num_threads, info, release_memory, set_num_threads
+from fusedrnn.ops.additive_attention import (
+    additive_attention,
+    additive_attention_backward,
+    additive_attention_forward,
+)
 from fusedrnn.ops.ctc_loss import (
     ctc_align,
     ctc_beam_decode,
@@ -35,12 +41,17 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AttentionDecoder",
+    "DecoderGradients",
     "GRUCell",
     "Gradients",
     "LSTMCell",
     "Norms",
     "RNNCell",
     "__version__",
+    "additive_attention",
+    "additive_attention_backward",
+    "additive_attention_forward",
     "beam_search",
     "clip_grad_norm",
     "ctc_align",

@@ -96,6 +96,68 @@ class Recurrent:
         self, tape: Tape, dy: Any, dstate: Any, gradients: Any, norms: bool
     ) -> tuple[_Array, Any, dict[str, _Array], tuple[_Array, ...] | None]: ...
 
+class DecoderTape:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def attention(self) -> _Array: ...
+    @property
+    def locations(self) -> _Array | None: ...
+    @property
+    def log_prob(self) -> _Array | None: ...
+    @property
+    def entropy(self) -> _Array | None: ...
+
+class DecoderStream:
+    state: Any
+    @property
+    def attention(self) -> _Array: ...
+    def step(self, x_t: _Array) -> tuple[_Array, _Array]: ...
+    def select(self, rows: list[int]) -> None: ...
+
+class Decoder:
+    calls: int
+    def __init__(
+        self,
+        *,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        memory_size: int,
+        attention_size: int,
+        hard: bool,
+        bias: bool,
+        seed: int,
+        dtype: str,
+        batch_first: bool,
+        clip: float,
+    ) -> None: ...
+    @property
+    def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+    def check_parameters(self, parameters: dict[str, _Array]) -> None: ...
+    def run(
+        self,
+        parameters: dict[str, _Array],
+        x: Any,
+        memory: Any,
+        memory_lengths: Any,
+        state: Any,
+        lengths: Any,
+        training: bool,
+        draw: bool,
+    ) -> tuple[Any, ...]: ...
+    def backward(
+        self,
+        tape: DecoderTape,
+        dy: Any,
+        dcontext: Any,
+        dstate: Any,
+        dlog_prob: Any,
+        dentropy: Any,
+        gradients: Any,
+    ) -> tuple[_Array, _Array, Any, dict[str, _Array]]: ...
+    def stream(self, parameters: dict[str, _Array], memory: Any, memory_lengths: Any) -> DecoderStream: ...
+
 class RowLists:
     @staticmethod
     def padded(

@@ -36,12 +36,15 @@ class Recurrent:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._engine = engine = make_engine(options)
+        self._engine = engine = self._new_engine(options)
         #: Name -> live writable array. An edit shows at the next call.
         self.parameters: dict[str, Array] = {
             name: engine.memory.empty(shape, self.dtype) for name, shape in engine.parameter_shapes
         }
         draw_uniform(self, options.seed)
+
+    def _new_engine(self, options: Options) -> Engine:
+        return make_engine(options)
 
     @property
     def input_size(self) -> int:
@@ -173,7 +176,7 @@ class Recurrent:
         if options is self._options:
             return self
         self._engine.check_parameters(self.parameters)
-        engine, before = make_engine(options), self._engine
+        engine, before = self._new_engine(options), self._engine
         host = {name: before.memory.to_host(array) for name, array in self.parameters.items()}
         host = {name: array.astype(numpy_dtype(options.dtype)) for name, array in host.items()}
         calls = before.calls
@@ -211,7 +214,7 @@ class Recurrent:
         own = {name: state.pop(name) for name in _OWN}
         options, calls = Options(**state.pop("_settings"), **own), state.pop("calls")
         self.__dict__.update(state, _options=options)
-        self._engine = make_engine(options)
+        self._engine = self._new_engine(options)
         self._engine.calls = calls
 
     def _describe(self, **options: object) -> str:

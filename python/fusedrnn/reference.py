@@ -16,10 +16,26 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn.reference_attention import (
+    WEIGHTS,
+    Memory,
+    Read,
+    Sums,
+    additive_attention,
+    additive_attention_backward,
+    draw,
+    score,
+    uniform,
+)
 from fusedrnn.reference_ctc import ctc_align, ctc_loss, ctc_loss_backward
 
 __all__ = [
+    "DecoderTape",
     "Tape",
+    "additive_attention",
+    "additive_attention_backward",
+    "attention_decoder",
+    "attention_decoder_backward",
     "backward",
     "cells",
     "ctc_align",
@@ -592,6 +608,147 @@ def _differentiate(tape: Tape, dy: npt.ArrayLike | None, dstate: Any) -> tuple[A
                 target[index] = value
             grads.update({name + run.suffix: value for name, value in dweights.items()})
     return dx, dinitial, {name: grads[name] for name in tape.parameter_names}, dstates
+
+
+@dataclass(frozen=True)
+class DecoderTape:
+    """What `attention_decoder_backward` needs.
+
+    And what a step read: `attention` (T, B, S), and of hard attention `locations`, `log_prob` and `entropy` (T, B).
+    """
+
+    cell: Any
+    weights: Weights
+    attention_weights: Weights
+    names: list[str]
+    memory: Memory
+    alive: npt.NDArray[np.bool_]
+    reads: list[Read]
+    saved: list[Saved]
+    attention: Array
+    locations: npt.NDArray[np.int64] | None
+    log_prob: Array | None
+    entropy: Array | None
+
+
+def attention_decoder(
+    cell: str,
+    parameters: Mapping[str, Any],
+    x: npt.ArrayLike,
+    memory: npt.ArrayLike,
+    memory_lengths: npt.ArrayLike | None = None,
+    state: Any = None,
+    lengths: npt.ArrayLike | None = None,
+    *,
+    hard: bool = False,
+    locations: npt.ArrayLike | None = None,
+    seed: int | None = None,
+    call: int = 0,
+    clip: float | None = None,
+) -> tuple[Array, Array, Array | State, DecoderTape]:
+    """Run a decoder with additive attention; see `fusedrnn.AttentionDecoder`.
+
+    Parameters
+    ----------
+    cell : str
+        A name in `cells`.
+    parameters : mapping
+        Those of the cell, with the suffix ``_l0``, for an input [x; context], and attention's four.
+    x, memory, memory_lengths, state, lengths
+        As the decoder takes them, time first.
+    hard : bool
+        Attention of one location: the one that `locations` (T, B) names, or one drawn for `seed` and `call`, or without
+        either the most probable one.
+
+    Returns
+    -------
+    y, context, state, tape
+    """
+    kind = dataclasses.replace(cast(Any, cells[cell]), clip=clip)
+    weights = _weights(kind, parameters, "_l0")
+    own = {name: _array(parameters[name]) for name in WEIGHTS}
+    held = Memory.of(own, memory, memory_lengths)
+    x = _array(x)
+    time, batch, _ = x.shape
+    initial = _state_arrays(kind, state, (1, batch, weights["weight_hh"].shape[1]))
+    now = tuple(s[0].copy() for s in initial)
+    alive = _rows_alive(lengths, time, batch)
+    y, context = np.zeros((time, batch, now[0].shape[1])), np.zeros((time, batch, held.values.shape[2]))
+    attention, chosen = np.zeros((time, batch, len(held.values))), np.full((time, batch), -1)
+    log_prob, entropy = np.zeros((time, batch)), np.zeros((time, batch))
+    reads, saved = [], []
+    for t in range(time):
+        shares, squashed = score(own, held, now[0])
+        picked = _locations(held, shares, t, locations, seed, call) if hard else None
+        read = Read(now[0], squashed, shares, picked)
+        running = alive[t, :, None]
+        context[t] = np.where(running, read.context(held), 0.0)
+        attention[t] = np.where(running, shares, 0.0)
+        if picked is not None:
+            chosen[t] = np.where(alive[t], picked, -1)
+            log_prob[t], entropy[t] = np.where(alive[t], read.log_prob(), 0.0), np.where(alive[t], read.entropy(), 0.0)
+        inputs = np.where(running, np.concatenate([x[t], context[t]], axis=1), 0.0)
+        after, kept = kind.forward(weights, inputs, now)
+        now = tuple(np.where(running, new, old) for new, old in zip(after, now, strict=True))
+        y[t] = np.where(running, now[0], 0.0)
+        reads.append(read)
+        saved.append(kept)
+    found = (chosen, log_prob, entropy) if hard else (None, None, None)
+    tape = DecoderTape(kind, weights, own, list(parameters), held, alive, reads, saved, attention, *found)
+    return y, context, _joined(kind, tuple(s[None] for s in now)), tape
+
+
+def _locations(
+    memory: Memory, shares: Array, t: int, given: npt.ArrayLike | None, seed: int | None, call: int
+) -> npt.NDArray[np.int64]:
+    counts = memory.present.sum(axis=0)
+    if given is not None:
+        found = np.asarray(given)[t]
+    elif seed is not None:
+        found = np.array(
+            [draw(shares[b, : counts[b]], uniform(seed, call, t, b)) for b in range(len(counts))], np.int64
+        )
+    else:
+        found = shares.argmax(axis=1) if shares.shape[1] else np.full(len(counts), -1)
+    return np.where(counts > 0, found, -1)
+
+
+def attention_decoder_backward(
+    tape: DecoderTape,
+    dy: npt.ArrayLike | None = None,
+    dcontext: npt.ArrayLike | None = None,
+    dstate: Any = None,
+    *,
+    dlog_prob: npt.ArrayLike | None = None,
+    dentropy: npt.ArrayLike | None = None,
+) -> tuple[Array, Array, Array | State, dict[str, Array]]:
+    """Gradients of x, of the memory, of the initial state, and of the parameters by name."""
+    time, batch = tape.alive.shape
+    hidden, features = tape.weights["weight_hh"].shape[1], tape.memory.values.shape[2]
+    outer = _array(np.zeros((time, batch, hidden)) if dy is None else dy)
+    outer_context = _array(np.zeros((time, batch, features)) if dcontext is None else dcontext)
+    flat = [_array(np.zeros((time, batch)) if d is None else d) for d in (dlog_prob, dentropy)]
+    after = tuple(d[0].copy() for d in _state_arrays(tape.cell, dstate, (1, batch, hidden)))
+    sums = Sums.zeros(tape.attention_weights, tape.memory)
+    grads = {name: np.zeros_like(weight) for name, weight in tape.weights.items()}
+    dx = np.zeros((time, batch, tape.weights["weight_ih"].shape[1] - features))
+    for t in reversed(range(time)):
+        alive = tape.alive[t, :, None]
+        carried = (after[0] + np.where(alive, outer[t], 0.0), *after[1:])
+        dinputs, before, dweights = tape.cell.backward(
+            tape.weights, tape.saved[t], tuple(np.where(alive, d, 0.0) for d in carried)
+        )
+        for name, gradient in dweights.items():
+            grads[name] += gradient
+        dx[t] = dinputs[:, :-features]
+        of_context = np.where(alive, dinputs[:, -features:] + outer_context[t], 0.0)
+        of_choice = [np.where(tape.alive[t], d[t], 0.0) for d in flat]
+        dquery = sums.add(tape.attention_weights, tape.memory, tape.reads[t], of_context, 0.0, *of_choice)
+        before = (before[0] + dquery, *before[1:])
+        after = tuple(np.where(alive, new, old) for new, old in zip(before, carried, strict=True))
+    dmemory = sums.finish(tape.attention_weights, tape.memory)
+    named = {f"{name}_l0": gradient for name, gradient in grads.items()} | sums.weights
+    return dx, dmemory, _joined(tape.cell, tuple(d[None] for d in after)), {name: named[name] for name in tape.names}
 
 
 def _log_softmax(z: Array) -> Array:

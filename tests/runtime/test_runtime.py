@@ -182,6 +182,17 @@ INTERRUPTED = """
     interrupt("linear", lambda: fr.linear(features, weight))
     interrupt("linear backward", lambda: fr.linear_backward(map_tape, logits))
     interrupt("softmax", lambda: fr.softmax(logits))
+    decoder = fr.AttentionDecoder(64, 128, 128, 128, dtype="float64", seed=0)
+    inputs, memory = np.zeros((400, 8, 64)), np.zeros((100, 8, 128))
+    held = decoder.forward(inputs, memory)[3]
+    interrupt("decoder", lambda: decoder(inputs, memory))
+    interrupt("decoder, forward", lambda: decoder.forward(inputs, memory))
+    interrupt("decoder, backward", lambda: decoder.backward(held))
+    query = np.zeros((800, 8, 128))
+    parameters = [decoder.parameters[name] for name in list(decoder.parameters)[-4:]]
+    held = fr.additive_attention_forward(query, memory, *parameters)[1]
+    interrupt("attention", lambda: fr.additive_attention(query, memory, *parameters))
+    interrupt("attention backward", lambda: fr.additive_attention_backward(held, query))
     # Steps so large that an interrupt must end them in their midst.
     wide = fr.LSTM(512, 512, dtype="float64", seed=0)
     step = np.broadcast_to(np.zeros(512), (1, 8000, 512))

@@ -11,6 +11,7 @@
 
 #include "bindings/interrupt.h"
 #include "bindings/numpy/arrays.h"
+#include "bindings/numpy/parameters.h"
 #include "bindings/numpy/states.h"
 #include "bindings/numpy/stepper.h"
 #include "bindings/register.h"
@@ -111,15 +112,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     config_.cell = find_cell(cells, cell);
     traits_ = cells[config_.cell];
     parameters_ = parameters_of(traits_, config_, !single_step);
-    for (const Parameter& parameter : parameters_) keys_.emplace_back(parameter.name);
+    list_ = ParameterList(dtype_);
+    for (const Parameter& parameter : parameters_) list_.add(parameter.name, parameter.shape);
   }
 
-  py::list parameter_shapes() const {
-    py::list shapes;
-    for (std::size_t i = 0; i < parameters_.size(); ++i)
-      shapes.append(py::make_tuple(keys_[i], py::tuple(py::cast(parameters_[i].shape))));
-    return shapes;
-  }
+  py::list parameter_shapes() const { return list_.shapes(); }
   std::uint64_t calls() const { return calls_.load(); }
   void set_calls(std::uint64_t calls) { calls_.store(calls); }
 
@@ -143,14 +140,14 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
   // state: what the stepper begins with, or None for zeros.
   std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
-    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
     auto stepper = is_float32_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
                                : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
     if (!state.is_none()) stepper->begin_with(state);
     return stepper;
   }
   std::unique_ptr<PyPacked> freeze(const py::dict& mapping) const {
-    const std::vector<py::array> weights = parameter_arrays(mapping, "parameters");
+    const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
     auto packed = std::make_unique<PyPacked>();
     packed->owner = shared_from_this();
     is_float32_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
@@ -163,14 +160,14 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     std::vector<py::array> arrays;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       arrays.push_back(new_array(dtype_, parameters_[i].shape));
-      result[keys_[i]] = arrays.back();
+      result[list_.key(i)] = arrays.back();
     }
     is_float32_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
     return result;
   }
   void check_parameters(const py::dict& parameters) const {
-    std::vector<py::array> arrays = parameter_arrays(parameters, "parameters");
-    for (std::size_t i = 0; i < arrays.size(); ++i) require_writable(arrays[i], entry("parameters", parameters_[i]));
+    std::vector<py::array> arrays = list_.arrays(parameters, "parameters");
+    for (std::size_t i = 0; i < arrays.size(); ++i) require_writable(arrays[i], list_.entry("parameters", i));
   }
 
  private:
@@ -179,54 +176,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   py::dtype dtype_;
   bool is_float32_, batch_first_, single_step_;
   std::vector<Parameter> parameters_;
-  std::vector<py::str> keys_;  // their names, for look-ups
+  ParameterList list_;  // the same, as a caller's dict has them
   std::atomic<std::uint64_t> calls_{0};
 
-  static std::string entry(const std::string& mapping, const Parameter& parameter) {
-    return mapping + "['" + parameter.name + "']";
-  }
-
-  // Whether an array is aligned, contiguous, and of this dtype and shape. Such an array passes the checks that follow,
-  // so that no text for their errors need be made. Another one may pass them, too.
   bool is_plain(py::handle object, const std::vector<Index>& shape) const {
-    if (!is_base_array(object)) return false;
-    const auto& array = *py::detail::array_proxy(object.ptr());
-    constexpr int wanted = py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::c_style;
-    return array.descr == dtype_.ptr() && (array.flags & wanted) == wanted &&
-           array.nd == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), array.dimensions);
-  }
-
-  // The mapping's arrays in the order of parameters_, checked.
-  std::vector<py::array> parameter_arrays(const py::dict& mapping, const std::string& name) const {
-    std::vector<py::array> arrays;
-    arrays.reserve(parameters_.size());
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const Parameter& parameter = parameters_[i];
-      PyObject* found = PyDict_GetItemWithError(mapping.ptr(), keys_[i].ptr());
-      if (found && is_plain(found, parameter.shape)) {
-        arrays.push_back(py::reinterpret_borrow<py::array>(found));
-        continue;
-      }
-      const std::string shown = entry(name, parameter);
-      if (!found && PyErr_Occurred()) throw py::error_already_set();
-      if (!found) throw py::value_error(sentence::missing(shown));
-      py::array array = require_array(found, shown, dtype_);
-      require_shape(array, shown, as_wanted(parameter.shape));
-      require_contiguous(array, shown);
-      arrays.push_back(std::move(array));
-    }
-    if (mapping.size() != parameters_.size()) throw_unexpected(mapping, name);
-    return arrays;
-  }
-  [[noreturn]] void throw_unexpected(const py::dict& mapping, const std::string& name) const {
-    for (const auto& item : mapping) {
-      if (!py::isinstance<py::str>(item.first)) throw py::type_error(sentence::keys(name, type_name(item.first)));
-      const std::string key = ascii(item.first);
-      const auto known = [&](const Parameter& parameter) { return "'" + parameter.name + "'" == key; };
-      if (std::none_of(parameters_.begin(), parameters_.end(), known))
-        throw py::value_error(sentence::unknown(name, key));
-    }
-    throw py::value_error(name + " has entries that are not parameters of this object");
+    return fusedrnn::is_plain(object, dtype_, shape);
   }
 
   template <class Real>
@@ -252,7 +206,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   template <class Real>
   void set_weights(py::handle parameters, std::vector<py::array>& arrays, ForwardCall<Real>& call) const {
     if (PyDict_Check(parameters.ptr())) {
-      arrays = parameter_arrays(py::reinterpret_borrow<py::dict>(parameters), "parameters");
+      arrays = list_.arrays(py::reinterpret_borrow<py::dict>(parameters), "parameters");
       call.weights = weights_of<Real>(arrays);
       return;
     }
@@ -337,29 +291,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::vector<std::int64_t> lengths_of(py::handle object, const Layout& layout) const {
     if (object.is_none()) return {};
     if (!layout.batched) throw py::value_error(sentence::unbatched_lengths());
-    if (py::isinstance<py::array>(object)) {
-      const auto array = py::reinterpret_borrow<py::array>(object);
-      require_unmasked(array, "lengths");
-      if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u')
-        throw py::type_error(sentence::lengths("of " + py::str(array.dtype()).cast<std::string>()));
-      require_shape(array, "lengths", {layout.rows});
-    } else if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
-      throw py::type_error(sentence::lengths(type_name(object)));
-    }
-    std::vector<std::int64_t> lengths;
-    for (const py::object item : py::reinterpret_borrow<py::sequence>(object))
-      lengths.push_back(length_of(item, layout.steps));
-    if (static_cast<Index>(lengths.size()) != layout.rows)
-      throw py::value_error(
-          sentence::shape("lengths", describe({layout.rows}), describe({static_cast<Index>(lengths.size())})));
-    return lengths;
-  }
-  static std::int64_t length_of(py::handle item, Index steps) {
-    const py::int_ length = require_integer(item, "lengths must hold integers");
-    if (length < py::int_(0) || length > py::int_(steps))
-      throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], not " +
-                            py::str(length).cast<std::string>());
-    return length.cast<std::int64_t>();
+    return fusedrnn::lengths_of(object, "lengths", layout.rows, layout.steps);
   }
 
   // A bool for every step of every row: reset or mask.
@@ -391,7 +323,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     for (const auto& half : state)
       if (half) require_disjoint(out, "out", *half, "state");
     for (std::size_t i = 0; i < weights.size(); ++i)
-      require_disjoint(out, "out", weights[i], entry("parameters", parameters_[i]));
+      require_disjoint(out, "out", weights[i], list_.entry("parameters", i));
   }
 
   std::shared_ptr<const RowLists> row_lists(const Layout& layout, py::handle lengths, py::handle reset,
@@ -469,36 +401,19 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     return py::make_tuple(y, joined_state(final_state), std::move(kept));
   }
 
-  std::vector<py::array> gradient_arrays(py::handle given, bool written, py::dict& result) const {
-    if (given.is_none()) {
-      std::vector<py::array> arrays;
-      for (std::size_t i = 0; i < parameters_.size(); ++i) {
-        arrays.push_back(new_gradient(dtype_, parameters_[i].shape, written));
-        result[keys_[i]] = arrays.back();
-      }
-      return arrays;
-    }
-    if (!py::isinstance<py::dict>(given)) throw py::type_error(sentence::gradients(type_name(given)));
-    result = py::reinterpret_borrow<py::dict>(given);
-    std::vector<py::array> arrays = parameter_arrays(result, "grads.parameters");
-    for (std::size_t i = 0; i < arrays.size(); ++i)
-      require_writable(arrays[i], entry("grads.parameters", parameters_[i]));
-    return arrays;
-  }
-
   // Gradients are accumulated into: they must be nobody else's memory.
   void require_free_gradients(const std::vector<py::array>& gradients, const PyTape& tape,
                               const std::optional<py::array>& dy,
                               const std::vector<std::optional<py::array>>& dstate) const {
     for (std::size_t i = 0; i < gradients.size(); ++i) {
-      const std::string name = entry("grads.parameters", parameters_[i]);
+      const std::string name = list_.entry("grads.parameters", i);
       for (const py::object& kept : tape.kept)
         require_disjoint(gradients[i], name, py::reinterpret_borrow<py::array>(kept), "what the tape refers to");
       if (dy) require_disjoint(gradients[i], name, *dy, "dy");
       for (const auto& half : dstate)
         if (half) require_disjoint(gradients[i], name, *half, "dstate");
       for (std::size_t j = 0; j < i; ++j)
-        require_disjoint(gradients[i], name, gradients[j], entry("grads.parameters", parameters_[j]));
+        require_disjoint(gradients[i], name, gradients[j], list_.entry("grads.parameters", j));
     }
   }
 
@@ -515,7 +430,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const auto dstate = state_arrays(dstate_object, "dstate", layout, true);
     const Tape<Real>& tape = std::get<Tape<Real>>(kept.tape);
     py::dict result;
-    std::vector<py::array> gradients = gradient_arrays(given, tape.call.lists->packed_rows() > 0, result);
+    std::vector<py::array> gradients = list_.gradients(given, tape.call.lists->packed_rows() > 0, result);
     if (!given.is_none()) require_free_gradients(gradients, kept, dy, dstate);
     py::array dx = new_array(dtype_, layout.sequence_shape(config_.input_size));
     std::vector<py::array> initial = new_state(layout);

@@ -35,13 +35,13 @@ struct TeamDivision {
 
 // What a step of a layer's direction costs.
 template <class Real>
-StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists) {
+StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, Index late) {
   const Index steps = std::max<Index>(lists.steps(), 1);
   const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
   StepCost cost = step_cost<Real>(traits, config, rows);
   cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
-  if (steps > 1) cost.inner = config.hidden_size;  // of a single step, x . weight_ih is as large a part
+  if (steps > 1) cost.inner = config.hidden_size + late;  // of a single step, x . weight_ih is as large a part
   return cost;
 }
 
@@ -260,6 +260,7 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   a.hn = call.final[0].at(index);
   a.cn = call.final[1].at(index);
   a.training = training;
+  a.late = call.late;
   a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
                                 padded(config.hidden_size) * traits.slots * sizeof(Real), kForwardChunkBytes);
   return a;
@@ -272,7 +273,8 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
   std::vector<ForwardArguments<Real>> arguments;
   std::vector<ForwardWorkspace<Real>> workspace(config.directions);
   const bool keep_all = tape && call.recompute == 0;
-  const bool direct = keep_all && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
+  const bool direct =
+      keep_all && call.late.size == 0 && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, keep_all));
     if (tape)
@@ -285,8 +287,9 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     return true;
   }
   return run_layer(
-      config, layer_step_cost<Real>(kernels.traits, config, *call.lists), kForwardProducts, call.threads,
-      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      config, layer_step_cost<Real>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts,
+      call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
         for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
@@ -327,7 +330,7 @@ struct ReplayWorkspace {
 // Workspace of one direction going backward.
 template <class Real>
 struct BackwardWorkspace {
-  Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx;
+  Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx, dlate;
   States<Buffer> block_norms;
 
   void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
@@ -343,6 +346,8 @@ struct BackwardWorkspace {
     dh = buffer_of<Real>(rows * hidden);
     doperand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
     carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    const Index early = (a.input_size - a.late.size) / kBlock * kBlock;
+    dlate = buffer_of<Real>(a.late.size > 0 ? rows * (inputs - early) : 0);
     a.packed_ih = packed_ih.template as<Real>();
     a.packed_hh = packed_hh.template as<Real>();
     a.per_unit = per_unit.template as<Real>();
@@ -353,6 +358,7 @@ struct BackwardWorkspace {
     a.dh = dh.template as<Real>();
     a.doperand = doperand.template as<Real>();
     a.carry = blocked<Real>(carry, rows, kBlock);
+    a.dlate = dlate.template as<Real>();
   }
 };
 
@@ -387,7 +393,8 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
   a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),
                                 kBackwardChunkBytes);
-  a.direct = a.schedule.steps == 1 && single_step_gradient_pays(a.schedule.rows);
+  a.late = call.late;
+  a.direct = a.late.size == 0 && a.schedule.steps == 1 && single_step_gradient_pays(a.schedule.rows);
   return a;
 }
 
@@ -435,7 +442,7 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
                     Sequence<const Real> y, Sequence<const Real> dy, Sequence<Real> dx) {
   const RecurrentConfig& config = tape.config;
   const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  const Index steps = tape.call.steps, width = config.input_of(layer);
+  const Index steps = tape.call.steps, width = config.input_of(layer) - call.late.size;
   std::vector<BackwardArguments<Real>> arguments;
   std::vector<BackwardWorkspace<Real>> workspace(config.directions);
   std::vector<ReplayWorkspace<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
@@ -452,8 +459,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
     }
   }
   return run_layer(
-      config, layer_step_cost<Real>(kernels.traits, config, *tape.call.lists), kBackwardProducts, call.threads,
-      call.interrupt,
+      config, layer_step_cost<Real>(kernels.traits, config, *tape.call.lists, call.late.size), kBackwardProducts,
+      call.threads, call.interrupt,
       [&](int direction, Worker& worker) {
         const BackwardArguments<Real>& a = arguments[direction];
         clear_idle(a.schedule, steps, a.dx, width, worker.thread, worker.threads());

@@ -32,6 +32,7 @@ struct ForwardCall {
   std::shared_ptr<const RowLists> lists;
   std::uint64_t call = 0;  // which forward call of the layer this is: dropout's counter
   Index recompute = 0;     // training: keep states every so many steps only; 0: keep all
+  LateInput<Real> late;    // of a net of one layer and direction, with every step kept
   int threads = 1;         // most that may work on it
   Interrupt interrupt;
 };
@@ -60,6 +61,7 @@ struct BackwardCall {
   bool accumulate = false;                       // add to them
   // (T, B) of direction 0 of layer 0, others following at T * B each: 2-norms of each state's gradient, unless null.
   States<Sequence<Real>> norms;
+  LateInput<Real> late;  // where the forward call had one
   int threads = 1;
   Interrupt interrupt;
 };

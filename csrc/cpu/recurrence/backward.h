@@ -39,6 +39,7 @@ class Backward {
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
         clipped(V(a.clip)),
+        early(a.input_size - a.late.size),
         adding(a.accumulate) {}
 
   void run() {
@@ -64,7 +65,8 @@ class Backward {
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
   const Clipped<V> clipped;
-  bool adding;  // to the parameters' gradients; else the first chunk writes them
+  const Index early;  // columns of x
+  bool adding;        // to the parameters' gradients; else the first chunk writes them
   Index chunk_row = 0, chunk_rows = 0;
   Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
 
@@ -94,6 +96,8 @@ class Backward {
       w.meet();
       input_gradient();
       weight_gradients(first, last);
+      if (a.late.size > 0) a.late.end_chunk(a.late.owner, chunk_of_late_input(), w);
+      adding = true;
       w.meet();
     }
     return true;
@@ -109,7 +113,7 @@ class Backward {
   A* dh_at(Index p, Index block) const { return a.dh + (p * blocks + block) * kBlock; }
 
   void pack() {
-    if (a.dx.data) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
+    if (a.dx.data || a.late.size > 0) pack_weight(a.weights.weight_ih, a.input_size, traits.input, a.packed_ih);
     for (int phase = 0; phase < traits.phases; ++phase)
       if (phase > 0 || passes_on(schedule.steps - 1))
         pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], packed_hh(phase));
@@ -220,7 +224,10 @@ class Backward {
         const Index b = schedule.row[p], t = schedule.time(s, p), r = schedule.offset[s] + p - chunk_row;
         const T* x = a.x.at(t, b);
         for (Index i = inputs.first; i < inputs.last; ++i)
-          copy_padded(x + i * kBlock, a.input_size - i * kBlock, a.x_panel.at(i, r));
+          if (a.late.size > 0)
+            stage_two_inputs(x, a.late.rows.at(t, b), i, a.x_panel.at(i, r));
+          else
+            copy_padded(x + i * kBlock, a.input_size - i * kBlock, a.x_panel.at(i, r));
         const T* h = previous_row(s, p, a.h0, a.y);
         for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
           if (h)
@@ -231,6 +238,13 @@ class Backward {
       }
     }
   }
+  // A block of columns of x and the late input after it.
+  void stage_two_inputs(const T* x, const T* late, Index block, Operand* to) {
+    const Index first = block * kBlock;
+    if (first >= early) return copy_padded(late + first - early, a.input_size - first, to);
+    copy_padded(x + first, early - first, to);
+    for (Index i = early; i < smaller(first + kBlock, a.input_size); ++i) to[i - first] = late[i - early];
+  }
   // The row's h before a step, or null where it is zero.
   const T* previous_row(Index s, Index p, const StateRows<const T>& initial, const Sequence<const T>& y) {
     const Index b = schedule.row[p];
@@ -240,6 +254,10 @@ class Backward {
   }
 
   void step(Index s) {
+    differentiate_step(s);
+    if (a.late.size > 0) give_late_gradient(s, own_rows.first + running(s));
+  }
+  void differentiate_step(Index s) {
     const Index end = own_rows.first + running(s);
     if (schedule.repeats && (a.dy.data || measuring())) add_repeated(s + 1, end);
     for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
@@ -302,23 +320,28 @@ class Backward {
 
   template <int kPhase>
   void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, A* to) {
-    constexpr Window window = traits.recurrent[kPhase];
-    const bool from_zero = kPhase == 1 && k == 0;
+    multiply_run(packed_hh(kPhase), traits.recurrent[kPhase], block, s, p, rows, count, k, kPhase == 1 && k == 0,
+                 to + (p * blocks + block) * kBlock, blocks * kBlock);
+  }
+
+  // Gate gradients of a window times `count` blocks of packed columns, over the part of the inner dimension from k on.
+  void multiply_run(const Operand* packed, const Window& window, Index block, Index s, Index p, int rows, Index count,
+                    Index k, bool from_zero, A* to, Index to_row) {
     const Index inner = inner_of(window);
     const A* initial[kRunBlocks];
     A* out[kRunBlocks];
     for (Index i = 0; i < count; ++i) {
-      out[i] = to + (p * blocks + block + i) * kBlock;
+      out[i] = to + i * kBlock;
       initial[i] = from_zero ? zeros(A(0)) : out[i];
     }
     typename Tile::Product product;
     product.length = smaller(Tile::KC, inner - k);
-    product.right = packed_hh(kPhase) + (block * inner + k) * kBlock;
+    product.right = packed + (block * inner + k) * kBlock;
     product.right_block = inner * kBlock;
     product.initial = initial;
-    product.initial_row = from_zero ? 0 : blocks * kBlock;
+    product.initial_row = from_zero ? 0 : to_row;
     product.out = out;
-    product.out_row = blocks * kBlock;
+    product.out_row = to_row;
     const Operand* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
     Tile::run(rows, RunRows<Operand>{left, a.dgates.block_stride()}, product, count);
   }
@@ -335,6 +358,41 @@ class Backward {
       weight.add_product(a.dgates, schedule.offset[s] + p - chunk_row, rows, block, count, out, blocks * kBlock);
       p += rows;
     }
+  }
+
+  // The gradient of a step's late input, in the blocks from that of its first column on.
+  FUSEDRNN_NOINLINE void give_late_gradient(Index s, Index end) {
+    const Index first = early / kBlock, columns = blocks_of(a.input_size) - first;
+    const Range own = part_of(columns, w.unit_part(), w.split.unit_parts);
+    for (Index j = own.first; j < own.last; j += kRunBlocks)
+      multiply_late(s, end, first, columns, j, smaller(kRunBlocks, own.last - j));
+    w.meet_row();
+    LateStep<T> late = {};
+    late.step = s;
+    late.gradient = {a.dlate + early % kBlock, columns * kBlock};
+    if (passes_on(s)) late.dh = {a.dh, blocks * kBlock};
+    late.blocks = own_blocks;
+    late.chunk_row = chunk_row;
+    a.late.take(a.late.owner, late, w);
+  }
+  void multiply_late(Index s, Index end, Index first, Index columns, Index block, Index count) {
+    const Index inner = inner_of(traits.input);
+    for (Index k = 0; k < inner; k += Tile::KC)
+      for (Index p = own_rows.first; p < end;) {
+        const int rows = tile_rows<Tile>(end - p);
+        if (w.skip(rows * count * smaller(Tile::KC, inner))) return;
+        multiply_run(a.packed_ih, traits.input, first + block, s, p, rows, count, k, k == 0,
+                     a.dlate + (p * columns + block) * kBlock, columns * kBlock);
+        p += rows;
+      }
+  }
+  LateStep<T> chunk_of_late_input() const {
+    LateStep<T> late = {};
+    late.h_panel = a.h_panel;
+    late.chunk_row = chunk_row;
+    late.chunk_rows = chunk_rows;
+    late.adding = adding;
+    return late;
   }
 
   FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
@@ -436,7 +494,7 @@ class Backward {
       if (a.direct) return direct_input_gradient();
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
     Gradients::multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih,
-                                 a.input_size, rows, [&](Index block) {
+                                 early, rows, [&](Index block) {
                                    Cursor cursor(schedule, chunk_row + rows.first);
                                    return [this, block, cursor]() mutable {
                                      T* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
@@ -502,7 +560,6 @@ class Backward {
       const Range per_unit_blocks = part_of(a.gradients.per_unit ? blocks : 0, w.thread, w.threads());
       for (Index j = per_unit_blocks.first; j < per_unit_blocks.last; ++j) accumulate_per_unit(first, last, j);
     }
-    adding = true;
   }
 
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel

@@ -28,6 +28,7 @@ class Forward {
         blocks(blocks_of(hidden)),
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
+        early(a.input_size - a.late.size),
         pointers(a.pointers + w.thread * a.chunk_rows) {}
 
   void run() {
@@ -81,6 +82,7 @@ class Forward {
   const Schedule& schedule;
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
+  const Index early;  // columns of x
   const T** const pointers;
   Index chunk_row = 0;  // packed row at which the gates buffer begins
   Index cells_row = 0;  // and the one of the cells
@@ -173,17 +175,18 @@ class Forward {
     for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks) {
       const Index width = smaller(kRunBlocks, own_blocks.last * columns - c);
       if (whole) {
-        project_rows(c, width, schedule.offset[first] - chunk_row, count, pointers);
+        project_rows(c, width, schedule.offset[first] - chunk_row, count, pointers, {0, early});
         continue;
       }
       const T** row = pointers;
       for (Index s = first; s < last; row += running(s++))
-        project_rows(c, width, schedule.offset[s] + own_rows.first - chunk_row, running(s), row);
+        project_rows(c, width, schedule.offset[s] + own_rows.first - chunk_row, running(s), row, {0, early});
     }
     bias_other_slots(first, last);
   }
 
-  void project_rows(Index column, Index width, Index row, Index count, const T** left) {
+  // `inner`: columns of weight_ih that `left` is multiplied with.
+  void project_rows(Index column, Index width, Index row, Index count, const T** left, Range inner) {
     constexpr int columns = traits.input.count;
     const A* bias[kRunBlocks];
     A* out[kRunBlocks];
@@ -192,16 +195,17 @@ class Forward {
       bias[i] = a.packed.bias + (block * slots + slot) * kBlock;
       out[i] = a.gates.at(block, row) + slot * kBlock;
     }
-    for (Index k = 0; k < a.input_size; k += Tile::KC) project_part(column, width, k, count, left, bias, out);
+    for (Index k = inner.first; k < inner.last; k += Tile::KC)
+      project_part(column, width, inner, k, count, left, bias, out);
   }
 
   // Adds the part from k on of the inner dimension; the first one starts from the bias.
-  void project_part(Index column, Index width, Index k, Index count, const T** left, const A* const* bias,
+  void project_part(Index column, Index width, Range inner, Index k, Index count, const T** left, const A* const* bias,
                     A* const* first_out) {
     A* out[kRunBlocks];
     for (Index i = 0; i < width; ++i) out[i] = first_out[i];
     typename Tile::Product product;
-    product.length = smaller(Tile::KC, a.input_size - k);
+    product.length = smaller(Tile::KC, inner.last - k);
     product.right = a.packed.weight_ih + (column * a.input_size + k) * kBlock;
     product.right_block = a.input_size * kBlock;
     product.initial = k > 0 ? out : bias;
@@ -211,7 +215,7 @@ class Forward {
     for (Index done = 0; done < count;) {
       const int rows = tile_rows<Tile>(count - done);
       if (w.skip(rows * width * product.length)) return;
-      Tile::run(rows, RowPointers<T>{left + done, k}, product, width);
+      Tile::run(rows, RowPointers<T>{left + done, k - inner.first}, product, width);
       done += rows;
       for (Index i = 0; i < width; ++i) out[i] += rows * a.gates.width;
     }
@@ -230,8 +234,26 @@ class Forward {
   }
 
   void step(Index s) {
+    if (a.late.size > 0) add_late_input(s);
     phase<0>(s);
     if constexpr (traits.phases == 2) phase<1>(s);
+  }
+
+  // What of the input is known only now, in the slots that x feeds.
+  FUSEDRNN_NOINLINE void add_late_input(Index s) {
+    const Index count = running(s);
+    LateStep<T> late = {};
+    late.step = s;
+    late.h = {h_at(s), blocks * kBlock};
+    a.late.make(a.late.owner, late, w);
+    for (Index i = 0; i < count; ++i) {
+      const Index p = own_rows.first + i;
+      pointers[i] = a.late.rows.at(schedule.time(s, p), schedule.row[p]);
+    }
+    constexpr int columns = traits.input.count;
+    for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks)
+      project_rows(c, smaller(kRunBlocks, own_blocks.last * columns - c),
+                   schedule.offset[s] + own_rows.first - chunk_row, count, pointers, {early, a.input_size});
   }
 
   template <int kPhase>

@@ -54,10 +54,7 @@ struct Worker {
   }
 };
 
-// A contiguous part of [0, count).
-struct Range {
-  Index first, last;
-};
+// The part-th of so many parts of [0, count).
 FUSEDRNN_INLINE Range part_of(Index count, Index part, Index parts) {
   return {count * part / parts, count * (part + 1) / parts};
 }

@@ -35,6 +35,14 @@ struct Partials {
     for (Index u = 1; u < kBlock; ++u) maximum = lane[u] > maximum ? lane[u] : maximum;
     return maximum;
   }
+  // False where any is a nan.
+  FUSEDRNN_INLINE bool all_at_most(Real bound) const {
+    Real lane[kBlock];
+    store(lane);
+    bool all = true;
+    for (Index u = 0; u < kBlock; ++u) all &= lane[u] <= bound;
+    return all;
+  }
 
  private:
   FUSEDRNN_INLINE void store(Real* lane) const {

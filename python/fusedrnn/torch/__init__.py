@@ -2,9 +2,23 @@
 
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
 same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
+`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd.
 """
 
+from fusedrnn.torch.attention import AttentionDecoder
 from fusedrnn.torch.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.swap import Swap, accelerate, restore, why_not
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Swap", "accelerate", "restore", "why_not"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AttentionDecoder",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "Swap",
+    "accelerate",
+    "restore",
+    "why_not",
+]

@@ -157,9 +157,9 @@ class Arguments:
                 "lengths must be a device array while a graph is captured: the host's cannot be copied then"
             )
         if not isinstance(value, (np.ndarray, list, tuple)):
-            raise TypeError(sentences["lengths"].format(type(value).__name__))
+            raise TypeError(sentences["lengths"].format("lengths", type(value).__name__))
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iu":
-            raise TypeError(sentences["lengths"].format(f"of {value.dtype}"))
+            raise TypeError(sentences["lengths"].format("lengths", f"of {value.dtype}"))
         if np.shape(value) != (layout.rows,):
             raise ValueError(sentences["shape"].format("lengths", (layout.rows,), np.shape(value)))
         host = [require_integer(item, "lengths", least=0, most=layout.steps) for item in value]
