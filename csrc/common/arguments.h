@@ -235,9 +235,9 @@ struct BackwardArguments {
   Index chunk_rows;
   bool direct;        // read the weights where they lie: pays for few rows of one step
   LateInput<T> late;  // its size is part of input_size, not of x and dx
-  // (T, B, blocks) for each state: 2-norms of its gradient over 16 units each, written at every time within a row's
-  // length, unless null.
-  Sequence<A> block_norms[kMaxStates];
+  // (T, B) for each state: 2-norms of its gradients, written within a row's length, unless null; zeros past it are the
+  // caller's.
+  Sequence<T> norms[kMaxStates];
   // Workspace, shared by the threads of the direction.
   A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
   A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
@@ -250,6 +250,9 @@ struct BackwardArguments {
   A* doperand;               // (rows, padded H), cells of two phases
   Blocked<A> carry;          // dc by position
   A* dlate;                  // (rows, columns of the blocks from that of the first late column on), with a late input
+  // With norms, for each state: chunk_rows rows of its gradients; with a mask, where skipped steps have some too, a row
+  // for every time and position.
+  Blocked<A> measured[kMaxStates];
 };
 
 // One step of one direction of one layer; the elements of a row lie next to each other.

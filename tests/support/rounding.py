@@ -202,8 +202,8 @@ def error_bounds(
 def norm_bounds(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> list[np.ndarray]:
     """Greatest difference between the norms of states' gradients, (L*D, T, B), and those of the reference.
 
-    A norm is off by no more than the norm of the errors beneath it, and by its own rounding: where it is summed in
-    float64 that of its square root and, a block of 16 units and then the whole, of storing it.
+    A norm is off by no more than the norm of the errors beneath it, and by its own rounding: of H squares in sixteen
+    partial sums, and of the square root.
     """
     eps = case.eps + float(np.finfo(np.float64).eps)
     with mock.patch.multiple(reference, _array=Rounded, sigmoid=_sigmoid):

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <type_traits>
 
-#include "common/norm.h"
 #include "cpu/isa.h"
 #include "cpu/layers/dropout.h"
 #include "cpu/layers/packed.h"
@@ -331,7 +330,7 @@ struct ReplayWorkspace {
 template <class Real>
 struct BackwardWorkspace {
   Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx, dlate;
-  States<Buffer> block_norms;
+  States<Buffer> measured;
 
   void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
     const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
@@ -398,28 +397,16 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
   return a;
 }
 
-// Memory for what a direction measures of the gradients of states.
+// Where a direction's norms of the states' gradients go, and memory for the gradients.
 template <class Real>
-void attach_norms(const CellTraits& traits, const Tape<Real>& tape, const BackwardCall<Real>& call,
+void attach_norms(const CellTraits& traits, const Tape<Real>& tape, const BackwardCall<Real>& call, int index,
                   BackwardWorkspace<Real>& workspace, BackwardArguments<Real>& a) {
-  const Index blocks = blocks_of(a.hidden_size);
+  const Index all = tape.call.steps * tape.call.rows, rows = a.schedule.repeats ? all : a.chunk_rows;
   for (int state = 0; state < traits.states && call.norms[state].data; ++state) {
-    workspace.block_norms[state] = buffer_of<Real>(sequence_rows(tape.call) * blocks);
-    a.block_norms[state] = time_major(tape.call, workspace.block_norms[state].template as<Real>(), blocks);
-  }
-}
-
-// Norms over all units, for this thread's part of the steps.
-template <class Real>
-void join_norms(const Tape<Real>& tape, const BackwardCall<Real>& call, const BackwardArguments<Real>& a, int index,
-                Range steps) {
-  const Index blocks = blocks_of(a.hidden_size), rows = tape.call.rows;
-  for (int state = 0; state < kMaxStates; ++state) {
-    if (!a.block_norms[state].data) continue;
-    Sequence<Real> to = call.norms[state];
-    to.data += index * tape.call.steps * rows;
-    for (Index t = steps.first; t < steps.last; ++t)
-      for (Index b = 0; b < rows; ++b) *to.at(t, b) = norm_of(a.block_norms[state].at(t, b), blocks);
+    a.norms[state] = call.norms[state];
+    a.norms[state].data += index * all;
+    workspace.measured[state] = buffer_of<Real>(rows * padded(a.hidden_size));
+    a.measured[state] = blocked<Real>(workspace.measured[state], rows, kBlock);
   }
 }
 
@@ -449,7 +436,8 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
     workspace[direction].allocate(kernels.traits, arguments.back());
-    attach_norms(kernels.traits, tape, call, workspace[direction], arguments.back());
+    attach_norms(kernels.traits, tape, call, layer * config.directions + direction, workspace[direction],
+                 arguments.back());
     if (!replays.empty())
       replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
     arguments.back().dx = dx;
@@ -464,16 +452,13 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
       [&](int direction, Worker& worker) {
         const BackwardArguments<Real>& a = arguments[direction];
         clear_idle(a.schedule, steps, a.dx, width, worker.thread, worker.threads());
-        for (const Sequence<Real>& norms : a.block_norms)
-          clear_idle(a.schedule, steps, norms, blocks_of(config.hidden_size), worker.thread, worker.threads());
+        for (const Sequence<Real>& norms : a.norms)
+          clear_idle(a.schedule, steps, norms, 1, worker.thread, worker.threads());
         kernels.backward(a, worker);
       },
       [&](int thread, int threads) {
         if (config.directions == 2 && dx.data)
           add_sequence(tape.call, read_only(arguments[1].dx), dx, part_of(steps, thread, threads), width);
-        for (int direction = 0; direction < config.directions; ++direction)
-          join_norms(tape, call, arguments[direction], layer * config.directions + direction,
-                     part_of(steps, thread, threads));
       });
 }
 

@@ -5,10 +5,10 @@
 #pragma once
 #include <type_traits>
 
-#include "common/norm.h"
 #include "cpu/gemm/gradients.h"
 #include "cpu/recurrence/direct_gradient.h"
 #include "cpu/recurrence/forward.h"
+#include "cpu/simd/norm.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
@@ -94,6 +94,7 @@ class Backward {
       w.meet();
       for (Index s = last; s-- > first;) step(s);
       w.meet();
+      if (measuring() && !schedule.repeats) take_norms_of_chunk();
       input_gradient();
       weight_gradients(first, last);
       if (a.late.size > 0) a.late.end_chunk(a.late.owner, chunk_of_late_input(), w);
@@ -162,6 +163,7 @@ class Backward {
         if constexpr (has_c)
           if (a.dc0.data) copy_unpadded(a.carry.at(j, p), units_in(j), a.dc0.at(schedule.row[p]) + j * kBlock);
       }
+    if (measuring() && schedule.repeats) take_all_norms();
   }
 
   // With a mask: to the gradient of a state of every row up to `end`, those of the outputs at the skipped steps through
@@ -184,12 +186,30 @@ class Backward {
     for (Index u = 0; u < units_in(block); ++u) to[u] += widen(dy[u]);
   }
 
-  // Norms of the states' gradients, over one block of units each.
-  bool measuring() const { return a.block_norms[kH].data; }
+  // Norms of the states' gradients: each is kept, and measured when all units are there.
+  bool measuring() const { return a.norms[kH].data; }
+  Index measured_row(Index t, Index p) const { return t * schedule.rows + p; }  // with a mask
   void measure(int state, Index t, Index p, Index block, const A* gradient) {
-    const Index units = units_in(block);
-    a.block_norms[state].at(t, schedule.row[p])[block] =
-        units == kBlock ? norm_of(gradient, kBlock) : norm_of(gradient, units);
+    A* to = a.measured[state].at(block, measured_row(t, p));
+    for (Index u = 0; u < kBlock; ++u) to[u] = gradient[u];
+  }
+  FUSEDRNN_NOINLINE void take_norms_of_chunk() {
+    const Range mine = part_of(chunk_rows, w.thread, w.threads());
+    Cursor cursor(schedule, chunk_row + mine.first);
+    for (Index r = mine.first; r < mine.last; ++r, cursor.next()) take_norms(r, cursor.time(), cursor.row());
+  }
+  void take_all_norms() {
+    w.meet();
+    for (Index p = 0; p < schedule.rows; ++p) {
+      const Range mine = part_of(schedule.extent[p], w.thread, w.threads());
+      for (Index t = mine.first; t < mine.last; ++t) take_norms(measured_row(t, p), t, schedule.row[p]);
+    }
+  }
+  void take_norms(Index row, Index t, Index b) {
+    for (int state = 0; state < traits.states; ++state) {
+      const Blocked<A>& kept = a.measured[state];
+      *a.norms[state].at(t, b) = narrow<T>(norm_of(kept.at(0, row), kept.block_stride(), hidden));
+    }
   }
   // With a mask: at skipped steps before step s, or before the end, the state is the zero that a reset left. Its
   // gradient, which nothing earlier has a part in, from that of the state before the step or at the end.
@@ -419,7 +439,9 @@ class Backward {
     Operand* dslot = a.dgates.at(block, packed_row - chunk_row);
     const Index slot_stride = blocks * a.dgates.block_stride();
     A* dh = dh_at(p, block);
-    alignas(64) A whole_h[kBlock], whole_c[kBlock], previous_dc[kBlock];  // measured
+    const Index kept_row =
+        schedule.repeats ? measured_row(schedule.time(s, p), p) : packed_row - chunk_row;  // measured
+    alignas(64) A previous_dc[kBlock];
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
       V value[slots], weight[traits.per_unit.rows + 1], dvalue[slots], c(A(0));
@@ -436,17 +458,14 @@ class Backward {
       for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(A(0)) : dprevious.c).store(a.carry.at(block, p) + u);
-      if constexpr (kMeasured) grad.h.store(whole_h + u);
+      if constexpr (kMeasured) grad.h.store(a.measured[kH].at(block, kept_row) + u);
       if constexpr (kMeasured && has_c) {
-        grad.c.store(whole_c + u);
+        grad.c.store(a.measured[kC].at(block, kept_row) + u);
         dprevious.c.store(previous_dc + u);
       }
     }
-    if constexpr (kMeasured) measure(kH, schedule.time(s, p), p, block, whole_h);
-    if constexpr (kMeasured && has_c) {
-      measure(kC, schedule.time(s, p), p, block, whole_c);
+    if constexpr (kMeasured && has_c)
       if (cut && schedule.resets) measure_lost(kC, s, p, block, previous_dc);
-    }
   }
 
   V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
