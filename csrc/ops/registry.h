@@ -9,11 +9,12 @@
   APPLY(linear_cross_entropy, LinearCrossEntropy)
 
 // Those, and the ones that on a device are the array library's, or are not there.
-#define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
-  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
-  APPLY(softmax, Softmax)                   \
-  APPLY(ctc_loss, CtcLoss)                  \
-  APPLY(additive_attention, AdditiveAttention)
+#define FUSEDRNN_FOR_EACH_OPERATION(APPLY)     \
+  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY)    \
+  APPLY(softmax, Softmax)                      \
+  APPLY(ctc_loss, CtcLoss)                     \
+  APPLY(additive_attention, AdditiveAttention) \
+  APPLY(transducer_loss, TransducerLoss)
 
 // cpu/operations.cpp is compiled with the kernels of the CPU, all else with their arguments alone.
 #if defined(FUSEDRNN_CPU_OPERATIONS)
@@ -22,6 +23,7 @@
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/kernel.h"
 #include "ops/softmax/kernel.h"
+#include "ops/transducer_loss/kernel.h"
 #elif defined(FUSEDRNN_NUMBER)
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
@@ -31,4 +33,5 @@
 #include "ops/linear/arguments.h"
 #include "ops/linear_cross_entropy/arguments.h"
 #include "ops/softmax/arguments.h"
+#include "ops/transducer_loss/arguments.h"
 #endif

@@ -32,6 +32,7 @@ from fusedrnn.ops.linear_cross_entropy import (
     readout_buffers,
 )
 from fusedrnn.ops.softmax import softmax, softmax_backward, softmax_forward
+from fusedrnn.ops.transducer_loss import transducer_loss, transducer_loss_backward, transducer_loss_forward
 from fusedrnn.search import beam_search, sample
 from fusedrnn.training import clip_grad_norm, norm_buffers, tbptt_windows
 
@@ -80,4 +81,7 @@ __all__ = [
     "softmax_backward",
     "softmax_forward",
     "tbptt_windows",
+    "transducer_loss",
+    "transducer_loss_backward",
+    "transducer_loss_forward",
 ]

@@ -28,6 +28,7 @@ from fusedrnn.reference_attention import (
     uniform,
 )
 from fusedrnn.reference_ctc import ctc_align, ctc_loss, ctc_loss_backward
+from fusedrnn.reference_transducer import transducer_loss, transducer_loss_backward
 
 __all__ = [
     "DecoderTape",
@@ -49,6 +50,8 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "state_gradients",
+    "transducer_loss",
+    "transducer_loss_backward",
 ]
 
 Array = npt.NDArray[np.float64]

@@ -21,8 +21,8 @@ struct Partials {
   FUSEDRNN_INLINE explicit Partials(Real value) {
     for (Index k = 0; k < kVectors; ++k) part[k] = V(value);
   }
-  FUSEDRNN_INLINE Real sum() const {
-    Real lane[kBlock], sum = Real(0);
+  FUSEDRNN_INLINE Real sum(Real sum = Real(0)) const {
+    Real lane[kBlock];
     store(lane);
     for (Index u = 0; u < kBlock; ++u) sum += lane[u];
     return sum;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "bindings/interrupt.h"
-#include "bindings/numpy/arrays.h"
+#include "bindings/numpy/labels.h"
 #include "bindings/register.h"
 #include "cpu/runtime/pool.h"
 #include "ops/ctc_loss/arguments.h"
@@ -16,8 +16,6 @@
 
 namespace fusedrnn {
 namespace {
-
-using Integers = py::array_t<std::int64_t>;
 
 // A batch whose arguments have been checked.
 struct CtcBatch {
@@ -28,38 +26,12 @@ struct CtcBatch {
   Index alphas = 0;  // elements of forward variables of all rows
 };
 
-Integers require_integers(const py::array& array, const std::string& name, Index size) {
-  if (!py::isinstance<Integers>(array)) throw py::type_error(name + " must be an array of int64");
-  require_shape(array, name, {size < 0 ? Extent("N") : Extent(size)});
-  require_contiguous(array, name);
-  return array;
-}
-
-Index blank_of(Index blank, Index classes) {
-  if (blank < 0 || blank >= classes)
-    throw py::value_error("blank must lie in [0, " + std::to_string(classes) + "), not " + std::to_string(blank));
-  return blank;
-}
-
 py::array logits_of(py::handle object) {
   const py::array logits = require_floats(object, "logits");
   require_shape(logits, "logits", {"T", "B", "C"});
   if (logits.shape(2) < 1) wrong_shape("logits", "(T, B, C) with C at least 1", logits);
   require_unit_stride(logits, "logits");
   return logits;
-}
-
-void check_length(std::int64_t length, std::int64_t most, const char* name) {
-  if (length < 0 || length > most)
-    throw py::value_error(std::string(name) + " must lie in [0, " + std::to_string(most) + "], not " +
-                          std::to_string(length));
-}
-
-void check_label(std::int64_t label, const CtcBatch& batch, Index row) {
-  if (label < 0 || label >= batch.classes || label == batch.blank)
-    throw py::value_error("targets must lie in [0, " + std::to_string(batch.classes) + ") and not be the blank, " +
-                          std::to_string(batch.blank) + "; row " + std::to_string(row) + " has " +
-                          std::to_string(label));
 }
 
 CtcBatch batch_of(py::handle logits, const py::array& targets, const py::array& input_lengths,
@@ -69,16 +41,16 @@ CtcBatch batch_of(py::handle logits, const py::array& targets, const py::array& 
   batch.steps = batch.logits.shape(0);
   batch.rows = batch.logits.shape(1);
   batch.classes = batch.logits.shape(2);
-  batch.blank = blank_of(blank, batch.classes);
+  batch.blank = require_blank(blank, batch.classes);
   batch.targets = require_integers(targets, "targets", -1);
   const Integers steps = require_integers(input_lengths, "input_lengths", batch.rows);
   const Integers lengths = require_integers(target_lengths, "target_lengths", batch.rows);
   Index taken = 0;
   for (Index b = 0; b < batch.rows; ++b) {
     const Index length = lengths.data()[b];
-    check_length(steps.data()[b], batch.steps, "input_lengths");
-    check_length(length, batch.targets.size() - taken, "target_lengths");
-    for (Index i = 0; i < length; ++i) check_label(batch.targets.data()[taken + i], batch, b);
+    require_length(steps.data()[b], batch.steps, "input_lengths");
+    require_length(length, batch.targets.size() - taken, "target_lengths");
+    for (Index i = 0; i < length; ++i) require_label(batch.targets.data()[taken + i], batch.classes, blank, b);
     batch.row.push_back({steps.data()[b], batch.targets.data() + taken, length, batch.alphas});
     taken += length;
     batch.alphas += batch.row.back().steps * ctc_frame(length);
@@ -203,9 +175,9 @@ Decoded decoded_of(py::handle logits, const py::array& lengths, Index blank) {
   d.logits = logits_of(logits);
   d.rows = d.logits.shape(1);
   d.classes = d.logits.shape(2);
-  d.blank = blank_of(blank, d.classes);
+  d.blank = require_blank(blank, d.classes);
   d.lengths = require_integers(lengths, "lengths", d.rows);
-  for (Index b = 0; b < d.rows; ++b) check_length(d.lengths.data()[b], d.logits.shape(0), "lengths");
+  for (Index b = 0; b < d.rows; ++b) require_length(d.lengths.data()[b], d.logits.shape(0), "lengths");
   return d;
 }
 

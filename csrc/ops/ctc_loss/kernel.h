@@ -2,14 +2,15 @@
 // The labels l_1 .. l_S stand between S + 1 blanks; a path goes from state to state in that row, once a frame:
 //   blank_i   from blank_i and label_{i-1};   label_i from label_i, blank_i and, where it differs, label_{i-1}
 // with blank_i the one before label_i. alpha_t(s) is the probability of all ways to be in state s at frame t, that of
-// the frame included; beta_t(s) that of all ways on from there. Both are scaled numbers (scaled.h), one row a thread.
+// the frame included; beta_t(s) that of all ways on from there. Both are scaled numbers (cpu/simd/scaled.h), one row a
+// thread.
 //   p(targets) = sum of alpha_t(s) beta_t(s) over s, for every t
 //   dloss / dlogits_t(c) = softmax_t(c) - sum of alpha_t(s) beta_t(s) / p(targets) over the states s of class c
 #pragma once
 #include "cpu/runtime/worker.h"
 #include "cpu/simd/rows.h"
+#include "cpu/simd/scaled.h"
 #include "ops/ctc_loss/arguments.h"
-#include "ops/ctc_loss/scaled.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {

@@ -15,6 +15,12 @@ LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, cons
   if (features < 1)
     throw py::value_error(std::string("x must have at least one element along its last axis, ") + in + ", not 0");
   require_contiguous(inputs.x, "x");
+  check_linear_parameters(inputs, weight, bias, out, features);
+  return inputs;
+}
+
+void check_linear_parameters(LinearInputs& inputs, py::handle weight, py::handle bias, const char* out,
+                             Index features) {
   inputs.weight = require_array(weight, "weight", inputs.x.dtype(), Use::input);
   require_shape(inputs.weight, "weight", {out, features});
   if (inputs.weight.shape(0) < 1) throw py::value_error("weight must have at least one row, not 0");
@@ -24,7 +30,6 @@ LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, cons
     require_shape(*inputs.bias, "bias", {static_cast<Index>(inputs.weight.shape(0))});
     require_contiguous(*inputs.bias, "bias");
   }
-  return inputs;
 }
 
 namespace {

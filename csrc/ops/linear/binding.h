@@ -15,5 +15,7 @@ struct LinearInputs {
 // x (..., in), weight (out, in) and bias (out,) or None, of one dtype and contiguous. The letters are those of the
 // documentation.
 LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, const char* out, const char* in);
+// The last two of them alone, for an x that has been checked, of so many features.
+void check_linear_parameters(LinearInputs& inputs, py::handle weight, py::handle bias, const char* out, Index features);
 
 }  // namespace fusedrnn

@@ -2,23 +2,19 @@
 // dloss/dlogits_n = softmax(logits_n) - onehot(target(n)). The logits exist a chunk at a time and are computed again in
 // the backward pass. The products are those of linear/kernel.h, and stop as they do.
 #pragma once
-#include "cpu/simd/rows.h"
 #include "ops/linear/kernel.h"
+#include "ops/linear/normaliser.h"
 #include "ops/linear_cross_entropy/arguments.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
-inline float exponential(float x) { return __builtin_expf(x); }
-inline double exponential(double x) { return __builtin_exp(x); }
-
 template <class Real, class Tile = FmaTile<Real>>
 class LinearCrossEntropy : LinearProducts<Real, Tile> {
   using Base = LinearProducts<Real, Tile>;
   using Base::blocks, Base::w;
   using V = Vec<Real>;
-  static constexpr Index kVectors = kBlock / V::lanes;
   // A class that is not there has probability 0.
   static constexpr Real kAbsent = -Real(__builtin_inf());
 
@@ -62,46 +58,25 @@ class LinearCrossEntropy : LinearProducts<Real, Tile> {
   const LinearCrossEntropyArguments<Real>& a;
   // Runs over the classes chunk by chunk with a running maximum and sum per row.
   void forward_rows(Range rows, const Blocked<Real>& logits) {
-    Real maximum[kForwardRows], sum[kForwardRows], hit[kForwardRows];
+    Normaliser<Real> normaliser[kForwardRows];
+    Real hit[kForwardRows] = {};
     const Index count = rows.last - rows.first;
-    for (Index i = 0; i < count; ++i) {
-      maximum[i] = -Real(__builtin_inf());
-      sum[i] = hit[i] = Real(0);
-    }
     for (Index v = 0; v < blocks; v += a.chunk_blocks) {
       const Index end = smaller(v + a.chunk_blocks, blocks);
       Base::multiply(rows, v, end, v, logits);
       if (w.skip(0)) return;
       for (Index i = 0; i < count; ++i) {
-        add_row(logits, i, end - v, maximum[i], sum[i]);
+        normaliser[i].add(logits, i, end - v);
         const Index target = a.targets[rows.first + i] - v * kBlock;
         if (target >= 0 && target < (end - v) * kBlock) hit[i] = logits.at(target / kBlock, i)[target % kBlock];
       }
     }
     for (Index i = 0; i < count; ++i) {
       const Index n = rows.first + i;
-      a.maximum[n] = maximum[i];
-      a.log_sum[n] = natural_log(sum[i]);
-      a.losses[n] = a.targets[n] < 0 ? Real(0) : (maximum[i] - hit[i]) + a.log_sum[n];
+      a.maximum[n] = normaliser[i].maximum;
+      a.log_sum[n] = natural_log(normaliser[i].sum);
+      a.losses[n] = a.targets[n] < 0 ? Real(0) : (a.maximum[n] - hit[i]) + a.log_sum[n];
     }
-  }
-
-  // Sixteen partial results at a time on every ISA, then one fixed order over the sixteen.
-  void add_row(const Blocked<Real>& logits, Index row, Index count, Real& maximum, Real& sum) {
-    V partial[kVectors];
-    Real lane[kBlock];
-    for (Index k = 0; k < kVectors; ++k) partial[k] = V(maximum);
-    for (Index v = 0; v < count; ++v)
-      for (Index k = 0; k < kVectors; ++k) partial[k] = at_least(partial[k], V::load(logits.at(v, row) + k * V::lanes));
-    for (Index k = 0; k < kVectors; ++k) partial[k].store(lane + k * V::lanes);
-    const Real before = maximum;
-    for (Index u = 0; u < kBlock; ++u) maximum = lane[u] > maximum ? lane[u] : maximum;
-    for (Index k = 0; k < kVectors; ++k) partial[k] = V(Real(0));
-    for (Index v = 0; v < count; ++v)
-      for (Index k = 0; k < kVectors; ++k) partial[k] += exp(V::load(logits.at(v, row) + k * V::lanes) - V(maximum));
-    for (Index k = 0; k < kVectors; ++k) partial[k].store(lane + k * V::lanes);
-    if (sum != Real(0)) sum *= exponential(before - maximum);
-    for (Index u = 0; u < kBlock; ++u) sum += lane[u];
   }
 
   // Turns logits of one block of classes into their gradients, in place.

@@ -13,10 +13,9 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
 from fusedrnn.gradients import Array
+from fusedrnn.ops.labels import LONGEST, REDUCTIONS, integers_of, lengths_of, loss_gradients
 
 _ctc: Any = _core.operations["ctc_loss"]
-_REDUCTIONS = ("mean", "sum", "none")
-_LONGEST = 2**62
 
 
 @dataclass(frozen=True)
@@ -33,34 +32,6 @@ class CtcTape:
         return int(self.core.nbytes)
 
 
-def _integers(values: Any, name: str) -> Array:
-    """A new array of int64, whatever integers are given; TypeError for anything else."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be an array without a mask, not {type(values).__name__}")
-    if isinstance(values, (list, tuple)):
-        values = np.array(values) if values else np.zeros(0, np.int64)
-    if not isinstance(values, np.ndarray):
-        raise TypeError(f"{name} must be an array of integers, not {type(values).__name__}")
-    if values.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be an array of integers, not of {values.dtype}")
-    if values.dtype.kind == "u" and values.size and int(values.max()) > _LONGEST:
-        raise ValueError(f"{name} must be integers of 64 bits, not {int(values.max())}")
-    return values.astype(np.int64)
-
-
-def _lengths(values: Any, name: str, rows: int, most: int) -> Array:
-    """Lengths of all rows, each in [0, most]; `most` where none are given."""
-    if values is None:
-        return np.full(rows, most, np.int64)
-    lengths = _integers(values, name)
-    if lengths.shape != (rows,):
-        raise ValueError(f"{name} must have shape ({rows},), not {lengths.shape}")
-    if rows and not 0 <= int(lengths.min()) <= int(lengths.max()) <= most:
-        wrong = int(lengths.min()) if lengths.min() < 0 else int(lengths.max())
-        raise ValueError(f"{name} must lie in [0, {most}], not {wrong}")
-    return lengths
-
-
 def _require_logits(logits: Any) -> None:
     """Three axes; the compiled part checks the rest."""
     if not isinstance(logits, np.ndarray):
@@ -73,22 +44,22 @@ def _batch(logits: Any, targets: Any, input_lengths: Any, target_lengths: Any) -
     """The targets of all rows one after the other, and the lengths; what the compiled part does not check itself."""
     _require_logits(logits)
     steps, rows = logits.shape[:2]
-    given = _integers(targets, "targets")
+    given = integers_of(targets, "targets")
     if given.ndim == 2:
         if given.shape[0] != rows:
             raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
-        counts = _lengths(target_lengths, "target_lengths", rows, given.shape[1])
+        counts = lengths_of(target_lengths, "target_lengths", rows, given.shape[1])
         given = given[np.arange(given.shape[1]) < counts[:, None]]
     elif given.ndim == 1:
         if target_lengths is None:
             raise ValueError("target_lengths must be given for targets that are concatenated, not None")
-        counts = _lengths(target_lengths, "target_lengths", rows, _LONGEST)
+        counts = lengths_of(target_lengths, "target_lengths", rows, LONGEST)
         total = sum(map(int, counts))
         if total != given.size:
             raise ValueError(f"targets must have shape ({total},), the sum of target_lengths, not {given.shape}")
     else:
         raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
-    return given, _lengths(input_lengths, "input_lengths", rows, steps), counts
+    return given, lengths_of(input_lengths, "input_lengths", rows, steps), counts
 
 
 def _blank(blank: Any, logits: Any) -> int:
@@ -99,7 +70,7 @@ def _reduced(losses: Array, lengths: Array, reduction: str, zero_infinity: bool)
     if zero_infinity:
         losses = np.where(np.isposinf(losses), losses.dtype.type(0), losses)
     if reduction == "none":
-        return losses
+        return losses.copy()  # the tape's own are not the caller's to write
     wide = losses.astype(np.float64)
     if reduction == "sum":
         return losses.dtype.type(wide.sum())
@@ -118,7 +89,7 @@ def _forward(
     zero_infinity: bool,
     training: bool,
 ) -> tuple[Any, Any]:
-    require_choice(reduction, "reduction", _REDUCTIONS)
+    require_choice(reduction, "reduction", REDUCTIONS)
     zero_infinity = require_flag(zero_infinity, "zero_infinity")
     labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
     losses, tape = _ctc.forward(logits, labels, steps, lengths, _blank(blank, logits), training)
@@ -214,31 +185,10 @@ def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
     """
     if not isinstance(tape, CtcTape):
         raise TypeError(f"tape must be the one that ctc_loss_forward returned, not {type(tape).__name__}")
-    rows, dtype = len(tape.lengths), tape.core.dtype
-    if tape.reduction == "none" and isinstance(dloss, np.ndarray) and dloss.ndim > 0:
-        if dloss.dtype != dtype:
-            raise TypeError(f"dloss must be an array of {dtype}, not of {dloss.dtype}")
-        if dloss.shape != (rows,):
-            raise ValueError(f"dloss must have shape ({rows},), not {dloss.shape}")
-        scale = np.ascontiguousarray(dloss)
-    else:
-        scale = np.full(rows, _number(dloss, tape.reduction))
-        if tape.reduction == "mean":
-            scale /= np.maximum(tape.lengths, 1) * max(rows, 1)
-    gradient: Array = _ctc.backward(tape.core, scale.astype(dtype))
+    divisor = np.maximum(tape.lengths, 1) * max(len(tape.lengths), 1) if tape.reduction == "mean" else None
+    scale = loss_gradients(dloss, tape.reduction, len(tape.lengths), tape.core.dtype, divisor)
+    gradient: Array = _ctc.backward(tape.core, scale)
     return gradient
-
-
-def _number(value: Any, reduction: str) -> float:
-    wanted = "a number or an array (B,)" if reduction == "none" else "a number"
-    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
-        raise TypeError(f"dloss must be {wanted}, not {type(value).__name__}")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"dloss must be {wanted}, not {type(value).__name__}") from None
-    except OverflowError:
-        raise ValueError("dloss must be within the range of a float") from None
 
 
 def ctc_align(
@@ -269,7 +219,7 @@ def ctc_align(
 
 
 def _path_labels(path: Any) -> Array:
-    labels = _integers(path, "path_b")
+    labels = integers_of(path, "path_b")
     if labels.ndim != 1:
         raise ValueError(f"path_b must have shape (T,), not {labels.shape}")
     return labels
@@ -323,7 +273,7 @@ def ctc_greedy_decode(logits: Array, lengths: Any = None, *, blank: int = 0) -> 
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
     _require_logits(logits)
-    steps = _lengths(lengths, "lengths", logits.shape[1], logits.shape[0])
+    steps = lengths_of(lengths, "lengths", logits.shape[1], logits.shape[0])
     found: list[Array] = _ctc.greedy_decode(logits, steps, _blank(blank, logits))
     return found
 
@@ -375,7 +325,7 @@ def ctc_beam_decode(
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
     _require_logits(logits)
-    steps = _lengths(lengths, "lengths", logits.shape[1], logits.shape[0])
+    steps = lengths_of(lengths, "lengths", logits.shape[1], logits.shape[0])
     beam_width = require_integer(beam_width, "beam_width", least=1)
     top = require_integer(top, "top", least=1, most=beam_width)
     prune = (

@@ -2,10 +2,12 @@
 
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
 same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
-`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd.
+`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd. `ctc_loss` and `transducer_loss` are losses of CPU
+tensors.
 """
 
 from fusedrnn.torch.attention import AttentionDecoder
+from fusedrnn.torch.losses import ctc_loss, transducer_loss
 from fusedrnn.torch.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.swap import Swap, accelerate, restore, why_not
 
@@ -19,6 +21,8 @@ __all__ = [
     "RNNCell",
     "Swap",
     "accelerate",
+    "ctc_loss",
     "restore",
+    "transducer_loss",
     "why_not",
 ]

@@ -1,0 +1,198 @@
+"""Losses over label sequences on torch's CPU tensors: the compiled operations as nodes of autograd's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fusedrnn.ops.ctc_loss import ctc_loss_backward, ctc_loss_forward
+from fusedrnn.ops.ctc_loss import ctc_loss as ctc_loss_of_arrays
+from fusedrnn.ops.transducer_loss import transducer_loss_backward, transducer_loss_forward
+from fusedrnn.torch.tensors import check_memory, contiguous, unit_stride
+
+Integers = Tensor | Sequence[int]
+
+
+def _floats(tensor: Any, name: str) -> Tensor:
+    """A tensor of float32 or float64 on the CPU; autocast's own dtypes become float32, as in torch's losses."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not {type(tensor).__name__}")
+    if tensor.device.type == "cpu" and torch.is_autocast_enabled("cpu") and tensor.is_floating_point():
+        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
+        kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+        raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not of {kind}")
+    check_memory([(name, tensor)])
+    return tensor
+
+
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.detach().numpy()
+
+
+def _integers(values: Any, name: str) -> Any:
+    """As an array, where it is a tensor; the operation checks what it holds."""
+    if not isinstance(values, Tensor):
+        return values
+    if values.device.type != "cpu":
+        raise TypeError(f"{name} must be integers on the CPU, not a tensor on {values.device}")
+    check_memory([(name, values)])
+    return values.detach().numpy()
+
+
+def _result(loss: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(loss, dtype=like.dtype)
+
+
+def _gradient(dloss: Tensor) -> Any:
+    return dloss.resolve_neg().numpy() if dloss.ndim > 0 else float(dloss)
+
+
+class _CtcLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        loss, ctx.tape = ctc_loss_forward(_array(unit_stride(log_probs)), *arguments, **options)
+        ctx.save_for_backward(log_probs)
+        return _result(loss, log_probs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, None, None]:
+        _ = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
+        return torch.from_numpy(ctc_loss_backward(ctx.tape, _gradient(dloss))), None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Integers,
+    target_lengths: Integers,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.ctc_loss` on this library's kernel (`fusedrnn.ctc_loss`).
+
+    Three things differ: log_probs are normalised again, which changes nothing but where they are no log-probabilities;
+    the gradient of a row that cannot be aligned is 0, with or without `zero_infinity`; and a second derivative is a
+    RuntimeError. As torch's, the gradient is that of the log_softmax's input: it is right where log_probs come out of a
+    log_softmax.
+
+    Parameters
+    ----------
+    log_probs : Tensor
+        (T, N, C), or (T, C) without a batch; float32 or float64, on the CPU.
+    targets : Tensor
+        (N, S) or (sum of target_lengths,), of integers.
+    input_lengths, target_lengths : Tensor or sequence of int
+        (N,), or () without a batch.
+    blank, reduction, zero_infinity
+        As torch's.
+
+    Returns
+    -------
+    Tensor
+        Without axes; for reduction 'none' (N,), or () without a batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    log_probs = _floats(log_probs, "log_probs")
+    if log_probs.ndim not in (2, 3) or log_probs.shape[-1] < 1:
+        shape = tuple(log_probs.shape)
+        raise ValueError(f"log_probs must have shape (T, N, C) or (T, C) with C at least 1, not {shape}")
+    labels, *lengths = (
+        _integers(values, name)
+        for values, name in ((targets, "targets"), (input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
+    )
+    alone = log_probs.ndim == 2
+    if alone:
+        log_probs = log_probs.unsqueeze(1)
+        lengths = [[int(values)] if getattr(values, "ndim", None) == 0 else values for values in lengths]
+    options = {"blank": blank, "reduction": reduction, "zero_infinity": zero_infinity}
+    if torch.is_grad_enabled() and log_probs.requires_grad:
+        loss: Tensor = _CtcLoss.apply(log_probs, (labels, *lengths), options)
+    else:
+        loss = _result(ctc_loss_of_arrays(_array(unit_stride(log_probs)), labels, *lengths, **options), log_probs)
+    return loss.reshape(()) if alone else loss
+
+
+class _TransducerLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        encoder: Tensor,
+        predictor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Tensor:
+        readout = [None if t is None else contiguous(t) for t in (weight, bias)]
+        tensors = [unit_stride(encoder), unit_stride(predictor), *readout]
+        loss, ctx.tape = transducer_loss_forward(*map(_array, tensors), *arguments, **options)
+        ctx.save_for_backward(encoder, predictor, weight, bias)
+        return _result(loss, encoder)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
+        found = transducer_loss_backward(ctx.tape, _gradient(dloss))
+        return *(None if array is None else torch.from_numpy(array) for array in found), None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def transducer_loss(
+    encoder: Tensor,
+    predictor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    input_lengths: Integers | None = None,
+    target_lengths: Integers | None = None,
+    *,
+    blank: int = 0,
+    reduction: str = "mean",
+) -> Tensor:
+    """`fusedrnn.transducer_loss` of CPU tensors, differentiable once in encoder, predictor, weight and bias.
+
+    Parameters
+    ----------
+    encoder, predictor, weight, bias : Tensor
+        (T, B, J), (U + 1, B, J), (V, J) and (V,) or None; float32 or float64, on the CPU.
+    targets : Tensor
+        (B, U), of integers.
+    input_lengths, target_lengths : Tensor or sequence of int, optional
+        (B,).
+    blank, reduction
+        As for `fusedrnn.transducer_loss`.
+
+    Returns
+    -------
+    Tensor
+        Without axes; (B,) for reduction 'none'.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of another kind, dtype, shape or value; the message names it.
+    """
+    arrays = [_floats(tensor, name) for tensor, name in ((encoder, "encoder"), (predictor, "predictor"))]
+    arrays.append(_floats(weight, "weight"))
+    given = (
+        _integers(values, name)
+        for values, name in ((targets, "targets"), (input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
+    )
+    options = {"blank": blank, "reduction": reduction}
+    loss: Tensor = _TransducerLoss.apply(
+        *arrays, None if bias is None else _floats(bias, "bias"), tuple(given), options
+    )
+    return loss
