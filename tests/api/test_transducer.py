@@ -60,7 +60,7 @@ def bound(arguments: dict[str, Any], expected: Any) -> float:
     logits = 1 + largest * math.sqrt(columns)
     ours = 16 * float(np.finfo(arguments["encoder"].dtype).eps) * math.sqrt(rows * path + columns + classes)
     oracle = 4 * float(np.finfo(np.float64).eps) * path * (logits + math.log(classes))
-    return (ours + oracle) * logits * (1 + max(float(np.abs(array).max(initial=0)) for array in expected))
+    return (ours + oracle) * logits * (1 + max((float(np.abs(array).max(initial=0)) for array in expected), default=0))
 
 
 def gradients(arguments: dict[str, Any], dloss: Any = 1.0, **options: Any) -> tuple[Any, Any]:
@@ -93,7 +93,7 @@ def test_against_the_reference(
     expected, kept = reference.transducer_loss(**arguments, **options)
     assert loss.dtype == dtype
     finite = np.asarray(expected)[np.isfinite(expected)]
-    np.testing.assert_allclose(loss, expected, rtol=bound(arguments, []), atol=bound(arguments, [finite / len(kept.rows)]))
+    np.testing.assert_allclose(loss, expected, rtol=bound(arguments, []), atol=bound(arguments, [finite]))
     assert_close(found, reference.transducer_loss_backward(kept, dloss), arguments)
     assert_same(fr.transducer_loss(**arguments, **options), loss)
 
@@ -160,7 +160,7 @@ def test_against_torch(rng: np.random.Generator) -> None:
         losses.append(-(alpha[steps - 1, length] + log_probs[steps - 1, length, b, 0]))
     torch.stack(losses).mean().backward()
     loss, found = gradients(arguments)
-    assert loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-13)
+    assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-13)
     assert_close(found, [tensors[name].grad.numpy() for name in NAMES], arguments)
 
 

@@ -17,7 +17,8 @@ def integers_of(values: Any, name: str) -> Array:
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, not {type(values).__name__}")
     if isinstance(values, (list, tuple)):
-        values = np.array(values) if values else np.zeros(0, np.int64)
+        values = np.array(values)
+        values = values if values.size else values.astype(np.int64)
     if not isinstance(values, np.ndarray):
         raise TypeError(f"{name} must be an array of integers, not {type(values).__name__}")
     if values.dtype.kind not in "iu":
@@ -41,7 +42,7 @@ def lengths_of(values: Any, name: str, rows: int, most: int) -> Array:
 
 
 def loss_gradients(dloss: Any, reduction: str, rows: int, dtype: Any, divisor: Any) -> Array:
-    """Gradient of each row's loss (rows,), from that of the reduced one, of which a row is 1 / `divisor` (None: all)."""
+    """Gradient of each row's loss (rows,), from that of the reduced one, which divides it by `divisor`."""
     if reduction == "none" and isinstance(dloss, np.ndarray) and dloss.ndim > 0:
         if dloss.dtype != dtype:
             raise TypeError(f"dloss must be an array of {dtype}, not of {dloss.dtype}")

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fusedrnn.ops.ctc_loss import ctc_loss_backward, ctc_loss_forward
 from fusedrnn.ops.ctc_loss import ctc_loss as ctc_loss_of_arrays
+from fusedrnn.ops.ctc_loss import ctc_loss_backward, ctc_loss_forward
 from fusedrnn.ops.transducer_loss import transducer_loss_backward, transducer_loss_forward
 from fusedrnn.torch.tensors import check_memory, contiguous, unit_stride
 
@@ -27,7 +26,8 @@ def _floats(tensor: Any, name: str) -> Tensor:
         kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
         raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not of {kind}")
     check_memory([(name, tensor)])
-    return tensor
+    checked: Tensor = tensor
+    return checked
 
 
 def _array(tensor: Tensor | None) -> Any:
@@ -49,7 +49,34 @@ def _result(loss: Any, like: Tensor) -> Tensor:
 
 
 def _gradient(dloss: Tensor) -> Any:
-    return dloss.resolve_neg().numpy() if dloss.ndim > 0 else float(dloss)
+    return dloss.detach().resolve_neg().numpy() if dloss.ndim > 0 else float(dloss.detach())
+
+
+class _Once(torch.autograd.Function):
+    """Gradients, which stay what they are, with an error where they are differentiated again.
+
+    `once_differentiable` takes a gradient for a constant wherever that of the loss is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(f"fusedrnn.torch.{ctx.name} has no second derivative: its gradient can't be differentiated")
+
+
+def _once(name: str, arrays: Sequence[Any], dloss: Tensor, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients as tensors, each of which depends on the gradient of the loss and on all inputs."""
+    gradients = [None if array is None else torch.from_numpy(array) for array in arrays]
+    if not torch.is_grad_enabled():
+        return list(gradients)
+    present = [gradient for gradient in gradients if gradient is not None]
+    sources = [tensor for tensor in inputs if tensor is not None]
+    found = iter(_Once.apply(name, len(present), *present, dloss, *sources))  # type: ignore[no-untyped-call]
+    return [None if gradient is None else next(found) for gradient in gradients]
 
 
 class _CtcLoss(torch.autograd.Function):
@@ -60,10 +87,10 @@ class _CtcLoss(torch.autograd.Function):
         return _result(loss, log_probs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, None, None]:
-        _ = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
-        return torch.from_numpy(ctc_loss_backward(ctx.tape, _gradient(dloss))), None, None
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
+        found = ctc_loss_backward(ctx.tape, _gradient(dloss))
+        return *_once("ctc_loss", [found], dloss, inputs), None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -116,9 +143,9 @@ def ctc_loss(
     if alone:
         log_probs = log_probs.unsqueeze(1)
         lengths = [[int(values)] if getattr(values, "ndim", None) == 0 else values for values in lengths]
-    options = {"blank": blank, "reduction": reduction, "zero_infinity": zero_infinity}
+    options: dict[str, Any] = {"blank": blank, "reduction": reduction, "zero_infinity": zero_infinity}
     if torch.is_grad_enabled() and log_probs.requires_grad:
-        loss: Tensor = _CtcLoss.apply(log_probs, (labels, *lengths), options)
+        loss: Tensor = _CtcLoss.apply(log_probs, (labels, *lengths), options)  # type: ignore[no-untyped-call]
     else:
         loss = _result(ctc_loss_of_arrays(_array(unit_stride(log_probs)), labels, *lengths, **options), log_probs)
     return loss.reshape(()) if alone else loss
@@ -142,11 +169,10 @@ class _TransducerLoss(torch.autograd.Function):
         return _result(loss, encoder)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
+        inputs = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
         found = transducer_loss_backward(ctx.tape, _gradient(dloss))
-        return *(None if array is None else torch.from_numpy(array) for array in found), None, None
+        return *_once("transducer_loss", found, dloss, inputs), None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -185,14 +211,13 @@ def transducer_loss(
     TypeError, ValueError
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
-    arrays = [_floats(tensor, name) for tensor, name in ((encoder, "encoder"), (predictor, "predictor"))]
-    arrays.append(_floats(weight, "weight"))
+    named = (encoder, "encoder"), (predictor, "predictor"), (weight, "weight")
+    arrays: list[Tensor | None] = [_floats(tensor, name) for tensor, name in named]
     given = (
         _integers(values, name)
         for values, name in ((targets, "targets"), (input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
     )
     options = {"blank": blank, "reduction": reduction}
-    loss: Tensor = _TransducerLoss.apply(
-        *arrays, None if bias is None else _floats(bias, "bias"), tuple(given), options
-    )
+    arrays.append(None if bias is None else _floats(bias, "bias"))
+    loss: Tensor = _TransducerLoss.apply(*arrays, tuple(given), options)  # type: ignore[no-untyped-call]
     return loss
