@@ -14,12 +14,20 @@
   APPLY(softmax, Softmax)                      \
   APPLY(ctc_loss, CtcLoss)                     \
   APPLY(additive_attention, AdditiveAttention) \
-  APPLY(transducer_loss, TransducerLoss)
+  APPLY(transducer_loss, TransducerLoss)       \
+  APPLY(affine_grid, AffineGrid)               \
+  APPLY(grid_sample, GridSample)               \
+  APPLY(gaussian_read, GaussianRead)           \
+  APPLY(gaussian_write, GaussianWrite)
 
 // cpu/operations.cpp is compiled with the kernels of the CPU, all else with their arguments alone.
 #if defined(FUSEDRNN_CPU_OPERATIONS)
 #include "ops/additive_attention/kernel.h"
+#include "ops/affine_grid/kernel.h"
 #include "ops/ctc_loss/kernel.h"
+#include "ops/gaussian_read/kernel.h"
+#include "ops/gaussian_write/kernel.h"
+#include "ops/grid_sample/kernel.h"
 #include "ops/linear/kernel.h"
 #include "ops/linear_cross_entropy/kernel.h"
 #include "ops/softmax/kernel.h"
@@ -29,7 +37,11 @@
 #include "ops/linear_cross_entropy/kernel.cuh"
 #else
 #include "ops/additive_attention/arguments.h"
+#include "ops/affine_grid/arguments.h"
 #include "ops/ctc_loss/arguments.h"
+#include "ops/gaussian_read/arguments.h"
+#include "ops/gaussian_write/arguments.h"
+#include "ops/grid_sample/arguments.h"
 #include "ops/linear/arguments.h"
 #include "ops/linear_cross_entropy/arguments.h"
 #include "ops/softmax/arguments.h"

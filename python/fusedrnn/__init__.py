@@ -15,6 +15,7 @@ from fusedrnn.ops.additive_attention import (
     additive_attention_backward,
     additive_attention_forward,
 )
+from fusedrnn.ops.affine_grid import affine_grid, affine_grid_backward, affine_grid_forward
 from fusedrnn.ops.ctc_loss import (
     ctc_align,
     ctc_beam_decode,
@@ -24,6 +25,9 @@ from fusedrnn.ops.ctc_loss import (
     ctc_loss_forward,
     ctc_spans,
 )
+from fusedrnn.ops.gaussian_read import gaussian_read, gaussian_read_backward, gaussian_read_forward
+from fusedrnn.ops.gaussian_write import gaussian_write, gaussian_write_backward, gaussian_write_forward
+from fusedrnn.ops.grid_sample import grid_sample, grid_sample_backward, grid_sample_forward
 from fusedrnn.ops.linear import linear, linear_backward, linear_forward
 from fusedrnn.ops.linear_cross_entropy import (
     linear_cross_entropy,
@@ -53,6 +57,9 @@ __all__ = [
     "additive_attention",
     "additive_attention_backward",
     "additive_attention_forward",
+    "affine_grid",
+    "affine_grid_backward",
+    "affine_grid_forward",
     "beam_search",
     "clip_grad_norm",
     "ctc_align",
@@ -62,7 +69,16 @@ __all__ = [
     "ctc_loss_backward",
     "ctc_loss_forward",
     "ctc_spans",
+    "gaussian_read",
+    "gaussian_read_backward",
+    "gaussian_read_forward",
+    "gaussian_write",
+    "gaussian_write_backward",
+    "gaussian_write_forward",
     "get_num_threads",
+    "grid_sample",
+    "grid_sample_backward",
+    "grid_sample_forward",
     "info",
     "init",
     "linear",

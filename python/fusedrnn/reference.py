@@ -29,12 +29,24 @@ from fusedrnn.reference_attention import (
 )
 from fusedrnn.reference_ctc import ctc_align, ctc_loss, ctc_loss_backward
 from fusedrnn.reference_transducer import transducer_loss, transducer_loss_backward
+from fusedrnn.reference_vision import (
+    affine_grid,
+    affine_grid_backward,
+    gaussian_read,
+    gaussian_read_backward,
+    gaussian_write,
+    gaussian_write_backward,
+    grid_sample,
+    grid_sample_backward,
+)
 
 __all__ = [
     "DecoderTape",
     "Tape",
     "additive_attention",
     "additive_attention_backward",
+    "affine_grid",
+    "affine_grid_backward",
     "attention_decoder",
     "attention_decoder_backward",
     "backward",
@@ -43,6 +55,12 @@ __all__ = [
     "ctc_loss",
     "ctc_loss_backward",
     "forward",
+    "gaussian_read",
+    "gaussian_read_backward",
+    "gaussian_write",
+    "gaussian_write_backward",
+    "grid_sample",
+    "grid_sample_backward",
     "linear",
     "linear_backward",
     "linear_cross_entropy",
