@@ -9,6 +9,7 @@
 
 #include "bindings/gil.h"
 #include "cuda/kernels.h"
+#include "cuda/operations.h"
 #ifdef FUSEDRNN_CUDA_HOST
 #include "cuda/runtime/host_backend.h"
 #define FUSEDRNN_MODULE _cuda_host
@@ -117,14 +118,14 @@ PyForward make_forward(Index steps, Index rows, bool training, bool persistent, 
 template <class Result, class... Arguments>
 auto of_type(Result (*DeviceKernels::*function)(const NetConfig&, Arguments...)) {
   return [function](const NetConfig& config, Arguments... arguments) {
-    return (device_kernels(config.type).*function)(config, arguments...);
+    return (table_of<DeviceKernels>(config.type).*function)(config, arguments...);
   };
 }
 
 // Memory for a call, in bytes.
 template <std::size_t (*DeviceKernels::*count)(const NetConfig&, const NetForward&)>
 std::size_t bytes_of(const NetConfig& config, const PyForward& call) {
-  return (device_kernels(config.type).*count)(config, call);
+  return (table_of<DeviceKernels>(config.type).*count)(config, call);
 }
 
 void run_forward(const NetConfig& config, int device, Address stream, PyForward& given, Address kept,
@@ -133,7 +134,7 @@ void run_forward(const NetConfig& config, int device, Address stream, PyForward&
   given.workspace = pointer(workspace);
   const NetForward call = given.on(config);
   const GilReleased released;
-  device_kernels(config.type).forward({device, pointer(stream)}, config, call);
+  table_of<DeviceKernels>(config.type).forward({device, pointer(stream)}, config, call);
 }
 
 void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
@@ -149,7 +150,7 @@ void run_backward(const NetConfig& config, int device, Address stream, const PyF
   gradient.workspace = pointer(workspace);
   const NetForward call = given.on(config);
   const GilReleased released;
-  device_kernels(config.type).backward({device, pointer(stream)}, config, call, gradient);
+  table_of<DeviceKernels>(config.type).backward({device, pointer(stream)}, config, call, gradient);
 }
 
 // Fields of a call, from Python's.
@@ -175,19 +176,20 @@ Call with_fields(Call call, py::kwargs fields) {
 
 // Adds an operation's calls to the module.
 template <class Call>
-void add_operation(py::module_& module, const char* name, DeviceOperation<Call> DeviceKernels::* operation) {
+void add_operation(py::module_& module, const char* name, DeviceOperation<Call> DeviceOperations::* operation) {
   using Run = void (*DeviceOperation<Call>::*)(const Place&, const Call&);
   const auto method = [operation](Run run) {
     return [operation, run](Call call, int device, Address stream, Address workspace) {
       call.workspace = pointer(workspace);
       const GilReleased released;
-      (device_kernels(call.type).*operation.*run)({device, pointer(stream)}, call);
+      (table_of<DeviceOperations>(call.type).*operation.*run)({device, pointer(stream)}, call);
     };
   };
   py::class_<Call>(module, name, py::module_local())
       .def(py::init([](const py::kwargs& fields) { return with_fields(Call{}, fields); }))
       .def("with_fields", &with_fields<Call>)
-      .def("bytes", [operation](const Call& call) { return (device_kernels(call.type).*operation).bytes(call); })
+      .def("bytes",
+           [operation](const Call& call) { return (table_of<DeviceOperations>(call.type).*operation).bytes(call); })
       .def("forward", method(&DeviceOperation<Call>::forward))
       .def("backward", method(&DeviceOperation<Call>::backward));
 }
@@ -224,7 +226,7 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dfinal"), py::arg("dinitial"), py::arg("gradients"),
            py::arg("accumulate"), py::arg("workspace"));
-#define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceKernels::name);
+#define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceOperations::name);
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
   module.def("clip_bytes", &Engine::clip_bytes);
   module.def("clip", &clip);

@@ -1,23 +1,27 @@
 // Which table of kernels a type of numbers has, and what is of no type.
 #include "cells/registry.h"
 #include "cuda/kernels.h"
+#include "cuda/operations.h"
 #include "cuda/runtime/backend.h"
 #include "cuda/stepwise/clip.h"
 
 namespace fusedrnn {
 
-const DeviceKernels& device_kernels(Type type) {
+template <class Table>
+const Table& table_of(Type type) {
   switch (type) {
     case Type::float64:
-      return kernels_of_number<double>();
+      return table_of_number<Table, double>();
     case Type::bfloat16:
-      return kernels_of_number<Bfloat16>();
+      return table_of_number<Table, Bfloat16>();
     case Type::float16:
-      return kernels_of_number<Float16>();
+      return table_of_number<Table, Float16>();
     default:
-      return kernels_of_number<float>();
+      return table_of_number<Table, float>();
   }
 }
+template const DeviceKernels& table_of(Type);
+template const DeviceOperations& table_of(Type);
 
 std::vector<CellTraits> Engine::cells() {
   std::vector<CellTraits> traits;
@@ -33,11 +37,11 @@ void Engine::clip(const Place& place, const std::vector<ClippedArray>& arrays, d
   double* const partial = static_cast<double*>(workspace);
   const Index count = static_cast<Index>(arrays.size()) * kNormParts;
   for (std::size_t i = 0; i < arrays.size(); ++i)
-    device_kernels(arrays[i].type).add_squares(place, arrays[i], partial + Index(i) * kNormParts);
+    table_of<DeviceKernels>(arrays[i].type).add_squares(place, arrays[i], partial + Index(i) * kNormParts);
   Backend backend(place, nullptr, false);
   backend.for_each(1, 1, kParts, JoinSquares{partial, count, kParts, partial + count});
   backend.for_each(1, 1, 1, JoinSquares{partial + count, kParts, 1, norm});
-  for (const ClippedArray& array : arrays) device_kernels(array.type).scale(place, array, norm, limit);
+  for (const ClippedArray& array : arrays) table_of<DeviceKernels>(array.type).scale(place, array, norm, limit);
 }
 
 #ifdef FUSEDRNN_CUDA_HOST

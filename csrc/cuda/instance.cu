@@ -1,4 +1,5 @@
-// Compiled once for each FUSEDRNN_NUMBER: by nvcc for the module _cuda, as plain C++ for the host build of the tests.
+// The recurrences, compiled once for each FUSEDRNN_NUMBER: by nvcc for the module _cuda, as plain C++ for the host
+// build of the tests.
 #include "cuda/kernels.h"
 #include "cuda/stepwise/backward.h"
 #include "cuda/stepwise/clip.h"
@@ -36,33 +37,14 @@ void scale(const Place& place, const ClippedArray& array, const double* norm, do
   Backend(place, nullptr, false).for_each(1, 1, array.size, Scale<T>{static_cast<T*>(array.data), norm, limit});
 }
 
-template <class Operation, class Call>
-std::size_t operation_bytes(const Call& call) {
-  return Operation(call).workspace_bytes();
-}
-template <class Operation, class Call>
-void operation_forward(const Place& place, const Call& call) {
-  Operation(call).forward(place);
-}
-template <class Operation, class Call>
-void operation_backward(const Place& place, const Call& call) {
-  Operation(call).backward(place);
-}
-
-#define FUSEDRNN_DEVICE_OPERATION(name, Name)                                    \
-  {operation_bytes<Name<T>, Name##Call>, operation_forward<Name<T>, Name##Call>, \
-   operation_backward<Name<T>, Name##Call>},
-const DeviceKernels kernels = {
-    persistent_refusal, kept_bytes, forward_bytes,
-    backward_bytes,     forward,    backward,
-    add_squares,        scale,      FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_DEVICE_OPERATION)};
+const DeviceKernels kernels = {persistent_refusal, kept_bytes,  forward_bytes, backward_bytes, forward,
+                               backward,           add_squares, scale};
 
 }  // namespace
 
-template <class Number>
-const DeviceKernels& kernels_of_number() {
+template <>
+const DeviceKernels& table_of_number<DeviceKernels, T>() {
   return kernels;
 }
-template const DeviceKernels& kernels_of_number<T>();
 
 }  // namespace fusedrnn

@@ -1,18 +1,10 @@
 // What one build of the device engine, for one type of numbers, offers to the rest: compiled once for each,
-// instance.cu.
+// instance.cu. The operations' table is in operations.h beside this.
 #pragma once
 #include "common/number.h"
 #include "cuda/engine.h"
-#include "ops/registry.h"
 
 namespace fusedrnn {
-
-template <class Call>
-struct DeviceOperation {
-  std::size_t (*bytes)(const Call& call);  // of the workspace
-  void (*forward)(const Place& place, const Call& call);
-  void (*backward)(const Place& place, const Call& call);
-};
 
 struct DeviceKernels {
   // Null, or why the block programs do not run such calls; see block_program.h. `at_once`: with all steps in one
@@ -26,14 +18,12 @@ struct DeviceKernels {
   // Parts of Engine::clip.
   void (*add_squares)(const Place& place, const ClippedArray& array, double* partial);
   void (*scale)(const Place& place, const ClippedArray& array, const double* norm, double limit);
-  // Each operation's, by its name.
-#define FUSEDRNN_OPERATION(name, Name) DeviceOperation<Name##Call> name;
-  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
-#undef FUSEDRNN_OPERATION
 };
 
-template <class T>
-const DeviceKernels& kernels_of_number();
-const DeviceKernels& device_kernels(Type type);
+// Table: DeviceKernels, or DeviceOperations.
+template <class Table, class T>
+const Table& table_of_number();
+template <class Table>
+const Table& table_of(Type type);
 
 }  // namespace fusedrnn

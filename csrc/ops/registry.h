@@ -6,13 +6,13 @@
 // Those with kernels for the CPU and for a device.
 #define FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
   APPLY(linear, Linear)                           \
-  APPLY(linear_cross_entropy, LinearCrossEntropy)
+  APPLY(linear_cross_entropy, LinearCrossEntropy) \
+  APPLY(ctc_loss, CtcLoss)
 
 // Those, and the ones that on a device are the array library's, or are not there.
 #define FUSEDRNN_FOR_EACH_OPERATION(APPLY)     \
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY)    \
   APPLY(softmax, Softmax)                      \
-  APPLY(ctc_loss, CtcLoss)                     \
   APPLY(additive_attention, AdditiveAttention) \
   APPLY(transducer_loss, TransducerLoss)       \
   APPLY(affine_grid, AffineGrid)               \
@@ -20,7 +20,7 @@
   APPLY(gaussian_read, GaussianRead)           \
   APPLY(gaussian_write, GaussianWrite)
 
-// cpu/operations.cpp is compiled with the kernels of the CPU, all else with their arguments alone.
+// cpu/operations.cpp and cuda/operations.cu are compiled with their kernels, all else with the arguments alone.
 #if defined(FUSEDRNN_CPU_OPERATIONS)
 #include "ops/additive_attention/kernel.h"
 #include "ops/affine_grid/kernel.h"
@@ -32,7 +32,8 @@
 #include "ops/linear_cross_entropy/kernel.h"
 #include "ops/softmax/kernel.h"
 #include "ops/transducer_loss/kernel.h"
-#elif defined(FUSEDRNN_NUMBER)
+#elif defined(FUSEDRNN_CUDA_OPERATIONS)
+#include "ops/ctc_loss/kernel.cuh"
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
 #else

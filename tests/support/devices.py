@@ -186,7 +186,8 @@ def build_host_module(directory: Path) -> Any:
 
 def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    units = [("instance.cu", f"-DFUSEDRNN_NUMBER={number}") for number in ("float", "double", "Bfloat16", "Float16")]
+    numbers = ("float", "double", "Bfloat16", "Float16")
+    units = [(f"{part}.cu", f"-DFUSEDRNN_NUMBER={number}") for part in ("instance", "operations") for number in numbers]
     others = ("engine.cu", "bindings.cpp", "persistent/plan.cpp", "persistent/host.cpp", "../net/parameters.cpp")
     units += [(source, "-DHOST") for source in others]
     objects = [target.parent / f"{os.getpid()}-{number}.o" for number in range(len(units))]

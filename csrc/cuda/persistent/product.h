@@ -16,16 +16,7 @@
 #pragma once
 #include "cuda/persistent/operand.h"
 #include "cuda/persistent/plan.h"
-
-#ifdef __CUDACC__
-#define FUSEDRNN_DEVICE __device__
-#define FUSEDRNN_UNROLL _Pragma("unroll")
-#define FUSEDRNN_KEEP_ROLLED _Pragma("unroll 1")
-#else
-#define FUSEDRNN_DEVICE
-#define FUSEDRNN_UNROLL
-#define FUSEDRNN_KEEP_ROLLED
-#endif
+#include "cuda/runtime/device_code.h"
 
 namespace fusedrnn {
 namespace persistent {

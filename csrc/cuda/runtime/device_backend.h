@@ -33,6 +33,28 @@ __global__ void __launch_bounds__(kThreads, 4) run_each(const Function f, Index 
         f(o, r, c);
 }
 
+// A block of threads, as each of them sees it.
+class Block {
+ public:
+  __device__ int threads() const { return static_cast<int>(blockDim.x); }
+  template <class Function>
+  __device__ void each(const Function& f) const {
+    f(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  __device__ void* shared() const {
+    extern __shared__ double block_memory[];
+    return block_memory;
+  }
+};
+
+template <class Program>
+__global__ void __launch_bounds__(kMostBlockThreads)
+    run_block(const __grid_constant__ Program program, const __grid_constant__ Index blocks) {
+  Block block;
+  for (Index i = blockIdx.x; i < blocks; i += gridDim.x) program(block, i);
+}
+
 template <class T>
 constexpr BlasType blas_type() {
   if constexpr (std::is_same_v<T, double>) return BlasType::float64;
@@ -60,6 +82,7 @@ class Backend {
   static constexpr std::size_t kGemmBytes = kBlasWorkspace;
 
   static Index chunk_bytes(Index wanted) { return wanted; }
+  static Index shared_bytes() { return kSharedBytes; }
   static std::size_t block_bytes(std::size_t wanted) { return wanted; }
 
   Backend(const Place& place, void* gemm_space, bool tf32)
@@ -81,6 +104,20 @@ class Backend {
     };
     const dim3 grid(blocks(columns, block.x, 1 << 20), blocks(rows, block.y, 65535), blocks(outer, 1, 65535));
     run_each<<<grid, block, 0, stream_>>>(f, outer, rows, columns);
+    check(cudaGetLastError(), "kernel launch");
+  }
+
+  template <class Program>
+  void for_each_block(Index blocks, int threads, std::size_t shared_bytes, const Program& program) {
+    if (blocks <= 0) return;
+    const auto kernel = run_block<Program>;
+    // More than 48 KiB of shared memory must be asked for.
+    if (shared_bytes > 48 << 10)
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)),
+            "shared memory");
+    const unsigned grid = static_cast<unsigned>(std::min<Index>(blocks, Index(1) << 30));
+    kernel<<<grid, static_cast<unsigned>(threads), shared_bytes, stream_>>>(program, blocks);
     check(cudaGetLastError(), "kernel launch");
   }
 

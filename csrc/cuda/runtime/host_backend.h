@@ -13,7 +13,8 @@ namespace fusedrnn {
 // Whether loops run from the last element to the first, so that a test sees what depends on the order; and whether a
 // graph is said to be captured. Set by functions of the module.
 extern bool host_reversed, host_capturing;
-// Bytes of a chunk of time or of logits, where not 0: small, so that small cases have many.
+// Bytes of a chunk of time or of logits, and of a block's own memory, where not 0: small, so that small cases have many
+// chunks, and memory that is too small.
 extern Index host_chunk_bytes;
 // Most bytes that a block program may take, where not 0.
 extern Index host_block_bytes;
@@ -30,11 +31,29 @@ void run_on_host(const Plan& plan, BackwardProgramArguments<T> arguments, void* 
 
 namespace {
 
+// A block of threads that run one after the other.
+class Block {
+ public:
+  Block(int threads, std::size_t shared_bytes) : threads_(threads), shared_(shared_bytes, '\xff') {}
+
+  int threads() const { return threads_; }
+  template <class Function>
+  void each(const Function& f) const {
+    for (int i = 0; i < threads_; ++i) f(host_reversed ? threads_ - 1 - i : i);
+  }
+  void* shared() { return shared_.data(); }
+
+ private:
+  const int threads_;
+  std::vector<char> shared_;  // nan at first
+};
+
 class Backend {
  public:
   static constexpr std::size_t kGemmBytes = 0;
 
   static Index chunk_bytes(Index wanted) { return host_chunk_bytes > 0 ? host_chunk_bytes : wanted; }
+  static Index shared_bytes() { return host_chunk_bytes > 0 ? host_chunk_bytes : kSharedBytes; }
   static std::size_t block_bytes(std::size_t wanted) {
     return host_block_bytes > 0 ? static_cast<std::size_t>(host_block_bytes) : wanted;
   }
@@ -47,6 +66,14 @@ class Backend {
     for (Index i = 0; i < count; ++i) {
       const Index at = host_reversed ? count - 1 - i : i;
       f(at / columns / rows, at / columns % rows, at % columns);
+    }
+  }
+
+  template <class Program>
+  void for_each_block(Index blocks, int threads, std::size_t shared_bytes, const Program& program) {
+    for (Index i = 0; i < blocks; ++i) {
+      Block block(threads, shared_bytes);
+      program(block, host_reversed ? blocks - 1 - i : i);
     }
   }
 

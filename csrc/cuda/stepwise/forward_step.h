@@ -3,14 +3,9 @@
 #pragma once
 #include "cells/registry.h"
 #include "cuda/runtime/backend.h"
+#include "cuda/runtime/device_code.h"
 #include "cuda/runtime/scalar.h"
 #include "cuda/stepwise/steps.h"
-
-#ifdef __CUDA_ARCH__
-#define FUSEDRNN_UNROLL _Pragma("unroll")
-#else
-#define FUSEDRNN_UNROLL
-#endif
 
 namespace fusedrnn {
 namespace {

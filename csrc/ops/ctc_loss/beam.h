@@ -3,6 +3,7 @@
 #include <functional>
 #include <vector>
 
+#include "cpu/runtime/parallel.h"
 #include "ops/ctc_loss/arguments.h"
 
 namespace fusedrnn {

@@ -10,9 +10,9 @@
 #include "bindings/numpy/labels.h"
 #include "bindings/register.h"
 #include "cpu/runtime/pool.h"
-#include "ops/ctc_loss/arguments.h"
 #include "ops/ctc_loss/beam.h"
 #include "ops/ctc_loss/paths.h"
+#include "ops/ctc_loss/run.h"
 
 namespace fusedrnn {
 namespace {
@@ -56,6 +56,18 @@ CtcBatch batch_of(py::handle logits, const py::array& targets, const py::array& 
     batch.alphas += batch.row.back().steps * ctc_frame(length);
   }
   return batch;
+}
+
+// For a device's call: the labels of all rows one after the other.
+void check_targets(const py::array& targets, const py::array& target_lengths, Index classes, Index blank) {
+  const Integers labels = require_integers(targets, "targets", -1);
+  const Integers lengths = require_integers(target_lengths, "target_lengths", -1);
+  Index taken = 0;
+  for (Index b = 0; b < lengths.size(); ++b) {
+    require_length(lengths.data()[b], labels.size() - taken, "target_lengths");
+    for (const Index end = taken + lengths.data()[b]; taken < end; ++taken)
+      require_label(labels.data()[taken], classes, blank, b);
+  }
 }
 
 template <class Real>
@@ -133,6 +145,16 @@ py::array backward(const CtcTape& tape, const py::array& scale) {
   return dlogits;
 }
 
+[[noreturn]] void refuse_alignment(Index row) {
+  throw py::value_error("logits must let every row be aligned; row " + std::to_string(row) +
+                        " has no path of its targets with a probability above 0");
+}
+// For a device's call: the log-probabilities of the paths that it found.
+void require_aligned(const py::array_t<double>& log_prob) {
+  for (Index b = 0; b < log_prob.size(); ++b)
+    if (!(log_prob.data()[b] > -std::numeric_limits<double>::infinity())) refuse_alignment(b);
+}
+
 template <class Real>
 py::tuple align_as(const CtcBatch& batch) {
   Integers path({batch.steps, batch.rows});
@@ -152,9 +174,7 @@ py::tuple align_as(const CtcBatch& batch) {
     }
     return true;
   });
-  if (impossible >= 0)
-    throw py::value_error("logits must let every row be aligned; row " + std::to_string(impossible) +
-                          " has no path of its targets with a probability above 0");
+  if (impossible >= 0) refuse_alignment(impossible);
   return py::make_tuple(path, log_prob);
 }
 
@@ -256,6 +276,8 @@ void register_ctc_loss(py::module_& operation) {
           .def_static("__new__", &only_from_forward);
   operation.def("forward", &forward);
   operation.def("backward", &backward);
+  operation.def("check_targets", &check_targets);
+  operation.def("require_aligned", &require_aligned);
   operation.def("align", &align);
   operation.def("greedy_decode", &greedy);
   operation.def("beam_decode", &beam);

@@ -1,3 +1,5 @@
+#include "ops/ctc_loss/run.h"
+
 #include <algorithm>
 #include <vector>
 
@@ -5,7 +7,6 @@
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/operation.h"
 #include "cpu/runtime/pool.h"
-#include "ops/ctc_loss/arguments.h"
 
 namespace fusedrnn {
 namespace {

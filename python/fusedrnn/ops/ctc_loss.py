@@ -12,8 +12,19 @@ import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer, require_number
+from fusedrnn.arrays.device import owner_of
 from fusedrnn.gradients import Array
-from fusedrnn.ops.labels import LONGEST, REDUCTIONS, integers_of, lengths_of, loss_gradients
+from fusedrnn.ops.ctc_arguments import require_logits_shape, targets_of
+from fusedrnn.ops.ctc_device import (
+    CtcDeviceTape,
+    device_align,
+    device_backward,
+    device_forward,
+    device_greedy,
+    on_host,
+    require_device_logits,
+)
+from fusedrnn.ops.labels import REDUCTIONS, integers_of, lengths_of, loss_gradients
 
 _ctc: Any = _core.operations["ctc_loss"]
 
@@ -36,30 +47,15 @@ def _require_logits(logits: Any) -> None:
     """Three axes; the compiled part checks the rest."""
     if not isinstance(logits, np.ndarray):
         raise TypeError(f"logits must be a numpy.ndarray of float32 or float64, not {type(logits).__name__}")
-    if logits.ndim != 3 or logits.shape[2] < 1:
-        raise ValueError(f"logits must have shape (T, B, C) with C at least 1, not {logits.shape}")
+    require_logits_shape(logits)
 
 
 def _batch(logits: Any, targets: Any, input_lengths: Any, target_lengths: Any) -> tuple[Array, Array, Array]:
     """The targets of all rows one after the other, and the lengths; what the compiled part does not check itself."""
     _require_logits(logits)
     steps, rows = logits.shape[:2]
-    given = integers_of(targets, "targets")
-    if given.ndim == 2:
-        if given.shape[0] != rows:
-            raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
-        counts = lengths_of(target_lengths, "target_lengths", rows, given.shape[1])
-        given = given[np.arange(given.shape[1]) < counts[:, None]]
-    elif given.ndim == 1:
-        if target_lengths is None:
-            raise ValueError("target_lengths must be given for targets that are concatenated, not None")
-        counts = lengths_of(target_lengths, "target_lengths", rows, LONGEST)
-        total = sum(map(int, counts))
-        if total != given.size:
-            raise ValueError(f"targets must have shape ({total},), the sum of target_lengths, not {given.shape}")
-    else:
-        raise ValueError(f"targets must have shape ({rows}, S) or (sum of target_lengths,), not {given.shape}")
-    return given, lengths_of(input_lengths, "input_lengths", rows, steps), counts
+    labels, counts = targets_of(targets, target_lengths, rows)
+    return labels, lengths_of(input_lengths, "input_lengths", rows, steps), counts
 
 
 def _blank(blank: Any, logits: Any) -> int:
@@ -91,6 +87,11 @@ def _forward(
 ) -> tuple[Any, Any]:
     require_choice(reduction, "reduction", REDUCTIONS)
     zero_infinity = require_flag(zero_infinity, "zero_infinity")
+    device = owner_of(logits)
+    if device is not None:
+        require_device_logits(logits)
+        options = (_blank(blank, logits), reduction, zero_infinity)
+        return device_forward(device, logits, targets, input_lengths, target_lengths, *options, training)
     labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
     losses, tape = _ctc.forward(logits, labels, steps, lengths, _blank(blank, logits), training)
     loss = _reduced(losses, lengths, reduction, zero_infinity)
@@ -132,10 +133,16 @@ def ctc_loss(
     zero_infinity : bool
         Whether a row that cannot be aligned has loss 0 instead of inf. Its gradient is 0 either way.
 
+    Of logits on a CUDA device, CuPy's and there also bfloat16 or float16, loss and gradient are computed there. Targets
+    and lengths may be CuPy's or the host's. What lies on the device the host does not see: a target that is no label
+    gives a loss and gradients of nan, a length counts as the nearest that may be. Only of concatenated targets the
+    lengths are read, which waits for the device. A call cannot be captured in a graph.
+
     Returns
     -------
     scalar or ndarray
-        Of the logits' dtype; (B,) for 'none'.
+        Of the logits' dtype; (B,) for 'none'. On a device always an array, without axes for 'mean' and 'sum', and
+        float32 for the 16-bit dtypes.
 
     Raises
     ------
@@ -170,7 +177,8 @@ def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
     tape : CtcTape
         From `ctc_loss_forward`. It is not written: it may be used again.
     dloss : float or ndarray
-        Gradient of the loss: a number, or for reduction 'none' also an array (B,) of the loss's dtype.
+        Gradient of the loss: a number, or for reduction 'none' also an array (B,) of the loss's dtype. For a loss on a
+        device arrays are the device's, and one without axes may stand for a number.
 
     Returns
     -------
@@ -183,6 +191,8 @@ def ctc_loss_backward(tape: CtcTape, dloss: Any = 1.0) -> Array:
     TypeError, ValueError
         Where an argument is of another kind, dtype or shape; the message names it.
     """
+    if isinstance(tape, CtcDeviceTape):
+        return device_backward(tape, dloss)
     if not isinstance(tape, CtcTape):
         raise TypeError(f"tape must be the one that ctc_loss_forward returned, not {type(tape).__name__}")
     divisor = np.maximum(tape.lengths, 1) * max(len(tape.lengths), 1) if tape.reduction == "mean" else None
@@ -195,6 +205,8 @@ def ctc_align(
     logits: Array, targets: Array, input_lengths: Any = None, target_lengths: Any = None, *, blank: int = 0
 ) -> tuple[Array, Array]:
     """Most probable path of given targets: the class of each frame (forced alignment by Viterbi's algorithm, 1967).
+
+    On a CUDA device as `ctc_loss`; the call waits for the log-probabilities.
 
     Parameters
     ----------
@@ -213,6 +225,10 @@ def ctc_align(
     TypeError, ValueError
         As `ctc_loss`; also where a row cannot be aligned, which the message names.
     """
+    device = owner_of(logits)
+    if device is not None:
+        require_device_logits(logits)
+        return device_align(device, logits, targets, input_lengths, target_lengths, _blank(blank, logits))
     labels, steps, lengths = _batch(logits, targets, input_lengths, target_lengths)
     path, log_prob = _ctc.align(logits, labels, steps, lengths, _blank(blank, logits))
     return path, log_prob
@@ -231,7 +247,7 @@ def ctc_spans(path_b: Any, blank: int = 0) -> list[tuple[int, int, int]]:
     Parameters
     ----------
     path_b : ndarray of integers
-        (T,): the class of each frame, such as a column of `ctc_align`'s path.
+        (T,): the class of each frame, such as a column of `ctc_align`'s path. From a CUDA device it is copied.
     blank : int
         The class that stands for no label.
 
@@ -245,6 +261,8 @@ def ctc_spans(path_b: Any, blank: int = 0) -> list[tuple[int, int, int]]:
     TypeError, ValueError
         Where an argument is of another kind, dtype or shape; the message names it.
     """
+    device = owner_of(path_b)
+    path_b = path_b if device is None else device.to_host(path_b)
     labels, blank = _path_labels(path_b), require_integer(blank, "blank", least=0)
     edges = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist(), len(labels)] if len(labels) else [0]
     spans = ((int(labels[first]), first, end) for first, end in itertools.pairwise(edges))
@@ -253,6 +271,9 @@ def ctc_spans(path_b: Any, blank: int = 0) -> list[tuple[int, int, int]]:
 
 def ctc_greedy_decode(logits: Array, lengths: Any = None, *, blank: int = 0) -> list[Array]:
     """Labels of the most probable class of each frame, repetitions merged and blanks removed.
+
+    On a CUDA device the classes of the frames are found there and copied to the host, which merges them; the labels lie
+    on the device.
 
     Parameters
     ----------
@@ -272,6 +293,10 @@ def ctc_greedy_decode(logits: Array, lengths: Any = None, *, blank: int = 0) -> 
     TypeError, ValueError
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
+    device = owner_of(logits)
+    if device is not None:
+        require_device_logits(logits)
+        return device_greedy(device, logits, lengths, _blank(blank, logits))
     _require_logits(logits)
     steps = lengths_of(lengths, "lengths", logits.shape[1], logits.shape[0])
     found: list[Array] = _ctc.greedy_decode(logits, steps, _blank(blank, logits))
@@ -292,7 +317,8 @@ def ctc_beam_decode(
     """Most probable label sequences, by prefix search that adds up all paths of a prefix.
 
     Hannun, Maas, Jurafsky & Ng, "First-pass large vocabulary continuous speech recognition using bi-directional
-    recurrent DNNs", 2014. Without pruning, and with a beam as wide as there are prefixes, it is exact.
+    recurrent DNNs", 2014. Without pruning, and with a beam as wide as there are prefixes, it is exact. Arrays of a CUDA
+    device are copied to the host, where this runs, and the labels back to the device.
 
     Parameters
     ----------
@@ -324,6 +350,10 @@ def ctc_beam_decode(
     TypeError, ValueError
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
+    device = owner_of(logits)
+    if device is not None:
+        require_device_logits(logits)
+        logits, lengths = on_host(device, logits), on_host(device, lengths)
     _require_logits(logits)
     steps = lengths_of(lengths, "lengths", logits.shape[1], logits.shape[0])
     beam_width = require_integer(beam_width, "beam_width", least=1)
@@ -339,4 +369,4 @@ def ctc_beam_decode(
     found: list[list[tuple[Array, float]]] = _ctc.beam_decode(
         logits, steps, _blank(blank, logits), beam_width, top, prune, classes, score
     )
-    return found
+    return found if device is None else [[(device.from_host(one), p) for one, p in row] for row in found]

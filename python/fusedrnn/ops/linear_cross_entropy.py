@@ -7,15 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_integer
 from fusedrnn.arrays.buffers import require_held, require_no_buffers
-from fusedrnn.arrays.checks import integers, require_array, require_contiguous, require_shape
+from fusedrnn.arrays.checks import integers
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
+from fusedrnn.ops.dloss import device_dloss
 from fusedrnn.ops.linear import require_linear
 
 _compiled = _core.operations["linear_cross_entropy"]
@@ -246,36 +245,14 @@ def _device_forward(
     return loss, LinearCrossEntropyTape(device, call, (x, weight, bias, wide, normalizers), reduction, held)
 
 
-def _loss_gradient(tape: LinearCrossEntropyTape, dloss: Any, outer: tuple[int, ...], dtype: Any) -> tuple[Any, int]:
-    """dloss on the device, and its stride over rows."""
-    device, each = tape.device, tape.reduction == "none"
-    if owner_of(dloss) is not None:
-        require_array(device, dloss, "dloss", dtype)
-        if each and dloss.ndim > 0:
-            require_shape(dloss, "dloss", outer)
-            require_contiguous(dloss, "dloss")
-            return dloss, 1
-        require_shape(dloss, "dloss", ())
-        return dloss, 0
-    if isinstance(dloss, (bool, np.bool_)) or np.ndim(dloss) != 0:
-        wanted = "a number or a device array" + (" of the targets' shape" if each else " without axes")
-        raise TypeError(f"dloss must be {wanted}, not {type(dloss).__name__}")
-    try:
-        number = float(dloss)
-    except (TypeError, ValueError):
-        raise TypeError(f"dloss must be a number or a device array, not {type(dloss).__name__}") from None
-    scale = tape.held.dloss.reshape(-1)[:1] if tape.held is not None else device.empty((1,), dtype)
-    with device.on():
-        scale.fill(number)
-    return scale, 0
-
-
 def _device_backward(tape: LinearCrossEntropyTape, dloss: Any) -> tuple[Any, Any, Any]:
     """Gradients of x, weight and bias."""
     device, held = tape.device, tape.held
     x, weight, bias, _, normalizers = tape.arrays
     require_held(device, held, "ReadoutBuffers, in the forward call of the tape,")
-    scale, stride = _loss_gradient(tape, dloss, tuple(x.shape[:-1]), normalizers.dtype)
+    shape = tuple(x.shape[:-1]) if tape.reduction == "none" else None
+    one = held.dloss.reshape(-1)[:1] if held is not None else None
+    scale, stride = device_dloss(device, dloss, normalizers.dtype, shape, "of the targets' shape", one)
     if held is not None:
         dx, dweight, dbias = held.dx, held.dweight, held.dbias
     else:

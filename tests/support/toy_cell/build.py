@@ -31,7 +31,8 @@ def _sources_in(room: str) -> list[Path]:
 
 def _device_units() -> list[tuple[str, list[str]]]:
     flags = ["-O0", "-DFUSEDRNN_CUDA_HOST", "-x", "c++"]
-    units = [("cuda/instance.cu", [*flags, f"-DFUSEDRNN_NUMBER={number}"]) for number in DEVICE_NUMBERS]
+    parts = ("cuda/instance.cu", "cuda/operations.cu")
+    units = [(part, [*flags, f"-DFUSEDRNN_NUMBER={number}"]) for part in parts for number in DEVICE_NUMBERS]
     others = ("cuda/engine.cu", "cuda/bindings.cpp", "cuda/persistent/plan.cpp", "cuda/persistent/host.cpp")
     return units + [(source, flags) for source in (*others, "net/parameters.cpp")]
 

@@ -1,0 +1,200 @@
+"""CTC on a device: checks of its arguments, memory, and calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusedrnn import _core
+from fusedrnn.arrays.checks import integers, require_float, require_unit_stride
+from fusedrnn.arrays.device import Device, owner_of
+from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.gradients import Array
+from fusedrnn.ops.ctc_arguments import require_logits_shape, target_lengths_of, targets_of
+from fusedrnn.ops.dloss import device_dloss
+from fusedrnn.ops.labels import integers_of, lengths_of
+
+_ctc: Any = _core.operations["ctc_loss"]
+_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+
+
+@dataclass(frozen=True)
+class CtcDeviceTape:
+    """What the backward pass needs: it refers to the logits, and holds the forward variables of every frame."""
+
+    device: Device
+    call: Any
+    logits: Any
+    held: tuple[Any, ...]
+    """What the call points to beside the logits."""
+    reduction: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds beyond the array it refers to."""
+        return sum(int(array.nbytes) for array in self.held if array is not None)
+
+
+def require_device_logits(logits: Any) -> None:
+    """Check the logits of a device."""
+    require_float(logits, "logits")
+    require_logits_shape(logits)
+    require_unit_stride(logits, "logits")
+
+
+def _copied(device: Device, values: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """A device array of integers as int64, in memory of its own: the tape does not depend on the caller's."""
+    wide = integers(device, values, name, shape)
+    if wide is values:
+        with device.on():
+            wide = wide.copy()
+    return wide
+
+
+def _lengths(device: Device, values: Any, name: str, rows: int, most: int) -> tuple[Any, int]:
+    """Lengths on the device, None where they are `most` throughout, and the largest one they may be."""
+    if values is None:
+        return None, most
+    if owner_of(values) is not None:
+        return _copied(device, values, name, (rows,)), most
+    lengths = lengths_of(values, name, rows, most)
+    return device.from_host(lengths), int(lengths.max(initial=0))
+
+
+def _targets(
+    device: Device, logits: Any, targets: Any, target_lengths: Any, blank: int
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The fields of a call that tell of the targets, and the arrays they point to."""
+    rows, classes = logits.shape[1:]
+    on_host = owner_of(target_lengths) is None
+    if owner_of(targets) is None and on_host:
+        labels, counts = targets_of(targets, target_lengths, rows)
+        _ctc.check_targets(labels, counts, classes, blank)
+        labels = device.from_host(labels)
+    else:
+        given = targets if owner_of(targets) is not None else device.from_host(integers_of(targets, "targets"))
+        if given.ndim == 2 and given.shape[0] == rows:
+            labels = _copied(device, given, "targets", tuple(given.shape))
+            lengths, longest = _lengths(device, target_lengths, "target_lengths", rows, given.shape[1])
+            fields = {"targets_row": given.shape[1], "longest": longest}
+            return _pointing(device, fields, targets=labels, target_lengths=lengths)
+        if target_lengths is not None and not on_host:
+            target_lengths = device.to_host(target_lengths)  # where a row begins is for the host to say
+        counts = target_lengths_of(tuple(given.shape), target_lengths, rows)
+        labels = _copied(device, given, "targets", tuple(given.shape))
+    fields = {"longest": int(counts.max(initial=0))}
+    offsets, lengths = device.from_host(counts.cumsum() - counts), device.from_host(counts)
+    return _pointing(device, fields, targets=labels, offsets=offsets, target_lengths=lengths)
+
+
+def _pointing(device: Device, fields: dict[str, Any], **arrays: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    return {**fields, **{name: device.address(array) for name, array in arrays.items()}}, tuple(arrays.values())
+
+
+def _call(device: Device, logits: Any, blank: int, fields: dict[str, Any], **arrays: Any) -> Any:
+    steps, rows, classes = logits.shape
+    size = logits.dtype.itemsize
+    return device.native.CtcLossCall(
+        dtype=logits.dtype.name,
+        steps=steps,
+        rows=rows,
+        classes=classes,
+        blank=blank,
+        logits=device.address(logits),
+        logits_time=logits.strides[0] // size,
+        logits_row=logits.strides[1] // size,
+        **fields,
+        **{name: device.address(array) for name, array in arrays.items()},
+    )
+
+
+def _run_forward(device: Device, call: Any) -> None:
+    workspace = device.memory(call.bytes())
+    call.forward(device.index, device.stream(), device.address(workspace))
+
+
+def _require_no_graph(device: Device, name: str, function: str) -> None:
+    if device.capturing():
+        raise ValueError(f"{name} must not be used while a graph is captured: {function} allocates its memory itself")
+
+
+def device_forward(
+    device: Device,
+    logits: Any,
+    targets: Any,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int,
+    reduction: str,
+    zero_infinity: bool,
+    training: bool,
+) -> tuple[Any, CtcDeviceTape | None]:
+    """Loss, of the accumulator's dtype and without axes unless reduction is none, and tape."""
+    _require_no_graph(device, "logits", "ctc_loss")
+    steps, rows = logits.shape[:2]
+    dtype = accumulator(logits.dtype)
+    fields, held = _targets(device, logits, targets, target_lengths, blank)
+    frames, _ = _lengths(device, input_lengths, "input_lengths", rows, steps)
+    losses, normalizers = device.empty((rows,), dtype), device.empty((2, steps, rows), dtype)
+    loss = device.empty((rows,) if reduction == "none" else (), dtype)
+    alphas = device.empty((steps, rows, 4, fields["longest"] + 1), dtype) if training else None
+    fields |= {"reduction": _REDUCTIONS[reduction], "zero_infinity": zero_infinity}
+    arrays = {"input_lengths": frames, "losses": losses, "normalizers": normalizers, "alphas": alphas}
+    call = _call(device, logits, blank, fields, loss=loss, **arrays)
+    _run_forward(device, call)
+    tape = CtcDeviceTape(device, call, logits, (*held, *arrays.values()), reduction) if training else None
+    return loss, tape
+
+
+def device_backward(tape: CtcDeviceTape, dloss: Any) -> Array:
+    """Gradient of the logits."""
+    device, logits = tape.device, tape.logits
+    _require_no_graph(device, "tape", "ctc_loss_backward")
+    shape = (logits.shape[1],) if tape.reduction == "none" else None
+    scale, stride = device_dloss(device, dloss, accumulator(logits.dtype), shape, "(B,)")
+    dlogits: Array = device.empty(logits.shape, logits.dtype)
+    call = tape.call.with_fields(dloss=device.address(scale) or 1, dloss_row=stride, dlogits=device.address(dlogits))
+    workspace = device.memory(call.bytes())
+    call.backward(device.index, device.stream(), device.address(workspace))
+    return dlogits
+
+
+def device_align(
+    device: Device, logits: Any, targets: Any, input_lengths: Any, target_lengths: Any, blank: int
+) -> tuple[Any, Any]:
+    """The most probable path and its log-probability; waits for the latter."""
+    _require_no_graph(device, "logits", "ctc_align")
+    steps, rows = logits.shape[:2]
+    fields, held = _targets(device, logits, targets, target_lengths, blank)
+    frames, _ = _lengths(device, input_lengths, "input_lengths", rows, steps)
+    path = device.empty((steps, rows), np.int64)
+    log_prob = device.empty((rows,), accumulator(logits.dtype))
+    normalizers = device.empty((2, steps, rows), np.float64)
+    arrays = {"input_lengths": frames, "losses": log_prob, "normalizers": normalizers, "path": path}
+    _run_forward(device, _call(device, logits, blank, fields, **arrays))
+    _ctc.require_aligned(device.to_host(log_prob).astype(np.float64))
+    del held  # until here the device reads them
+    return path, log_prob
+
+
+def device_greedy(device: Device, logits: Any, lengths: Any, blank: int) -> list[Any]:
+    """Labels of each row's most probable classes; waits for these."""
+    _require_no_graph(device, "logits", "ctc_greedy_decode")
+    steps, rows = logits.shape[:2]
+    frames, _ = _lengths(device, lengths, "lengths", rows, steps)
+    path = device.empty((steps, rows), np.int64)
+    _run_forward(device, _call(device, logits, blank, {}, input_lengths=frames, path=path))
+    classes = device.to_host(path)
+    before = np.concatenate([np.full((1, rows), blank), classes[:-1]])
+    labels = (classes != before) & (classes != blank)  # past a row's length all are blank
+    return [device.from_host(classes[labels[:, b], b]) for b in range(rows)]
+
+
+def on_host(device: Device, value: Any) -> Any:
+    """A device array as a host array, of float32 where it has 16 bits; anything else as it is."""
+    if owner_of(value) is None:
+        return value
+    host = device.to_host(value)
+    return host.astype(accumulator(np.dtype(host.dtype))) if host.dtype.kind not in "iub" else host
