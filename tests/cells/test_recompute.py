@@ -91,5 +91,5 @@ print(grown - grads.x.nbytes)
 
 @pytest.mark.slow
 def test_a_long_sequence_trains_in_little_memory() -> None:
-    run = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True, timeout=280)
+    run = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 64 * 2**20

@@ -21,7 +21,7 @@ def test_an_import_brings_little() -> None:
     """What takes longer to import than the library itself waits until it is used."""
     names = "asyncio cupy jax keras matplotlib ml_dtypes multiprocessing onnx onnxruntime safetensors torch tqdm"
     program = f"import sys, fusedrnn; print(*[name for name in '{names}'.split() if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 
 
@@ -61,5 +61,5 @@ def test_the_releases_actions_are_pinned() -> None:
 )
 def test_wheels_are_not_compiled_for_arguments_that_cannot_do(arguments: list[str], expected: str) -> None:
     program = [sys.executable, str(ROOT / "tools/build_wheels.py")]
-    done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and re.search(expected, done.stderr), done.stderr

@@ -30,7 +30,7 @@ def test_a_child_does_not_wait_for_its_parents_threads(parent: str, child: str) 
         pytest.importorskip("torch")
     command = [sys.executable, "-W", "ignore::DeprecationWarning", fork_program.__file__, parent, child]
     variables = {**os.environ, "OPENBLAS_NUM_THREADS": "2" if parent == "blas" else "1", "OMP_NUM_THREADS": ""}
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -92,9 +92,7 @@ def test_a_worker_process_obeys_openmps_count(method: str) -> None:
 def test_a_data_loader_starts_workers_of_one_thread(method: str) -> None:
     pytest.importorskip("torch")
     command = [sys.executable, fork_program.__file__, "nothing", f"data-loader-{method}"]
-    ended = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": ""}, capture_output=True, text=True, timeout=120
-    )
+    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": ""}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -141,9 +139,7 @@ FORKED_STEPPER = """
 
 
 def test_a_fork_in_the_middle_of_a_step() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FORKED_STEPPER)], capture_output=True, text=True, timeout=200
-    )
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(FORKED_STEPPER)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -152,4 +148,4 @@ def test_a_path_does_not_make_a_worker(tmp_path: Path) -> None:
     program.write_text(
         "import multiprocessing.process, sys\nfrom fusedrnn import machine\nsys.exit(machine._in_worker_process())\n"
     )
-    subprocess.run([sys.executable, str(program)], check=True, timeout=100)
+    subprocess.run([sys.executable, str(program)], check=True)

@@ -33,7 +33,7 @@ print(*sorted(runtimes))
 def runtimes(*imports: str) -> list[str]:
     """Files of OpenMP runtimes in a process that imports these, in this order, and starts their teams."""
     command = [sys.executable, "-c", PROGRAM, *imports]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="the system does not list a process's files")

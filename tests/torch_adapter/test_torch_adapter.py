@@ -998,12 +998,12 @@ import re
 found = set(re.findall(r"\\S*/lib(?:gomp|omp|iomp5)[^/\\s]*", open("/proc/self/maps").read()))
 assert len(found) == 1, found
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_package_imports_torch_only_when_asked() -> None:
     code = "import sys, fusedrnn; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def _stands_for_another(of: Any) -> Any:
