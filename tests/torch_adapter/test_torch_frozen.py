@@ -363,7 +363,7 @@ def test_packed_parameters_of_other_layers_are_refused() -> None:
     packed = frozen.find(module).packed
     other = ft.GRUCell(I, H + 1)
     call, x, _ = fit_cell(other, x, None)
-    bound = bind(call, x, None, None, stored_weights(other, other._weight_names()))
+    bound = bind(call, x, (None,), stored_weights(other, other._weight_names()))
     assert not bound.fits(packed)
     with pytest.raises(ValueError, match="packed"):
         bound.forward(1, False, packed)
