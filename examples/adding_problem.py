@@ -14,13 +14,12 @@ The second picture shows why: the norm of dE/dh_t for every step, with E the err
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from typing import Any
 
 import numpy as np
-from picture import add_output, check_output, picture
+from picture import option_parser, parse, picture
 from tqdm import tqdm
 
 import fusedrnn as fr
@@ -114,21 +113,14 @@ def plot(curves: dict[str, list[float]], norms: dict[str, np.ndarray], baseline:
         )
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short sequences and few updates, for a smoke test")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and sequences (default: %(default)s)")
-    add_output(parser, "adding_problem.png")
-    options = parser.parse_args(arguments)
-    check_output(parser, options.output)
-    if options.seed < 0:
-        parser.error("--seed wants at least 0")
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
-    options = parse_arguments(arguments)
+    options = parse(
+        option_parser(
+            __doc__, quick="short sequences and few updates", seed="weights and sequences", output="adding_problem.png"
+        ),
+        arguments,
+    )
     settings = QUICK if options.quick else FULL
     sums = draw(np.random.default_rng(options.seed + 1), settings["steps"], TEST)[1]
     baseline = float(((sums - 1) ** 2).mean())

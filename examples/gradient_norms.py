@@ -15,7 +15,6 @@ al. 2013), and nothing else changed, it learns the text.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from language_model import LanguageModel
 from ngram import witten_bell_bits
-from picture import add_output, check_output, picture
+from picture import option_parser, parse, picture
 from text import Corpus, load_corpus
 from tqdm import tqdm
 
@@ -119,21 +118,11 @@ def plot(before: dict, after: dict, exploding: np.ndarray, runs: dict[str, Train
         learn.set(title="The same network, trained", xlabel="updates", ylabel="bits per character")
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few updates, for a smoke test")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
-    add_output(parser, "gradient_norms.png")
-    options = parser.parse_args(arguments)
-    check_output(parser, options.output)
-    if options.seed < 0:
-        parser.error("--seed wants at least 0")
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
-    options = parse_arguments(arguments)
+    options = parse(
+        option_parser(__doc__, quick="few updates", seed="the weights", output="gradient_norms.png"), arguments
+    )
     settings = QUICK if options.quick else FULL
     corpus = load_corpus()
     window = tuple(array[-WINDOW:] for array in corpus.streams(BATCH, WINDOW))

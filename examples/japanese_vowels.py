@@ -14,14 +14,13 @@ The recordings come with the wheel of aeon, of which nothing else is needed:
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from picture import add_output, check_output, picture
+from picture import option_parser, parse, picture
 from tqdm import tqdm
 
 import fusedrnn as fr
@@ -155,21 +154,12 @@ def baseline(train: Utterances, test: Utterances, classes: int) -> float:
     return readout.accuracy(test.means(), test.speakers)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few passes, for a smoke test")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise (default: %(default)s)")
-    add_output(parser, "japanese_vowels.png")
-    options = parser.parse_args(arguments)
-    check_output(parser, options.output)
-    if options.seed < 0:
-        parser.error("--seed wants at least 0")
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
-    options = parse_arguments(arguments)
+    options = parse(
+        option_parser(__doc__, quick="a few passes", seed="weights, order and noise", output="japanese_vowels.png"),
+        arguments,
+    )
     directory = data_directory()
     if directory is None:
         print("error: the recordings come with aeon: pip install --no-deps aeon", file=sys.stderr)

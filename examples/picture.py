@@ -1,4 +1,4 @@
-"""The picture that an example leaves, and the option that says where."""
+"""The options that examples share, and the picture that each leaves."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
-def add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    """The option `--output`, for `check_output`."""
-    parser.add_argument("--output", type=Path, default=Path(default), help="the picture (default: %(default)s)")
+def option_parser(description: str | None, *, quick: str, seed: str, output: str) -> argparse.ArgumentParser:
+    """A parser with `--quick`, `--seed` and `--output`: what the first two mean, and the picture's file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}, for a smoke test")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed} (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path(output), help="the picture (default: %(default)s)")
+    return parser
 
 
-def check_output(parser: argparse.ArgumentParser, output: Path) -> None:
-    """Refuse, before any work, a path that cannot be written."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        parser.error(f"argument --output: cannot write {output}: no such directory, or it is one itself")
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options; a picture that cannot be written is refused before any work."""
+    options = parser.parse_args(arguments)
+    if options.seed < 0:
+        parser.error(f"argument --seed: wanted at least 0, got {options.seed}")
+    if options.output.is_dir() or not options.output.absolute().parent.is_dir():
+        parser.error(f"argument --output: cannot write {options.output}: no such directory, or it is one itself")
+    return options
 
 
 @contextlib.contextmanager

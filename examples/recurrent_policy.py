@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
+from picture import option_parser, parse, picture
 from t_maze import OBSERVATIONS, RIGHT, TMazes
 from tqdm import tqdm
 
@@ -206,31 +206,27 @@ def random_return(settings: dict, seed: int) -> float:
 
 def plot(curves: dict[str, list[float]], random: float, output: Path) -> None:
     """Draw the mean returns over the steps taken; the file's suffix picks the format."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for label, curve in curves.items():
-        axes.plot(np.arange(1, len(curve) + 1) * MAZES * WINDOW, curve, label=label)
-    axes.axhline(random, color="gray", linestyle=":", label="random actions")
-    axes.set_xlabel("steps taken in the mazes")
-    axes.set_ylabel(f"mean return of the last {LAST} episodes")
-    axes.set_title("The T-maze: a sign at the entrance, a fork at the end")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(output, dpi=150)
+    with picture(output) as axes:
+        for label, curve in curves.items():
+            axes.plot(np.arange(1, len(curve) + 1) * MAZES * WINDOW, curve, label=label)
+        axes.axhline(random, color="gray", linestyle=":", label="random actions")
+        axes.set_xlabel("steps taken in the mazes")
+        axes.set_ylabel(f"mean return of the last {LAST} episodes")
+        axes.set_title("The T-maze: a sign at the entrance, a fork at the end")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(
+        __doc__,
+        quick="short corridors and few windows",
+        seed="weights, mazes and actions",
+        output="recurrent_policy.png",
+    )
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="short corridors and few windows, for a smoke test")
     parser.add_argument("--windows", type=int, help=f"windows of {WINDOW} steps (default: {FULL['windows']})")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, mazes and actions (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("recurrent_policy.png"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.seed < 0 or (options.windows is not None and options.windows < 1):
-        parser.error("--windows wants at least 1, --seed at least 0")
-    if not options.output.absolute().parent.is_dir():
-        parser.error(f"argument --output: no such directory: {options.output.absolute().parent}")
+    options = parse(parser, arguments)
+    if options.windows is not None and options.windows < 1:
+        parser.error(f"argument --windows: wanted at least 1, got {options.windows}")
     return options
 
 

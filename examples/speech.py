@@ -31,7 +31,7 @@ from log_mel import HOP, MELS, RATE, STACK, moments
 from matplotlib.figure import Figure
 from phone_ngram import PhoneNgram
 from phonemes import Phones, error_rate
-from picture import add_output, check_output
+from picture import option_parser, parse
 from speech_batches import Batch, Encoding, shuffled
 from tqdm import tqdm
 from voices import Voices
@@ -178,16 +178,11 @@ def draw(path: Path, model: Recogniser, utterance: Utterance, encoding: Encoding
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(
+        __doc__, quick="few sentences of one voice", seed="sentences, weights and batches", output="speech.png"
+    )
     parser.add_argument("--held-out", choices=VOICES, default=HELD_OUT, help="voice that is only tried (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="few sentences of one voice, for a smoke test")
-    parser.add_argument("--seed", type=int, default=0, help="of sentences, weights and batches (default: %(default)s)")
-    add_output(parser, "speech.png")
-    options = parser.parse_args(arguments)
-    if options.seed < 0:
-        parser.error("--seed wants at least 0")
-    check_output(parser, options.output)
-    return options
+    return parse(parser, arguments)
 
 
 def report(results: dict[str, Result]) -> None:

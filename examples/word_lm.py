@@ -17,7 +17,7 @@ import time
 import numpy as np
 from language_model import LanguageModel, train
 from ngram import kneser_ney
-from picture import add_output, check_output, picture
+from picture import option_parser, parse, picture
 from text import Corpus, load_words
 
 import fusedrnn as fr
@@ -52,15 +52,13 @@ def written(words: list[str]) -> str:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small net and two passes, for a smoke test")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, dropout and sample (default: %(default)s)")
+    parser = option_parser(
+        __doc__, quick="a small net and two passes", seed="weights, dropout and sample", output="word_lm.png"
+    )
     parser.add_argument("--temperature", type=float, default=0.7, help="of the sample (default: %(default)s)")
-    add_output(parser, "word_lm.png")
-    options = parser.parse_args(arguments)
-    check_output(parser, options.output)
-    if options.seed < 0 or not 0 <= options.temperature < 1e3:
-        parser.error("--seed and --temperature want at least 0")
+    options = parse(parser, arguments)
+    if not 0 <= options.temperature < 1e3:
+        parser.error(f"argument --temperature: wanted at least 0, got {options.temperature}")
     return options
 
 

@@ -1,6 +1,6 @@
 // Numbers of any magnitude: a mantissa and an exponent of 2. Products of thousands of probabilities neither underflow
-// nor need a logarithm, and a sum costs no exponential. V is a number, or a vector of them, with functions scaled_down,
-// split, split_exp, at_least and select, as cuda/runtime/scalar.h has them.
+// nor need a logarithm, and a sum costs no exponential. V is a vector of the CPU (cpu/simd/exponents.h)
+// or one number of a device (cuda/runtime/scalar.h), with functions scaled_down, split, split_exp, at_least and select.
 #pragma once
 #include <cmath>
 

@@ -136,7 +136,7 @@ def test_grid_sample(
     dinput, dgrid = fr.grid_sample_backward(tape, dout)
     wanted_input, wanted_grid = reference.grid_sample_backward(image, grid, dout, **options)
     count, _ = reference.grid_sample_backward(np.ones_like(image), grid, np.ones_like(dout), **options)
-    assert_close(dinput, wanted_input, count + 4, (16 + 8 * size) * (1 + count.max()))
+    assert_close(dinput, wanted_input, count + 4, 16 + 8 * size)
     assert_close(dgrid, wanted_grid, np.full_like(wanted_grid, shape[1] * size), 16 + 8 * size)
 
 
@@ -275,7 +275,7 @@ def scale_of(function: Any, *arrays: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_gaussian_windows(window: tuple[int, int, int, int], dtype: Any) -> None:
-    channels, height, width, count = window
+    _, height, width, count = window
     image, patch, attention = window_case(*window, dtype)
     # The exponents are rounded once: their size times eps. They reach some tens where a filter still has weight.
     roundings = 64.0 + height + width
@@ -293,12 +293,14 @@ def test_gaussian_windows(window: tuple[int, int, int, int], dtype: Any) -> None
         (read_tape, fr.gaussian_read_backward, reference.gaussian_read_backward, image, patch),
         (write_tape, fr.gaussian_write_backward, reference.gaussian_write_backward, patch, image),
     ):
-        found = backward(tape, gradient)
-        for part, one in zip(found, wanted(given, attention, gradient), strict=True):
-            assert part.dtype == dtype
-            # The gradient of a centre goes with the distance over the variance: both lie within a hundred here.
-            scale = np.abs(one).max(axis=tuple(range(1, one.ndim)), keepdims=True) + 0 * one + height * width * channels
-            assert_close(part, one, scale, roundings, lost)
+        found, expected = backward(tape, gradient), wanted(given, attention, gradient)
+        # Of what is added up, a row's largest: the gradients where nothing cancels.
+        largest = [np.abs(part) for part in wanted(np.abs(given), attention, np.abs(gradient))]
+        scale = largest[0].max(axis=(1, 2, 3), keepdims=True) + 0 * expected[0]
+        assert found[0].dtype == found[1].dtype == dtype
+        assert_close(found[0], expected[0], scale, roundings, lost)
+        scale = np.maximum(largest[1], np.abs(expected[1])).max(axis=1, keepdims=True) + 0 * expected[1]
+        assert_close(found[1], expected[1], scale, roundings, lost)
 
 
 @pytest.mark.parametrize("window", [(2, 5, 7, 3), (1, 4, 3, 1)])

@@ -25,6 +25,7 @@ SOURCES = ["tests/runtime/barrier_program.cpp", "csrc/cpu/runtime/barrier.cpp", 
 SOURCES += [f"csrc/cpu/platform/{system}.cpp" for system in ("linux", "macos", "pages")]
 TEAM_SOURCES = ["tests/runtime/team_program.cpp", *SOURCES[1:], "csrc/cpu/layers/step_team.cpp"]
 TEAM_SOURCES += [f"csrc/cpu/runtime/{stem}.cpp" for stem in ("parallel", "pool", "split")]
+CONTENTION_SOURCES = ["tests/runtime/contention_program.cpp", "csrc/cpu/runtime/contention.cpp"]
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])
@@ -34,6 +35,13 @@ def test_nobody_leaves_before_all_have_come(sanitizer: str, tmp_path: Path) -> N
         pytest.skip("no compiler, or no sources beside the tests")
     options = [] if sanitizer == "none" else [f"-fsanitize={sanitizer}", "-g"]
     run_program([compiler, *options], SOURCES, tmp_path / "barrier")
+
+
+def test_a_team_is_smaller_where_a_third_of_the_time_is_lost(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if compiler is None or not (ROOT / CONTENTION_SOURCES[1]).exists():
+        pytest.skip("no compiler, or no sources beside the tests")
+    run_program([compiler], CONTENTION_SOURCES, tmp_path / "contention")
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])

@@ -48,13 +48,18 @@ class Contention {
   // Ordinarily this is one load.
   bool any() const { return until_.load(std::memory_order_relaxed) != 0; }
 
-  void kept(Nanoseconds lost) {
+  // A thread of a team lost so much of the last `span`.
+  void kept(Nanoseconds lost, Nanoseconds span) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return;  // another thread is telling
     const int asked = asked_.load(std::memory_order_relaxed);
     if (limit_ > 0 && asked > limit_) return;  // a larger team: it says nothing of this size
     const Nanoseconds now = clock_now();
-    lost_ = std::max<Nanoseconds>(0, lost_ - (now - noted_) / kBearableShare) + lost;
+    // The bearable share is that of the time in which something was lost: a long call loses some milliseconds here and
+    // there, and tells of them all at once.
+    const Nanoseconds since = now - noted_, recent = std::min(since, span);
+    lost_ = std::max<Nanoseconds>(0, lost_ - (since - recent) / kBearableShare);
+    lost_ = std::max<Nanoseconds>(0, lost_ + lost - recent / kBearableShare);
     noted_ = now;
     if (lost_ < kTooMuch) return;
     lost = std::exchange(lost_, 0);
@@ -142,12 +147,15 @@ int team_size(int allowed, double cycles) {
 bool teams_are_whole() { return !contention.any(); }
 
 void others_slept() {
-  thread_local Nanoseconds before = kept_from_running();  // what came before the first look says nothing of a team
-  const Nanoseconds now = kept_from_running();
+  // What came before the first look says nothing of a team.
+  thread_local Nanoseconds before = kept_from_running(), looked = clock_now();
+  const Nanoseconds now = kept_from_running(), time = clock_now();
   // What kept the thread from other work, between teams, says nothing of a team either.
-  const Nanoseconds lost = std::min(now - before, contention.since_start());
+  const Nanoseconds span = std::min(time - looked, contention.since_start());
+  const Nanoseconds lost = std::min(now - before, span);
   before = now;
-  if (lost >= kKept && !always.load(std::memory_order_relaxed)) contention.kept(lost);
+  looked = time;
+  if (lost >= kKept && !always.load(std::memory_order_relaxed)) contention.kept(lost, span);
 }
 
 bool meets_at_end() {

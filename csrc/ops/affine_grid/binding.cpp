@@ -6,6 +6,7 @@
 #include "cpu/runtime/contention.h"
 #include "cpu/runtime/operation.h"
 #include "cpu/runtime/pool.h"
+#include "ops/affine_grid/coordinates.h"
 
 namespace fusedrnn {
 namespace {
@@ -13,27 +14,6 @@ namespace {
 // Points below which a team costs more than it saves.
 constexpr double kTeamPoints = 5e4;
 constexpr double kCyclesOfAPoint = 2;  // about
-
-// The middle of pixel `index` of `size` where the outer edges lie at -1 and 1; with align_corners the middles of the
-// outer pixels lie there. The quotient of two whole numbers is rounded once.
-template <class Real>
-Real middle(Index index, Index size, bool align_corners) {
-  const Index span = align_corners ? size - 1 : size;
-  return span == 0 ? Real(0) : static_cast<Real>(2 * index - (size - 1)) / static_cast<Real>(span);
-}
-
-// The coordinates of the pixels; they live as long as this.
-template <class Real>
-struct Coordinates {
-  Buffer x, y;
-  Coordinates(AffineGridArguments<Real>& a, bool align_corners)
-      : x(static_cast<std::size_t>(2 * a.width) * sizeof(Real)), y(static_cast<std::size_t>(a.height) * sizeof(Real)) {
-    for (Index j = 0; j < 2 * a.width; ++j) x.as<Real>()[j] = middle<Real>(j / 2, a.width, align_corners);
-    for (Index i = 0; i < a.height; ++i) y.as<Real>()[i] = middle<Real>(i, a.height, align_corners);
-    a.x = x.as<Real>();
-    a.y = y.as<Real>();
-  }
-};
 
 template <class Real>
 void run(const AffineGridArguments<Real>& a, void (*kernel)(const AffineGridArguments<Real>&, Worker&)) {

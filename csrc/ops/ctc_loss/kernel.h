@@ -2,14 +2,14 @@
 // The labels l_1 .. l_S stand between S + 1 blanks; a path goes from state to state in that row, once a frame:
 //   blank_i   from blank_i and label_{i-1};   label_i from label_i, blank_i and, where it differs, label_{i-1}
 // with blank_i the one before label_i. alpha_t(s) is the probability of all ways to be in state s at frame t, that of
-// the frame included; beta_t(s) that of all ways on from there. Both are scaled numbers (cpu/simd/scaled.h), one row a
+// the frame included; beta_t(s) that of all ways on from there. Both are scaled numbers (common/scaled.h), one row a
 // thread.
 //   p(targets) = sum of alpha_t(s) beta_t(s) over s, for every t
 //   dloss / dlogits_t(c) = softmax_t(c) - sum of alpha_t(s) beta_t(s) / p(targets) over the states s of class c
 #pragma once
 #include "cpu/runtime/worker.h"
+#include "cpu/simd/exponents.h"
 #include "cpu/simd/rows.h"
-#include "cpu/simd/scaled.h"
 #include "ops/ctc_loss/arguments.h"
 
 namespace fusedrnn {
@@ -19,7 +19,7 @@ namespace {
 template <class Real>
 class CtcLoss {
   using V = Vec<Real>;
-  using Number = Scaled<Real>;
+  using Number = Scaled<V>;
   static constexpr Index kLanes = V::lanes;
   // Frames after which mantissas are brought back to [1, 2): in between they stay within 2^-8 and 2^34.
   static constexpr Index kNormalise = 16;
@@ -27,10 +27,10 @@ class CtcLoss {
   // Forward or backward variables of a frame.
   struct Frame {
     Real *blank, *blank_exponent, *label, *label_exponent;
-    Number blanks(Index i) const { return Number::load(blank + i, blank_exponent + i); }
-    Number labels(Index i) const { return Number::load(label + i, label_exponent + i); }
-    void set_blanks(Index i, Number value) const { value.store(blank + i, blank_exponent + i); }
-    void set_labels(Index i, Number value) const { value.store(label + i, label_exponent + i); }
+    Number blanks(Index i) const { return load_scaled(blank + i, blank_exponent + i); }
+    Number labels(Index i) const { return load_scaled(label + i, label_exponent + i); }
+    void set_blanks(Index i, Number value) const { store_scaled(value, blank + i, blank_exponent + i); }
+    void set_labels(Index i, Number value) const { store_scaled(value, label + i, label_exponent + i); }
   };
 
  public:
@@ -86,7 +86,7 @@ class CtcLoss {
     for (Index i = 0; i < ctc_blanks(length); i += kLanes) frame.set_blanks(i, Number::zero());
     for (Index i = 0; i < ctc_labels(length); i += kLanes) frame.set_labels(i, Number::zero());
   }
-  Number skips(Index i) const { return Number::load(skip + i, skip_exponent + i); }
+  Number skips(Index i) const { return load_scaled(skip + i, skip_exponent + i); }
 
   // The probabilities of the targets' labels at a frame, and of the blank.
   void emit(const Real* logits, Real maximum, Real log_sum) {
@@ -135,14 +135,8 @@ class CtcLoss {
   }
 
   Real loss_of(const Frame& last) const {
-    const Real m[2] = {last.blank[length], last.label[length]};
-    const Real e[2] = {last.blank_exponent[length], last.label_exponent[length]};
-    const Real exponent = e[1] > e[0] ? e[1] : e[0];
-    double total = 0;
-    for (int k = 0; k < 2; ++k)
-      if (!(m[k] == 0)) total += static_cast<double>(m[k]) * __builtin_exp2(static_cast<double>(e[k] - exponent));
-    if (total == 0) return Real(__builtin_inf());
-    return static_cast<Real>(-(__builtin_log(total) + static_cast<double>(exponent) * 0.693147180559945309417));
+    return minus_log_sum(last.blank[length], last.blank_exponent[length], last.label[length],
+                         last.label_exponent[length]);
   }
 
   void backward_row(Index b) {

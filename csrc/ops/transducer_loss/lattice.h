@@ -3,8 +3,8 @@
 // cell, beta(t, u) that of all ways on from it. Both are computed a diagonal t + u at a time, whose cells do not depend
 // on each other, and are scaled numbers.
 #pragma once
+#include "cpu/simd/exponents.h"
 #include "cpu/simd/rows.h"
-#include "cpu/simd/scaled.h"
 #include "ops/transducer_loss/arguments.h"
 
 namespace fusedrnn {
@@ -14,7 +14,7 @@ namespace {
 template <class Real>
 class TransducerLattice {
   using V = Vec<Real>;
-  using Number = Scaled<Real>;
+  using Number = Scaled<V>;
   static constexpr Index kLanes = V::lanes;
   // Diagonals after which mantissas are brought back to [1, 2): in between they stay within 2^-8 and 2^25.
   static constexpr Index kNormalise = 16;
@@ -22,8 +22,8 @@ class TransducerLattice {
   // Numbers of a diagonal by u: element -1 and those up to a vector past the last may be read.
   struct Line {
     Real *mantissa, *exponent;
-    Number at(Index u) const { return Number::load(mantissa + u, exponent + u); }
-    void set(Index u, Number value) const { value.store(mantissa + u, exponent + u); }
+    Number at(Index u) const { return load_scaled(mantissa + u, exponent + u); }
+    void set(Index u, Number value) const { store_scaled(value, mantissa + u, exponent + u); }
   };
 
  public:
@@ -39,10 +39,7 @@ class TransducerLattice {
     if (steps == 0) return length == 0 ? Real(0) : Real(__builtin_inf());
     begin(0);
     for (Index d = 0; d < diagonals(); ++d) advance(d);
-    const Real mantissa = state.mantissa[length];
-    if (mantissa == 0) return Real(__builtin_inf());
-    return static_cast<Real>(-(__builtin_log(static_cast<double>(mantissa)) +
-                               static_cast<double>(state.exponent[length]) * 0.693147180559945309417));
+    return minus_log_sum(state.mantissa[length], state.exponent[length], Real(0), kExponentOfZero<Real>);
   }
 
   // How probable it is that a path goes on from a cell by a blank, by the label, given that it is one of the targets';
