@@ -185,7 +185,7 @@ class AttentionDecoder(Recurrent):
         Where an argument is of another kind or out of range.
     """
 
-    _engine: Any
+    _engine: _Engine
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class AttentionDecoder(Recurrent):
             return "gru" if options["reset_after"] else "gru_reset_before"
         return f"rnn_{options['nonlinearity']}"
 
-    def _new_engine(self, options: Options) -> Any:
+    def _new_engine(self, options: Options) -> _Engine:
         return _Engine(options, self.memory_size, self.attention_size, self.attention == "hard")
 
     @property

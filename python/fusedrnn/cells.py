@@ -7,13 +7,15 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from fusedrnn.arguments import require_choice, require_flag
-from fusedrnn.engines.protocol import Tape
+from fusedrnn.engines.protocol import Engine, Tape
 from fusedrnn.gradients import Array, Gradients, State
 from fusedrnn.options import Options
-from fusedrnn.recurrent import Recurrent, lstm_name
+from fusedrnn.recurrent import Recurrent, differentiate, lstm_name
 
 
 class _Cell(Recurrent):
+    _engine: Engine
+
     def __call__(self, x: Array, state: State | None = None) -> State:
         """Run one step.
 
@@ -67,7 +69,7 @@ class _Cell(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape, or the tape is another object's.
         """
-        return self._differentiate(tape, None, dstate, grads)
+        return differentiate(self._engine, tape, None, dstate, grads)
 
 
 class RNNCell(_Cell):

@@ -10,14 +10,15 @@ import numpy as np
 from fusedrnn import initial_state
 from fusedrnn.arguments import require_choice, require_flag, require_integer
 from fusedrnn.arrays.buffers import Buffers
-from fusedrnn.engines.protocol import Stepper, Tape
+from fusedrnn.engines.protocol import Engine, Stepper, Tape
 from fusedrnn.frozen import Runner
 from fusedrnn.gradients import Array, Gradients, State
 from fusedrnn.options import Options
-from fusedrnn.recurrent import Recurrent, lstm_name
+from fusedrnn.recurrent import Recurrent, differentiate, lstm_name
 
 
 class _Layer(Recurrent):
+    _engine: Engine
     _initial_state: State | None = None
 
     def __init__(self, options: Options) -> None:
@@ -305,7 +306,7 @@ class _Layer(Recurrent):
             Where an argument is of another kind, dtype or shape, or the tape is another object's, or norms are asked of
             a layer on a CUDA device.
         """
-        return self._differentiate(tape, dy, dstate, grads, norms)
+        return differentiate(self._engine, tape, dy, dstate, grads, norms)
 
     def _set_options(self) -> dict[str, object]:
         defaults = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False, "reverse": False}

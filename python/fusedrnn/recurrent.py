@@ -11,7 +11,7 @@ import numpy as np
 from fusedrnn.arguments import require_flag, require_generator
 from fusedrnn.arrays.dtypes import is_float, numpy_dtype
 from fusedrnn.arrays.memory import memory_of
-from fusedrnn.engines.protocol import Engine, Tape
+from fusedrnn.engines.protocol import Engine, ParameterEngine, Tape
 from fusedrnn.engines.selection import make_engine
 from fusedrnn.gradients import Array, Gradients, Norms
 from fusedrnn.options import Options
@@ -32,7 +32,7 @@ def lstm_name(peephole: bool, coupled: bool) -> str:
 class Recurrent:
     """Base of every layer and cell; not made directly."""
 
-    _engine: Engine
+    _engine: ParameterEngine
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -43,7 +43,7 @@ class Recurrent:
         }
         draw_uniform(self, options.seed)
 
-    def _new_engine(self, options: Options) -> Engine:
+    def _new_engine(self, options: Options) -> ParameterEngine:
         return make_engine(options)
 
     @property
@@ -185,19 +185,6 @@ class Recurrent:
         engine.calls = calls
         return self
 
-    def _differentiate(
-        self, tape: Tape, dy: Array | None, dstate: Any, grads: Gradients | None, norms: bool = False
-    ) -> Gradients:
-        """The backward pass of layers and cells."""
-        if not isinstance(tape, self._engine.tape_type):
-            raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
-        if grads is not None and not isinstance(grads, Gradients):
-            raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
-        require_flag(norms, "norms")
-        into = None if grads is None else grads.parameters
-        x, state, parameters, measured = self._engine.backward(tape, dy, dstate, into, norms)
-        return Gradients(x, state, parameters, None if measured is None else Norms(*measured))
-
     def __getstate__(self) -> dict[str, Any]:
         """The attributes, with the options as plain values: a pickle names no class but the layer's own."""
         state = self.__dict__.copy()
@@ -245,3 +232,17 @@ def draw_uniform(layer: Recurrent, seed: int | np.random.Generator | None) -> No
     bound = 1 / np.sqrt(layer.hidden_size)
     for array in layer.parameters.values():
         memory_of(array).assign(array, generator.uniform(-bound, bound, array.shape))
+
+
+def differentiate(
+    engine: Engine, tape: Tape, dy: Array | None, dstate: Any, grads: Gradients | None, norms: bool = False
+) -> Gradients:
+    """The backward pass of layers and cells."""
+    if not isinstance(tape, engine.tape_type):
+        raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
+    if grads is not None and not isinstance(grads, Gradients):
+        raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
+    require_flag(norms, "norms")
+    into = None if grads is None else grads.parameters
+    x, state, parameters, measured = engine.backward(tape, dy, dstate, into, norms)
+    return Gradients(x, state, parameters, None if measured is None else Norms(*measured))

@@ -11,6 +11,7 @@
 #include "bindings/numpy/parameters.h"
 #include "bindings/numpy/states.h"
 #include "bindings/register.h"
+#include "bindings/sentences.h"
 #include "net/parameters.h"
 
 namespace fusedrnn {
@@ -64,8 +65,8 @@ struct PyDecoderTape {
 
   std::size_t bytes() const {
     std::size_t bytes = 0;
-    if (const auto* single = std::get_if<DecoderTape<float>>(&tape)) bytes = single->bytes();
-    if (const auto* twice = std::get_if<DecoderTape<double>>(&tape)) bytes = twice->bytes();
+    if (const auto* f32 = std::get_if<DecoderTape<float>>(&tape)) bytes = f32->bytes();
+    if (const auto* f64 = std::get_if<DecoderTape<double>>(&tape)) bytes = f64->bytes();
     for (const py::object& part : {attention, locations, log_prob, entropy})
       if (!part.is_none()) bytes += static_cast<std::size_t>(py::reinterpret_borrow<py::array>(part).nbytes());
     return bytes;
@@ -221,7 +222,7 @@ class Decoder : public std::enable_shared_from_this<Decoder> {
   // (dx, dmemory, dstate, gradients of the parameters)
   py::tuple backward(const PyDecoderTape& tape, py::handle dy, py::handle dcontext, py::handle dstate,
                      py::handle dlog_prob, py::handle dentropy, py::handle gradients) {
-    if (tape.owner.get() != this) throw py::value_error("tape must come from this object's own forward");
+    if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
     return is_float32_ ? backward_as<float>(tape, dy, dcontext, dstate, dlog_prob, dentropy, gradients)
                        : backward_as<double>(tape, dy, dcontext, dstate, dlog_prob, dentropy, gradients);
   }
@@ -381,8 +382,7 @@ class Decoder : public std::enable_shared_from_this<Decoder> {
     if (shape.size() == 3) require_unit_stride(array, name);
     for (int axis = 0; axis < 2; ++axis)
       if (array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
-        throw py::value_error(name + " must have strides of whole elements; pass numpy.ascontiguousarray(" + name +
-                              ")");
+        throw py::value_error(sentence::whole_strides(name, "numpy.ascontiguousarray(" + name + ")"));
     return array;
   }
 

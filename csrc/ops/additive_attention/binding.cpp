@@ -73,8 +73,8 @@ struct AttentionTape {
 
   std::size_t bytes() const {
     std::size_t bytes = static_cast<std::size_t>(attention.nbytes());
-    if (const auto* single = std::get_if<ProjectedMemory<float>>(&memory)) bytes += single->key_bytes();
-    if (const auto* twice = std::get_if<ProjectedMemory<double>>(&memory)) bytes += twice->key_bytes();
+    if (const auto* f32 = std::get_if<ProjectedMemory<float>>(&memory)) bytes += f32->key_bytes();
+    if (const auto* f64 = std::get_if<ProjectedMemory<double>>(&memory)) bytes += f64->key_bytes();
     return bytes;
   }
 };

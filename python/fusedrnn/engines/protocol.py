@@ -42,15 +42,11 @@ class Stepper(Protocol):
         """Set the state of all rows to what it was at first, or of some: a mask (B,) or integers."""
 
 
-class Engine(Protocol):
-    """A layer or cell of certain options, without its parameters.
-
-    It checks the arrays that it is given, and raises the errors that the layers document. Calls pass their arguments
-    on as they are, by position: a cell's call takes less than two microseconds.
-    """
+class ParameterEngine(Protocol):
+    """What the parameters of an object are: all that `Recurrent` asks of an engine, a decoder's included."""
 
     calls: int
-    """Training calls so far, dropout's counter."""
+    """Training calls so far, the counter of what is drawn."""
 
     @property
     def memory(self) -> Memory:
@@ -66,6 +62,14 @@ class Engine(Protocol):
 
     def check_parameters(self, parameters: dict[str, Array], /) -> None:
         """Raise an error unless these are writable parameters of this object."""
+
+
+class Engine(ParameterEngine, Protocol):
+    """A layer or cell of certain options, without its parameters.
+
+    It checks the arrays that it is given, and raises the errors that the layers document. Calls pass their arguments
+    on as they are, by position: a cell's call takes less than two microseconds.
+    """
 
     def infer(
         self, parameters: Any, x: Any, state: Any, lengths: Any, reset: Any, mask: Any, out: Any, /
