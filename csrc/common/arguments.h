@@ -141,6 +141,12 @@ struct Range {
   Index first, last;
 };
 
+// A sequence array (T, B, ...) on a device, of a type that its call tells; strides in elements. Null data: absent.
+struct SequenceView {
+  void* data = nullptr;
+  Index time = 0, row = 0;
+};
+
 // Where gates and cell states live: unit block j, packed row r at data + (j * rows + r - first) * width.
 template <class Real>
 struct Blocked {

@@ -25,7 +25,8 @@ namespace {
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
-using View = std::tuple<Address, Index, Index>;  // data, stride of time or layers, stride of rows
+using View = std::tuple<Address, Index, Index>;             // data, stride of time or layers, stride of rows
+using NormView = std::tuple<Address, Index, Index, Index>;  // data, strides of layers, time and rows
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
@@ -128,6 +129,10 @@ std::size_t bytes_of(const NetConfig& config, const PyForward& call) {
   return (table_of<DeviceKernels>(config.type).*count)(config, call);
 }
 
+std::size_t backward_bytes(const NetConfig& config, const PyForward& call, bool norms) {
+  return table_of<DeviceKernels>(config.type).backward_bytes(config, call, norms);
+}
+
 void run_forward(const NetConfig& config, int device, Address stream, PyForward& given, Address kept,
                  Address workspace) {
   given.kept = pointer(kept);
@@ -139,7 +144,8 @@ void run_forward(const NetConfig& config, int device, Address stream, PyForward&
 
 void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
                   const View& dx, const std::vector<View>& dfinal, const std::vector<View>& dinitial,
-                  const std::vector<Address>& gradients, bool accumulate, Address workspace) {
+                  const std::vector<Address>& gradients, bool accumulate, const std::vector<NormView>& norms,
+                  Address workspace) {
   NetBackward gradient;
   gradient.dy = sequence(dy);
   gradient.dx = sequence(dx);
@@ -147,6 +153,10 @@ void run_backward(const NetConfig& config, int device, Address stream, const PyF
   gradient.dinitial = states(dinitial);
   gradient.gradients = directions_of<void>(config, gradients);
   gradient.accumulate = accumulate;
+  if (norms.size() > kMaxStates) throw py::value_error("a cell has at most " + std::to_string(kMaxStates) + " states");
+  for (std::size_t i = 0; i < norms.size(); ++i)
+    gradient.norms[i] = {pointer(std::get<0>(norms[i])), std::get<1>(norms[i]), std::get<2>(norms[i]),
+                         std::get<3>(norms[i])};
   gradient.workspace = pointer(workspace);
   const NetForward call = given.on(config);
   const GilReleased released;
@@ -221,11 +231,11 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("persistent_refusal", of_type(&DeviceKernels::persistent_refusal))
       .def("kept_bytes", &bytes_of<&DeviceKernels::kept_bytes>)
       .def("forward_bytes", &bytes_of<&DeviceKernels::forward_bytes>)
-      .def("backward_bytes", &bytes_of<&DeviceKernels::backward_bytes>)
+      .def("backward_bytes", &backward_bytes, py::arg("call"), py::arg("norms") = false)
       .def("forward", &run_forward)
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dfinal"), py::arg("dinitial"), py::arg("gradients"),
-           py::arg("accumulate"), py::arg("workspace"));
+           py::arg("accumulate"), py::arg("norms") = std::vector<NormView>(), py::arg("workspace"));
 #define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceOperations::name);
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
   module.def("clip_bytes", &Engine::clip_bytes);

@@ -24,16 +24,17 @@ struct NetConfig : RecurrentConfig {
   bool loop_inside = true;  // block programs: all steps in one kernel, where the device holds all of its blocks at once
 };
 
-// A sequence array (T, B, units) of the net's type; strides in elements. Null data: absent.
-struct SequenceView {
-  void* data = nullptr;
-  Index time = 0, row = 0;
-};
 // A state array (layers * directions, B, H): the first state, h, of the net's type, another of its accumulator's. Null
 // data: zeros, or unwanted.
 struct StateView {
   void* data = nullptr;
   Index layer = 0, row = 0;
+};
+
+// Norms (layers * directions, T, B) of the gradients of a state, of the net's type. Null data: unwanted.
+struct NormsView {
+  void* data = nullptr;
+  Index layer = 0, time = 0, row = 0;
 };
 
 struct NetForward {
@@ -60,6 +61,7 @@ struct NetBackward {
   States<StateView> dfinal, dinitial;
   std::vector<WeightGradients<void>> gradients;  // layers * directions
   bool accumulate = false;                       // add to the gradients instead of writing them
+  States<NormsView> norms;                       // of each state of the cell, or of none
   void* workspace = nullptr;                     // DeviceKernels::backward_bytes
 };
 

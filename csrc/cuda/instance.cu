@@ -19,14 +19,14 @@ std::size_t kept_bytes(const NetConfig& config, const NetForward& call) {
 std::size_t forward_bytes(const NetConfig& config, const NetForward& call) {
   return StepwiseForward<T>(config, call).workspace_bytes();
 }
-std::size_t backward_bytes(const NetConfig& config, const NetForward& call) {
-  return StepwiseBackward<T>(config, call).workspace_bytes();
+std::size_t backward_bytes(const NetConfig& config, const NetForward& call, bool norms) {
+  return StepwiseBackward<T>(config, call, norms).workspace_bytes();
 }
 void forward(const Place& place, const NetConfig& config, const NetForward& call) {
   StepwiseForward<T>(config, call).run(place);
 }
 void backward(const Place& place, const NetConfig& config, const NetForward& call, const NetBackward& gradient) {
-  StepwiseBackward<T>(config, call).run(place, gradient);
+  StepwiseBackward<T>(config, call, gradient.norms[0].data != nullptr).run(place, gradient);
 }
 
 void add_squares(const Place& place, const ClippedArray& array, double* partial) {

@@ -12,7 +12,7 @@ struct DeviceKernels {
   const char* (*persistent_refusal)(const NetConfig& config, Index rows, bool training, bool at_once);
   std::size_t (*kept_bytes)(const NetConfig& config, const NetForward& call);
   std::size_t (*forward_bytes)(const NetConfig& config, const NetForward& call);
-  std::size_t (*backward_bytes)(const NetConfig& config, const NetForward& call);
+  std::size_t (*backward_bytes)(const NetConfig& config, const NetForward& call, bool norms);
   void (*forward)(const Place& place, const NetConfig& config, const NetForward& call);
   void (*backward)(const Place& place, const NetConfig& config, const NetForward& call, const NetBackward& gradient);
   // Parts of Engine::clip.

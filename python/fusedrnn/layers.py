@@ -293,7 +293,7 @@ class _Layer(Recurrent):
             and for LSTMs ``grads.norms.c``, are the 2-norms over the units of dE/dh_t and dE/dc_t, with all later steps
             and the step's own `dy` in them; dE/dc_t counts what c_t does through h_t too. Their shape is (L*D, T, B),
             or (L*D, B, T) with `batch_first`, or (L*D, T) unbatched, and their dtype the layer's; past a row's length
-            they are 0. Where `mask` skips a step, h_t and c_t are the state that stays. On the CPU only.
+            they are 0. Where `mask` skips a step, h_t and c_t are the state that stays.
 
         Returns
         -------
@@ -303,8 +303,8 @@ class _Layer(Recurrent):
         Raises
         ------
         TypeError, ValueError
-            Where an argument is of another kind, dtype or shape, or the tape is another object's, or norms are asked of
-            a layer on a CUDA device.
+            Where an argument is of another kind, dtype or shape, or the tape is another object's, or norms are asked
+            for while a graph is captured.
         """
         return differentiate(self._engine, tape, dy, dstate, grads, norms)
 

@@ -21,7 +21,6 @@ from cases import (
     make_inputs,
     make_layer,
 )
-from devices import TestDevice
 from oracles import as_tuple, run_reference
 from rounding import norm_bounds
 
@@ -265,14 +264,6 @@ def test_anything_but_a_bool_is_refused(value: Any) -> None:
     _, _, tape = layer.forward(np.zeros((2, 1, 3), np.float32))
     with pytest.raises(TypeError, match="norms"):
         layer.backward(tape, norms=value)
-
-
-def test_a_device_refuses(device: TestDevice) -> None:
-    layer = fr.GRU(3, 4, device="cuda")
-    _, _, tape = layer.forward(device.put(np.zeros((2, 1, 3), np.float32)))
-    with pytest.raises(TypeError, match=r"norms must be False.*CUDA"):
-        layer.backward(tape, norms=True)
-    assert layer.backward(tape).norms is None
 
 
 def test_the_clip_stops_it(rng: np.random.Generator) -> None:

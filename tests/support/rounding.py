@@ -199,13 +199,15 @@ def error_bounds(
     return map_result(lambda array: array.bound(eps), run_rounded(case, parameters, inputs, dropout_masks))
 
 
-def norm_bounds(case: Case, parameters: dict[str, np.ndarray], inputs: Inputs) -> list[np.ndarray]:
+def norm_bounds(
+    case: Case, parameters: dict[str, np.ndarray], inputs: Inputs, eps: float | None = None
+) -> list[np.ndarray]:
     """Greatest difference between the norms of states' gradients, (L*D, T, B), and those of the reference.
 
     A norm is off by no more than the norm of the errors beneath it, and by its own rounding: of H squares in sixteen
-    partial sums, and of the square root.
+    partial sums, and of the square root. `eps` is that of the case's dtype, unless given.
     """
-    eps = case.eps + float(np.finfo(np.float64).eps)
+    eps = (case.eps if eps is None else eps) + float(np.finfo(np.float64).eps)
     with mock.patch.multiple(reference, _array=Rounded, sigmoid=_sigmoid):
         _, _, tape = reference.forward(
             case.cell, parameters, inputs.x, inputs.state, **inputs.sequence_options(), **case.reference_options()

@@ -14,8 +14,9 @@ class StepwiseBackward : Net<T> {
       Base::columns;
 
  public:
-  StepwiseBackward(const NetConfig& net, const NetForward& forward)
-      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::backward) {}
+  // norms: whether those of the states' gradients are wanted.
+  StepwiseBackward(const NetConfig& net, const NetForward& forward, bool norms)
+      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::backward), measuring(norms) {}
 
   std::size_t workspace_bytes() {
     Arena arena(nullptr);
@@ -52,6 +53,7 @@ class StepwiseBackward : Net<T> {
   static constexpr bool kWide = sizeof(T) != sizeof(A);
 
   const BlockProgram<T> blocks;
+  const bool measuring;
   void *gemm_space, *block_space;
   Packed<T> packed;
   Index chunk;                                              // steps
@@ -60,6 +62,8 @@ class StepwiseBackward : Net<T> {
   T *moved_dx, *moved_dy;                                   // with a mask, by step
   A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;    // dx_wide: (T, B, width) where it is needed
   A *gates, *cells, *c, *replay_products;                   // recomputing: a segment
+  Measured<T> measured;                                     // for norms
+  A *measured_products, *measured_doperands;
   A *input_gradient, *recurrent_gradient, *bias_parts, *per_unit_parts;
 
   void lay_out(Arena& arena) {
@@ -92,9 +96,21 @@ class StepwiseBackward : Net<T> {
     recurrent_gradient = arena.take<A>(directions, traits.gates * hidden, hidden);
     bias_parts = arena.take<A>(directions, kParts, slots);
     per_unit_parts = arena.take<A>(directions, kParts, traits.per_unit.rows * hidden);
+    if (measuring) lay_out_measured(arena, part);
     this->lay_out_moved(arena);
     moved_dx = arena.take<T>(this->masked() ? all : 0, config.input_size);
     moved_dy = arena.take<T>(this->masked() ? all : 0, config.width());
+  }
+
+  void lay_out_measured(Arena& arena, Index part) {
+    const bool two_states = traits.states == 2;
+    measured = {};
+    measured_products = arena.take<A>(directions, part, hidden);
+    measured_doperands = arena.take<A>(directions, traits.phases == 2 ? part : 0, hidden);
+    measured.dh = arena.take<A>(directions, rows, hidden);
+    measured.dc = arena.take<A>(directions, two_states ? rows : 0, hidden);
+    measured.of_h = arena.take<A>(directions, this->packed_rows, hidden);
+    measured.of_c = arena.take<A>(directions, two_states ? this->packed_rows : 0, hidden);
   }
 
   // dy by step, and where dx by step goes.
@@ -118,6 +134,7 @@ class StepwiseBackward : Net<T> {
     if (traits.states == 2) load_gradient<A>(backend, gradient.dfinal[1], layer, dc);
     this->clear_lost(backend, kept.mask.lost_final, dh, rows * hidden, hidden);
     this->clear_lost(backend, kept.mask.lost_final, traits.states == 2 ? dc : nullptr, rows * hidden, hidden);
+    if (measuring) begin_measuring(backend, layer, dy, gradient);
     clear_sums(backend, layer);
     if (directions == 2 && dx.data) clear_input_gradient(backend, config.input_of(layer), dx);
     BackwardArrays<T> a = backward_arrays(layer, weights, dy);
@@ -137,6 +154,7 @@ class StepwiseBackward : Net<T> {
         blocks.backward(backend, a, weights.recurrent, last, block_space);
       else
         for (Index s = last; s-- > first;) step(backend, weights, a, s);
+      if (measuring) measure(backend, weights, a, last);
       // 4. Gradients of x and of the weights: products over the chunk.
       for (Index d = 0; d < directions; ++d) {
         add_weight_gradients(backend, layer, x, d, first, last, gradient);
@@ -146,6 +164,7 @@ class StepwiseBackward : Net<T> {
                        SumRows<T>{dgates, a.capacity, (last - first) * rows, traits.slots * hidden, bias_parts});
       if (traits.per_unit.rows) cell.per_unit(backend, a, directions, (last - first) * rows, per_unit_parts);
     }
+    if (measuring) store_norms(backend, layer, gradient);
     // 5. The initial state's gradient, and what was added up, to the caller's arrays.
     store_state_gradients(backend, layer, a, gradient);
     if (kWide && directions == 2 && dx.data)
@@ -257,20 +276,62 @@ class StepwiseBackward : Net<T> {
   }
   void multiply_gradient(Backend& backend, const Packed<T>& weights, int phase, const BackwardArrays<T>& a, Index s,
                          A* to) const {
+    multiply_gradients(backend, weights, phase, a, s, s + 1, to, rows * hidden);
+  }
+  // Gate gradients of the steps [begin, end) times weight_hh.
+  void multiply_gradients(Backend& backend, const Packed<T>& weights, int phase, const BackwardArrays<T>& a,
+                          Index begin, Index end, A* to, Index to_batch) const {
     const Index slots = traits.slots * hidden;
     Gemm<T> product = {};
-    product.m = rows;
+    product.m = (end - begin) * rows;
     product.n = product.b_row = product.c_row = hidden;
     product.k = traits.recurrent[phase].count * hidden;
-    product.a = dgates + (s - a.first) * rows * slots + traits.recurrent[phase].first * hidden;
+    product.a = dgates + (begin - a.first) * rows * slots + traits.recurrent[phase].first * hidden;
     product.a_row = slots;
     product.b = weights.recurrent + this->recurrent_start[phase] * hidden * hidden;
     product.c = to;
     product.batch = directions;
     product.a_batch = a.capacity * slots;
     product.b_batch = traits.gates * hidden * hidden;
-    product.c_batch = rows * hidden;
+    product.c_batch = to_batch;
     backend.gemm(product);
+  }
+
+  // Norms of the states' gradients; see norms.h.
+  void begin_measuring(Backend& backend, int layer, const SequenceOf<const T>& dy, const NetBackward& gradient) {
+    load_gradient<T>(backend, gradient.dfinal[0], layer, measured.dh);
+    if (traits.states == 2) load_gradient<A>(backend, gradient.dfinal[1], layer, measured.dc);
+    measured.products = measured_products;
+    measured.doperands = measured_doperands;
+    measured.lists = kept.mask;
+    measured.resets = this->masked() ? kept.mask.resets : kept.reset;
+    const bool last_layer = this->masked() && layer + 1 == config.layers;
+    measured.dy_by_step = this->masked() && !last_layer;
+    measured.dy = last_layer ? Base::read_only(Base::sequence(gradient.dy)) : dy;
+  }
+  void measure(Backend& backend, const Packed<T>& weights, const BackwardArrays<T>& a, Index last) {
+    if (traits.phases == 2)
+      multiply_gradients(backend, weights, 1, a, a.first, last, measured_doperands, a.capacity * hidden);
+    multiply_gradients(backend, weights, 0, a, a.first, last, measured_products, a.capacity * hidden);
+    measured.last = last;
+    cell.measure(backend, a, measured, directions);
+  }
+  void store_norms(Backend& backend, int layer, const NetBackward& gradient) const {
+    const A* const states[] = {measured.of_h, measured.of_c};
+    for (int state = 0; state < traits.states; ++state) {
+      const NormsView& to = gradient.norms[state];
+      const NormOfRow<T> program = {states[state],
+                                    call.steps,
+                                    rows,
+                                    hidden,
+                                    this->masked() ? kept.mask.extents : kept.lengths,
+                                    static_cast<T*>(to.data) + layer * directions * to.layer,
+                                    to.layer,
+                                    to.time,
+                                    to.row};
+      backend.for_each_block(directions * this->packed_rows, NormOfRow<T>::kThreads, NormOfRow<T>::kSharedBytes,
+                             program);
+    }
   }
 
   void add_weight_gradients(Backend& backend, int layer, const SequenceOf<const T>& x, Index d, Index first, Index last,

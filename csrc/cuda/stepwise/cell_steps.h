@@ -1,6 +1,7 @@
 // A cell's kernels as functions, so that the driver is compiled once for all cells.
 #pragma once
 #include "cuda/stepwise/backward_step.h"
+#include "cuda/stepwise/norms.h"
 
 namespace fusedrnn {
 namespace {
@@ -13,6 +14,7 @@ struct CellSteps {
   void (*forward)(Backend&, const StepArrays<T>&, Index directions, Index begin, Index end);
   void (*backward)(Backend&, const BackwardArrays<T>&, Index directions, Index step);
   void (*backward_operand)(Backend&, const BackwardArrays<T>&, Index directions, Index step);
+  void (*measure)(Backend&, const BackwardArrays<T>&, const Measured<T>&, Index directions);
   void (*per_unit)(Backend&, const BackwardArrays<T>&, Index directions, Index rows, Accumulator<T>* partial);
 };
 
@@ -25,6 +27,9 @@ CellSteps<T> steps_of() {
   };
   steps.backward = [](Backend& backend, const BackwardArrays<T>& a, Index directions, Index step) {
     backend.for_each(directions, a.steps.rows, a.hidden, BackwardStep<Cell, T>{a, step});
+  };
+  steps.measure = [](Backend& backend, const BackwardArrays<T>& a, const Measured<T>& m, Index directions) {
+    backend.for_each(directions, a.steps.rows, a.hidden, MeasureStates<Cell, T>{a, m});
   };
   if constexpr (Cell::traits.phases == 2) {
     steps.operand = [](Backend& backend, const StepArrays<T>& a, Index directions, Index rows, Index begin) {

@@ -13,6 +13,7 @@ struct MaskLists {
   std::int64_t* extents = nullptr;  // (B,): lengths, skipped steps included
   std::int64_t* counts = nullptr;   // (B,): steps that a row keeps
   bool* cuts = nullptr;          // (T, B) by step: whether a reset cuts it off from the one before; null without resets
+  bool* resets = nullptr;        // (T, B) in time, as they were given; null without
   Index* times = nullptr;        // (T, B) by step
   Index* states = nullptr;       // (D, T, B) in time: the state whose h is put out: 0 the initial one, k + 1 that after
                                  // step k, -1 none, as behind a cut and past a length
@@ -39,6 +40,7 @@ struct ListSteps {
   bool reversed;
 
   FUSEDRNN_HOST_DEVICE void operator()(Index, Index, Index b) const {
+    for (Index t = 0; lists.resets && t < lists.steps; ++t) lists.resets[t * lists.rows + b] = cut(t, b);
     const std::int64_t given = lengths ? lengths[b] : lists.steps;
     const Index n = given < 0 ? 0 : smaller(given, lists.steps), count = list_times(b, n);
     for (Index d = 0; d < directions; ++d) list_states(d, b, n, count);

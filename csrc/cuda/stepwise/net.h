@@ -127,6 +127,7 @@ class Net {
     kept.mask.extents = arena.take<std::int64_t>(rows);
     kept.mask.counts = kept.lengths;
     kept.mask.cuts = kept.reset;
+    kept.mask.resets = arena.take<bool>(call.reset ? packed_rows : 0);
     kept.mask.times = arena.take<Index>(packed_rows);
     kept.mask.states = arena.take<Index>(directions, packed_rows);
     kept.mask.lost_initial = arena.take<bool>(directions, rows);

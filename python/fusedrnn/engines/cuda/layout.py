@@ -9,6 +9,8 @@ from fusedrnn.arrays.device import Device
 
 View = tuple[int, int, int]
 """An array as the compiled module takes it: its address, and in elements the strides of time, or layers, and rows."""
+NormView = tuple[int, int, int, int]
+"""Norms of a state's gradients: their address, and in elements the strides of layers, time and rows."""
 ABSENT: View = (0, 0, 0)
 PRESENT: View = (1, 0, 0)
 """An array whose memory only has to be counted."""
@@ -49,6 +51,16 @@ class Layout(NamedTuple):
     def state(self, layers: int, hidden: int) -> tuple[int, ...]:
         """Shape of a state array."""
         return (*(() if self.single_step else (layers,)), *((self.rows,) if self.batched else ()), hidden)
+
+    def norms(self, device: Device, array: Any) -> NormView:
+        """Norms (layers, T, B), shaped as `norms_shape`, as the compiled module takes them."""
+        row_axis = self.row_axis + 1 if self.batched else -1
+        layers, time, row = (stride_of(array, axis) for axis in (0, self.time_axis + 1, row_axis))
+        return device.address(array), layers, time, row
+
+    def norms_shape(self, layers: int) -> tuple[int, ...]:
+        """Shape of the norms of a state's gradients."""
+        return (layers, *self.outer())
 
     def sequence(self, device: Device, array: Any) -> View:
         """A sequence array as the compiled module takes it."""

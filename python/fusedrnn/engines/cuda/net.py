@@ -221,15 +221,15 @@ class Net:
 
     def backward(
         self, tape: Tape, dy: Any, dstate: Any, gradients: Any, norms: bool
-    ) -> tuple[Any, Any, dict[str, Any], None]:
-        """Gradients of x, the initial state and the parameters, and no norms."""
-        if norms:
-            raise TypeError("norms must be False for a layer on a CUDA device: they are measured on the CPU only")
+    ) -> tuple[Any, Any, dict[str, Any], tuple[Any, ...] | None]:
+        """Gradients of x, the initial state and the parameters; last, with `norms`, those of each state's gradients."""
         if tape.owner is not self:
             raise ValueError(sentences["foreign_tape"])
         arguments, device, layout, held = self._arguments, self.memory, tape.layout, tape.out
         if held is None:
             self._require_held(None, "out, in the forward call of the tape,")
+        if norms and device.capturing():
+            raise ValueError("norms must be False while a graph is captured: nobody holds memory for them")
         if dy is not None:
             require_array(device, dy, "dy", arguments.dtype, of_layer=True)
             require_shape(dy, "dy", arguments.output_shape(layout))
@@ -242,7 +242,12 @@ class Net:
             dx, initial = held.gradients.x, held.gradients.state
         else:
             dx, initial = arguments.new_input(layout), arguments.new_state(layout)
-        workspace = held.backward_workspace if held is not None else device.memory(self._net.backward_bytes(tape.call))
+        if held is not None and not norms:
+            workspace = held.backward_workspace
+        else:
+            workspace = device.memory(self._net.backward_bytes(tape.call, norms))
+        shape = layout.norms_shape(arguments.all_directions)
+        measured = tuple(device.empty(shape, arguments.dtype) for _ in arguments.states) if norms else ()
         self._net.backward(
             device.index,
             device.stream(),
@@ -253,9 +258,10 @@ class Net:
             dinitial=layout.states(device, arguments.parts(initial)),
             gradients=arguments.addresses(arrays),
             accumulate=gradients is not None,
+            norms=[layout.norms(device, array) for array in measured],
             workspace=device.address(workspace),
         )
-        return dx, initial, target, None
+        return dx, initial, target, measured if norms else None
 
     def _gradient_arrays(
         self, given: Any, tape: Tape, others: Sequence[tuple[str, Any]]
