@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import bench
 from bench import environment
-from bench.cases import CPU_CASES, CPU_TABLES, DRAWN_TABLES, GATES, PLAIN, Case
+from bench.cases import CPU_CASES, CPU_TABLES, DRAWN_TABLES, GATES, NO_CELL, PLAIN, Case
 from bench.options import file_path, one_of, pattern, positive_integer, positive_seconds, thread_count
 from bench.peers import PEERS, Peer
 
@@ -21,14 +21,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m bench", description=bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    table, cell, peer = one_of("table", CPU_TABLES), one_of("cell", list(GATES)), one_of("peer", list(PEERS))
+    cells = [*GATES, NO_CELL]
+    table, cell, peer = one_of("table", CPU_TABLES), one_of("cell", cells), one_of("peer", list(PEERS))
 
     def add_names(option: str, kind: Callable[[str], str], text: str) -> None:
         parser.add_argument(option, nargs="+", metavar="NAME", type=kind, help=text)
 
     parser.add_argument("named", nargs="*", type=table, metavar="TABLE", help=f"tables: {', '.join(CPU_TABLES)}; all")
     add_names("--tables", table, "the same, as an option")
-    add_names("--cells", cell, f"only these cells: {', '.join(GATES)}")
+    add_names("--cells", cell, f"only these cells: {', '.join(cells)}")
     add_names("--peers", peer, f"only these: {', '.join(PEERS)}; all that are installed")
     parser.add_argument("--filter", type=pattern, help="only cases whose name this regular expression finds")
     parser.add_argument("--quick", action="store_true", help="few cases of each table, 5 rounds, half a second a case")

@@ -22,6 +22,9 @@ GATES = {
 }
 """Gate blocks of each cell: the rows of a weight matrix are that many times the hidden size."""
 
+NO_CELL = "none"
+"""The cell of a case that has none: it is a function of arrays, `inputs` are its classes and `hidden` its labels."""
+
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
 
@@ -85,10 +88,15 @@ class Case:
         return [(self.steps * gaps - row * (self.steps - 1) * self.ragged) // gaps for row in range(self.batch)]
 
     @property
+    def gates(self) -> int:
+        """Gate blocks of the cell; none where there is no cell."""
+        return GATES.get(self.cell, 0)
+
+    @property
     def weights(self) -> int:
         """Elements of all weight matrices."""
         fan_in = [self.inputs] + [self.directions * self.hidden] * (self.layers - 1)
-        return sum(self.directions * GATES[self.cell] * self.hidden * (width + self.hidden) for width in fan_in)
+        return sum(self.directions * self.gates * self.hidden * (width + self.hidden) for width in fan_in)
 
     @property
     def flops(self) -> int:
@@ -109,12 +117,12 @@ class Case:
     @property
     def recurrent_bytes(self) -> int:
         """Size of one layer's W_hh in one direction, which every step reads from end to end."""
-        return GATES[self.cell] * self.hidden**2 * ITEM_BYTES[self.dtype]
+        return self.gates * self.hidden**2 * ITEM_BYTES[self.dtype]
 
     @property
     def recurrent_flops(self) -> int:
         """The part of `flops` that is W_hh's, in one layer and direction, and has to be done step by step."""
-        return 2 * self.steps * self.batch * GATES[self.cell] * self.hidden**2 * self.recurrent_passes
+        return 2 * self.steps * self.batch * self.gates * self.hidden**2 * self.recurrent_passes
 
     @property
     def quick(self) -> bool:
@@ -163,7 +171,7 @@ TABLES = {
     "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
     "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
     "accuracy": Table("relative error against the float64 reference", quick((8, 64))),
-    "functions": Table("what stands above the cells: a training step beside what others run", quick((1, 64))),
+    "functions": Table("what stands above the cells, beside what others run", quick((1, 64), (7, 17))),
     "gpu-train": Table("training step on a CUDA device", unit=PER_STEP, device="cuda"),
     "gpu-infer": Table("inference on a CUDA device: one whole sequence", unit=PER_STEP, device="cuda"),
     GPU_STEP: Table("one step of a stepper on a CUDA device", unit=PER_STEP, device="cuda"),
@@ -207,6 +215,12 @@ GPU_SWEEP = (
 )
 """Whether to train, and the mode; the most important first."""
 
+CTC_SIZES = ((500, 32, 64, 100), (1000, 16, 32, 200), (30, 256, 97, 10), (250, 16, 5000, 40), (30, 7, 129, 17))
+TRANSDUCER_SIZES = ((400, 16, 1000, 60), (100, 4, 129, 20), (30, 7, 129, 17))
+"""Frames, batch, classes, labels of a row."""
+BEAM_SIZES = ((500, 1, 32, 100), (30, 7, 129, 17))
+BEAM_WIDTHS = (10, 100)
+
 CELL_STEPS = "steps of a cell"
 ACCELERATE_FLOPS = 2e10
 """The largest call: from there on arithmetic is all that counts, which the tables of training and inference tell."""
@@ -235,6 +249,12 @@ def grid(
     for cell, training, (batch, hidden) in product(cells, jobs, sizes):
         length = steps or sequence_length(batch, hidden)
         yield Case(table, cell, batch, length, hidden, hidden, training, dtype, directions, layers, variant)
+
+
+def without_cell(variant: str, sizes: Iterable[tuple[int, int, int, int]], *, training: bool = True) -> Iterator[Case]:
+    """Cases of a function of arrays, by frames, batch, classes and labels."""
+    for steps, batch, classes, labels in sizes:
+        yield Case("functions", NO_CELL, batch, steps, classes, labels, training, variant=variant)
 
 
 def across(batches: Iterable[int], hiddens: Iterable[int]) -> list[tuple[int, int]]:
@@ -333,6 +353,9 @@ CASES: tuple[Case, ...] = (
         for case in grid("accuracy", [cell], ((8, 64),), [True], steps=steps, variant=quantity)
     ),
     *grid("functions", GATED, ((32, 256), (32, 64), (1, 256), (1, 64)), [True], steps=50, variant="attention"),
+    *without_cell("ctc", CTC_SIZES),
+    *without_cell("transducer", TRANSDUCER_SIZES),
+    *(case for width in BEAM_WIDTHS for case in without_cell(f"beam, {width}", BEAM_SIZES, training=False)),
     *dict.fromkeys(gpu_cases()),
 )
 CPU_CASES = tuple(case for case in CASES if case.device == "cpu")

@@ -106,6 +106,19 @@ def test_linear_is_the_same_for_any_threads_and_rows(
         assert_same(run(rows[n : n + 1], weight, bias, gradients[n : n + 1])[:2], (y[n : n + 1], dx[n : n + 1]))
 
 
+def test_sums_over_many_rows_keep_their_digits() -> None:
+    """Terms of one sign, whose chain of sums would be off by more than all of these chunks' roundings together."""
+    rows, largest_chunk = 200_000, 512
+    x, dy = np.full((rows, 3), 0.1, np.float32), np.full((rows, 5), 0.1, np.float32)
+    _, tape = fr.linear_forward(x, np.ones((5, 3), np.float32), np.zeros(5, np.float32))
+    _, dweight, dbias = fr.linear_backward(tape, dy)
+    roundings = largest_chunk + rows / largest_chunk
+    bound = roundings * float(np.finfo(np.float32).eps) / 2
+    np.testing.assert_allclose(dbias, np.full(5, rows * np.float64(dy[0, 0])), rtol=bound)
+    np.testing.assert_allclose(dweight, np.full((5, 3), rows * np.float64(dy[0, 0]) * x[0, 0]), rtol=bound)
+    assert abs(np.add.accumulate(dy[:, 0])[-1] / (rows * np.float64(dy[0, 0])) - 1) > bound
+
+
 def test_linear_readout_of_a_layer_learns_a_sine() -> None:
     layer = fr.LSTM(1, 16, seed=0)
     readout = {"weight": np.zeros((1, 16), np.float32), "bias": np.zeros(1, np.float32)}

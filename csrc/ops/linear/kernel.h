@@ -1,8 +1,8 @@
 // The linear map y_n = x_n W^T + b: dx_n = dy_n W, dW = sum over n of dy_n^T x_n, db = sum over n of dy_n. Outputs are
-// in blocks of 16, and a chunk of rows exists in that form at a time. Rows are independent of the chunk they fall in,
-// and the gradients of weights run from the last row to the first whatever the chunks. A single chunk may take seconds:
-// every loop looks whether to stop, and a thread that does goes on to the next barrier, where the others may be
-// waiting.
+// in blocks of 16, and a chunk of rows exists in that form at a time. Rows are independent of the chunk they fall in.
+// The gradients of weights are sums of chunks, which count from the last row: one chain of sums over all rows would
+// lose digits with their number. A single chunk may take seconds: every loop looks whether to stop, and a thread that
+// does goes on to the next barrier, where the others may be waiting.
 #pragma once
 #include "cpu/gemm/fma_tile.h"
 #include "cpu/gemm/gradients.h"
@@ -104,16 +104,28 @@ class LinearProducts {
 
   void weight_gradient(Range rows, Range mine, const Blocked<Real>& products, bool adding) {
     const Index count = rows.last - rows.first;
-    for (Index i = 0; i < blocks_of(a.in_features); i += kRunBlocks)
+    alignas(64) Real sums[kBlock * kRunBlocks * kBlock];  // of the chunk
+    for (Index i = 0; i < blocks_of(a.in_features); i += kRunBlocks) {
+      const Blocked<Real> panel = {a.x_panel.at(i, 0), a.chunk_rows, kBlock};
+      const Index columns = smaller(kRunBlocks * kBlock, a.in_features - i * kBlock);
       for (Index v = mine.first; v < mine.last; ++v) {
         if (w.skip(count * kBlock * kRunBlocks)) return;
-        GradientProducts<Tile>::accumulate_outer(products, v, outputs_in(v), a.x_panel, count, i, a.in_features, adding,
-                                                 a.dweight + v * kBlock * a.in_features);
+        GradientProducts<Tile>::accumulate_outer(products, v, outputs_in(v), panel, count, 0, columns, false, sums);
+        Real* row = a.dweight + v * kBlock * a.in_features + i * kBlock;
+        for (int u = 0; u < outputs_in(v); ++u, row += a.in_features) write(sums + u * columns, columns, adding, row);
       }
+    }
     if (a.dbias)
-      for (Index v = mine.first; v < mine.last; ++v)
-        GradientProducts<Tile>::accumulate_rows(products, v, outputs_in(v), count, adding, a.dbias + v * kBlock,
+      for (Index v = mine.first; v < mine.last; ++v) {
+        GradientProducts<Tile>::accumulate_rows(products, v, outputs_in(v), count, false, sums,
                                                 static_cast<Real*>(nullptr));
+        write(sums, outputs_in(v), adding, a.dbias + v * kBlock);
+      }
+  }
+
+  // to = (adding: to) + sums
+  FUSEDRNN_INLINE static void write(const Real* sums, Index count, bool adding, Real* to) {
+    for (Index i = 0; i < count; ++i) to[i] = adding ? to[i] + sums[i] : sums[i];
   }
 
   int outputs_in(Index block) const { return static_cast<int>(smaller(kBlock, a.out_features - block * kBlock)); }

@@ -6,8 +6,8 @@
 //   dencoder_t = sum over u of dh (1 - h^2),  dpredictor_u = sum over t of dh (1 - h^2)
 // The joint is that of linear/kernel.h: hidden values and logits exist for a chunk of cells at a time and are computed
 // again in the backward pass. That leaves out the cells which no path visits but for one in 2^60 (or 2^120): what they
-// would add is far below the rounding of the others, for every frame and every label has a path with certainty. Sums
-// run from the last cell to the first, whatever the chunks, so that a row's gradients depend on the row alone.
+// would add is far below the rounding of the others, for every frame and every label has a path with certainty. The
+// sums over a row's cells run from the last one to the first, whatever the chunks: its gradients depend on it alone.
 #pragma once
 #include "ops/linear/kernel.h"
 #include "ops/linear/normaliser.h"
