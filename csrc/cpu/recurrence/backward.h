@@ -280,15 +280,12 @@ class Backward {
   void differentiate_step(Index s) {
     const Index end = own_rows.first + running(s);
     if (schedule.repeats && (a.dy.data || measuring())) add_repeated(s + 1, end);
-    for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-      if (w.skip(running(s) * kCellWork)) break;
-      if (measuring())
-        differentiate_measured(s, end, j);
-      else if (a.clip > A(0))
-        differentiate_clipped(s, end, j);
-      else
-        for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, j, Unclipped());
-    }
+    if (measuring())
+      differentiate_measured(s, end);
+    else if (a.clip > A(0))
+      differentiate_clipped(s, end);
+    else
+      differentiate_blocks<false>(s, end, Unclipped());
     w.meet_row();
     if constexpr (traits.phases == 2) {
       for_each_group(s, [&](Index j, Index count) {
@@ -415,20 +412,21 @@ class Backward {
     return late;
   }
 
-  FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end, Index block) {
-    for (Index p = own_rows.first; p < end; ++p) differentiate(s, p, block, clipped);
+  FUSEDRNN_NOINLINE void differentiate_clipped(Index s, Index end) { differentiate_blocks<false>(s, end, clipped); }
+  FUSEDRNN_NOINLINE void differentiate_measured(Index s, Index end) {
+    if (a.clip > A(0))
+      differentiate_blocks<true>(s, end, clipped);
+    else
+      differentiate_blocks<true>(s, end, Unclipped());
   }
-
-  FUSEDRNN_NOINLINE void differentiate_measured(Index s, Index end, Index block) {
-    for (Index p = own_rows.first; p < end; ++p)
-      if (a.clip > A(0))
-        differentiate<true>(s, p, block, clipped);
-      else
-        differentiate<true>(s, p, block, Unclipped());
+  template <bool kMeasured, class Clip>
+  FUSEDRNN_INLINE void differentiate_blocks(Index s, Index end, const Clip& clip) {
+    for (Index j = own_blocks.first; j < own_blocks.last && !w.skip(running(s) * kCellWork); ++j)
+      for (Index p = own_rows.first; p < end; ++p) differentiate<kMeasured>(s, p, j, clip);
   }
 
   // The cell's backward equations for one row of one unit block.
-  template <bool kMeasured = false, class Clip>
+  template <bool kMeasured, class Clip>
   void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
