@@ -23,7 +23,7 @@ GATES = {
 """Gate blocks of each cell: the rows of a weight matrix are that many times the hidden size."""
 
 NO_CELL = "none"
-"""The cell of a case that has none: it is a function of arrays, `inputs` are its classes and `hidden` its labels."""
+"""The cell of a case that has none: it is a function of arrays, whose module says what the sizes are."""
 
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
@@ -220,6 +220,12 @@ TRANSDUCER_SIZES = ((400, 16, 1000, 60), (100, 4, 129, 20), (30, 7, 129, 17))
 """Frames, batch, classes, labels of a row."""
 BEAM_SIZES = ((500, 1, 32, 100), (30, 7, 129, 17))
 BEAM_WIDTHS = (10, 100)
+VISION_SIZES = {
+    "affine_grid": ((1, 64, 3, 128), (1, 7, 3, 17)),
+    "grid_sample": ((1, 64, 3, 128), (1, 7, 1, 28), (1, 7, 3, 129)),
+    "gaussian_read": ((12, 128, 1, 28), (5, 7, 3, 17)),
+}
+"""Side of what is read, images, channels, side of an image."""
 
 CELL_STEPS = "steps of a cell"
 ACCELERATE_FLOPS = 2e10
@@ -252,9 +258,9 @@ def grid(
 
 
 def without_cell(variant: str, sizes: Iterable[tuple[int, int, int, int]], *, training: bool = True) -> Iterator[Case]:
-    """Cases of a function of arrays, by frames, batch, classes and labels."""
-    for steps, batch, classes, labels in sizes:
-        yield Case("functions", NO_CELL, batch, steps, classes, labels, training, variant=variant)
+    """Cases of a function of arrays, by steps, batch, inputs and hidden size."""
+    for steps, batch, inputs, hidden in sizes:
+        yield Case("functions", NO_CELL, batch, steps, inputs, hidden, training, variant=variant)
 
 
 def across(batches: Iterable[int], hiddens: Iterable[int]) -> list[tuple[int, int]]:
@@ -355,6 +361,12 @@ CASES: tuple[Case, ...] = (
     *grid("functions", GATED, ((32, 256), (32, 64), (1, 256), (1, 64)), [True], steps=50, variant="attention"),
     *without_cell("ctc", CTC_SIZES),
     *without_cell("transducer", TRANSDUCER_SIZES),
+    *(
+        case
+        for training in BOTH
+        for name, sizes in VISION_SIZES.items()
+        for case in without_cell(f"vision, {name}", sizes, training=training)
+    ),
     *(case for width in BEAM_WIDTHS for case in without_cell(f"beam, {width}", BEAM_SIZES, training=False)),
     *dict.fromkeys(gpu_cases()),
 )

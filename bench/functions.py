@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench import attention, beam, ctc, transducer
+from bench import attention, beam, ctc, transducer, vision
 from bench.cases import Case
 from bench.limits import Limits
 from bench.runner import Figures, Row, Run
 
-FUNCTIONS: dict[str, ModuleType] = {"attention": attention, "beam": beam, "ctc": ctc, "transducer": transducer}
+FUNCTIONS: dict[str, ModuleType] = {
+    "attention": attention,
+    "beam": beam,
+    "ctc": ctc,
+    "transducer": transducer,
+    "vision": vision,
+}
 """By the first word of a variant: each has `measure` and `figures`, as `bench.tables.Method` wants them."""
 
 

@@ -1,5 +1,5 @@
 // Sampling at the points of a grid, and its gradients. Of a point all is computed by one thread in one order, and so is
-// all of a plane (one channel of one image), which takes the points in their order.
+// all of a plane (one channel of one image), which takes the points a chunk at a time.
 #pragma once
 #include "cpu/runtime/worker.h"
 #include "ops/grid_sample/taps.h"
@@ -16,8 +16,10 @@ class GridSample {
 
   void forward() {
     each_chunk([this](Index image, Index first) {
+      Pairs weights;
+      weigh(weights);
       for (Index c = image * a.channels; c < (image + 1) * a.channels; ++c)
-        sample(a.input + c * plane_, a.out + c * a.points + first);
+        sample(a.input + c * plane_, weights, a.out + c * a.points + first);
     });
   }
 
@@ -33,6 +35,7 @@ class GridSample {
   Taps<Real> taps;
 
   static constexpr Index kWorkOfAPoint = 4;
+  static constexpr Index kPlanes = 4;  // that take turns
 
   template <class Chunk>
   void each_chunk(const Chunk& chunk) {
@@ -48,28 +51,48 @@ class GridSample {
     taps.read(a, a.grid + image * a.points * 2, first, static_cast<int>(smaller(kChunk, a.points - first)));
   }
 
-  FUSEDRNN_INLINE Real pixel(const Real* upper, int p, int corner) const {
-    return taps.has[p] & 1 << corner ? upper[(corner & 1) + (corner >> 1) * a.width] : Real(0);
-  }
+  // Of a point's four pixels in the order left, right of its upper and of its lower line.
   FUSEDRNN_INLINE Real weight(int p, int corner) const {
     return (corner & 1 ? taps.right[p] : 1 - taps.right[p]) * (corner & 2 ? taps.down[p] : 1 - taps.down[p]);
   }
 
-  void sample(const Real* plane, Real* out) const {
-    if (taps.inside) {
-      for (int p = 0; p < taps.count; ++p) {
-        const Real *upper = plane + taps.at[p], *lower = upper + a.width;
-        out[p] = upper[0] * weight(p, 0) + upper[1] * weight(p, 1) + lower[0] * weight(p, 2) + lower[1] * weight(p, 3);
-      }
-      return;
-    }
+  // The pixels of a chunk's points, so that what is computed of them comes in vectors: pairs of one line.
+  struct Pairs {
+    alignas(64) Real upper[2 * kChunk], lower[2 * kChunk];
+  };
+  void fetch(const Real* plane, Pairs& pairs) const {
     for (int p = 0; p < taps.count; ++p) {
-      Real sum = taps.has[p] == kNotFinite ? taps.right[p] : Real(0);
-      // A pixel outside is not 0 times something: it is not there.
-      for (int corner = 0; corner < 4; ++corner)
-        if (taps.has[p] & 1 << corner) sum += pixel(plane + taps.at[p], p, corner) * weight(p, corner);
-      out[p] = sum;
+      const Real *upper = plane + taps.at[p], *lower = upper + a.width;
+      if (taps.has[p] != kAll) {
+        fetch_some(taps.has[p], upper, lower, pairs.upper + 2 * p, pairs.lower + 2 * p);
+      } else {
+        __builtin_memcpy(pairs.upper + 2 * p, upper, 2 * sizeof(Real));
+        __builtin_memcpy(pairs.lower + 2 * p, lower, 2 * sizeof(Real));
+      }
     }
+  }
+  // A pixel outside is not 0 times something: it is not there.
+  FUSEDRNN_NOINLINE static void fetch_some(int has, const Real* upper, const Real* lower, Real* to_upper,
+                                           Real* to_lower) {
+    for (int side = 0; side < 2; ++side) {
+      to_upper[side] = has & 1 << side ? upper[side] : Real(0);
+      to_lower[side] = has & 4 << side ? lower[side] : Real(0);
+    }
+  }
+
+  void weigh(Pairs& weights) const {
+    for (int p = 0; p < taps.count; ++p)
+      for (int side = 0; side < 2; ++side) {
+        weights.upper[2 * p + side] = weight(p, side);
+        weights.lower[2 * p + side] = weight(p, 2 + side);
+      }
+  }
+  void sample(const Real* plane, const Pairs& weights, Real* out) const {
+    Pairs pixels;
+    fetch(plane, pixels);
+    for (int i = 0; i < 2 * taps.count; ++i)
+      pixels.upper[i] = pixels.upper[i] * weights.upper[i] + pixels.lower[i] * weights.lower[i];
+    for (int p = 0; p < taps.count; ++p) out[p] = pixels.upper[2 * p] + pixels.upper[2 * p + 1];
   }
 
   // dinput: planes of one image take their points from the same taps.
@@ -81,26 +104,29 @@ class GridSample {
       for (Index first = 0; first < a.points; first += kChunk) {
         if (w.skip(kChunk * kWorkOfAPoint * (end - c))) return;
         read(image, first);
-        for (Index plane = c; plane < end; ++plane) add(a.dout + plane * a.points + first, a.dinput + plane * plane_);
+        Pairs weights;
+        weigh(weights);
+        for (Index plane = c; plane < end; plane += kPlanes)
+          for (int side = 0; side < 2; ++side) add(plane, smaller(kPlanes, end - plane), first, side, weights);
       }
       c = end;
     }
   }
-  void add(const Real* dout, Real* plane) const {
-    if (taps.inside) {
-      for (int p = 0; p < taps.count; ++p) {
-        Real *upper = plane + taps.at[p], *lower = upper + a.width;
-        upper[0] += dout[p] * weight(p, 0);
-        upper[1] += dout[p] * weight(p, 1);
-        lower[0] += dout[p] * weight(p, 2);
-        lower[1] += dout[p] * weight(p, 3);
+  // To `count` planes, which take turns, and of the pixels on one side alone: the next point often has this one's other
+  // pixels, and a processor waits when it reads a pair of numbers of which it has just written one.
+  void add(Index plane, Index count, Index first, int side, const Pairs& weights) const {
+    const Real* dout = a.dout + plane * a.points + first;
+    Real* pixels = a.dinput + plane * plane_ + side;
+    for (int p = 0; p < taps.count; ++p) {
+      const int has = taps.has[p] >> side;
+      Real *upper = pixels + taps.at[p], *lower = upper + a.width;
+      const Real upper_weight = weights.upper[2 * p + side], lower_weight = weights.lower[2 * p + side];
+      for (Index c = 0; c < count; ++c, upper += plane_, lower += plane_) {
+        const Real gradient = dout[c * a.points + p];
+        if (has & 1) *upper += gradient * upper_weight;
+        if (has & 4) *lower += gradient * lower_weight;
       }
-      return;
     }
-    for (int p = 0; p < taps.count; ++p)
-      for (int corner = 0; corner < 4; ++corner)
-        if (taps.has[p] & 1 << corner)
-          plane[taps.at[p] + (corner & 1) + (corner >> 1) * a.width] += dout[p] * weight(p, corner);
   }
 
   void grid_gradient(Index image, Index first) const {
@@ -119,23 +145,14 @@ class GridSample {
 
   // Adds a channel's derivative of each point by its column and line, times its gradient.
   void add_slopes(const Real* plane, const Real* dout, Real* x, Real* y) const {
-    if (taps.inside) {
-      for (int p = 0; p < taps.count; ++p) {
-        const Real *upper = plane + taps.at[p], *lower = upper + a.width;
-        slopes(dout[p], p, upper[0], upper[1], lower[0], lower[1], x[p], y[p]);
-      }
-      return;
-    }
+    Pairs pixels;
+    fetch(plane, pixels);
     for (int p = 0; p < taps.count; ++p) {
-      const Real* upper = plane + taps.at[p];
-      slopes(dout[p], p, pixel(upper, p, 0), pixel(upper, p, 1), pixel(upper, p, 2), pixel(upper, p, 3), x[p], y[p]);
+      const Real *upper = pixels.upper + 2 * p, *lower = pixels.lower + 2 * p;
+      const Real right = taps.right[p], down = taps.down[p];
+      x[p] += dout[p] * ((upper[1] - upper[0]) * (1 - down) + (lower[1] - lower[0]) * down);
+      y[p] += dout[p] * ((lower[0] - upper[0]) * (1 - right) + (lower[1] - upper[1]) * right);
     }
-  }
-  FUSEDRNN_INLINE void slopes(Real dout, int p, Real upper_left, Real upper_right, Real lower_left, Real lower_right,
-                              Real& x, Real& y) const {
-    const Real right = taps.right[p], down = taps.down[p];
-    x += dout * ((upper_right - upper_left) * (1 - down) + (lower_right - lower_left) * down);
-    y += dout * ((lower_left - upper_left) * (1 - right) + (lower_right - upper_right) * right);
   }
 };
 
