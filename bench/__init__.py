@@ -13,7 +13,7 @@ The tables, by name:
 * memory: bytes of the tape, recompute, and the growth of a process over 200,000 steps.
 * threads, isa: numbers of threads and processes; other instruction sets and float64, each beside its own peak.
 * accuracy: errors against float64; nothing is timed.
-* functions: what stands above the cells, a training step beside what others run.
+* functions: what stands above the cells, beside what others run.
 
 ``python -m bench gpu --budget-seconds N`` measures the tables of a CUDA device instead; `bench.gpu` has its rules.
 
