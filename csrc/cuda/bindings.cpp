@@ -142,10 +142,9 @@ void run_forward(const NetConfig& config, int device, Address stream, PyForward&
   table_of<DeviceKernels>(config.type).forward({device, pointer(stream)}, config, call);
 }
 
-void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
-                  const View& dx, const std::vector<View>& dfinal, const std::vector<View>& dinitial,
-                  const std::vector<Address>& gradients, bool accumulate, const std::vector<NormView>& norms,
-                  Address workspace) {
+NetBackward make_backward(const NetConfig& config, const View& dy, const View& dx, const std::vector<View>& dfinal,
+                          const std::vector<View>& dinitial, const std::vector<Address>& gradients, bool accumulate,
+                          Address workspace) {
   NetBackward gradient;
   gradient.dy = sequence(dy);
   gradient.dx = sequence(dx);
@@ -153,18 +152,50 @@ void run_backward(const NetConfig& config, int device, Address stream, const PyF
   gradient.dinitial = states(dinitial);
   gradient.gradients = directions_of<void>(config, gradients);
   gradient.accumulate = accumulate;
+  gradient.workspace = pointer(workspace);
+  return gradient;
+}
+
+void run_backward(const NetConfig& config, int device, Address stream, const PyForward& given, const View& dy,
+                  const View& dx, const std::vector<View>& dfinal, const std::vector<View>& dinitial,
+                  const std::vector<Address>& gradients, bool accumulate, const std::vector<NormView>& norms,
+                  Address workspace) {
+  NetBackward gradient = make_backward(config, dy, dx, dfinal, dinitial, gradients, accumulate, workspace);
   if (norms.size() > kMaxStates) throw py::value_error("a cell has at most " + std::to_string(kMaxStates) + " states");
   for (std::size_t i = 0; i < norms.size(); ++i)
     gradient.norms[i] = {pointer(std::get<0>(norms[i])), std::get<1>(norms[i]), std::get<2>(norms[i]),
                          std::get<3>(norms[i])};
-  gradient.workspace = pointer(workspace);
   const NetForward call = given.on(config);
   const GilReleased released;
   table_of<DeviceKernels>(config.type).backward({device, pointer(stream)}, config, call, gradient);
 }
 
+// A decoder's calls: a net's, with those of attention.
+std::size_t decoder_bytes(const NetConfig& config, const PyForward& call, const AdditiveAttentionCall& attention,
+                          bool backward) {
+  return table_of<DeviceKernels>(config.type).decoder_bytes(config, call, attention, backward);
+}
+void run_decoder_forward(const NetConfig& config, int device, Address stream, PyForward& given,
+                         const AdditiveAttentionCall& attention, Address kept, Address workspace) {
+  given.kept = pointer(kept);
+  given.workspace = pointer(workspace);
+  const NetForward call = given.on(config);
+  const GilReleased released;
+  table_of<DeviceKernels>(config.type).decoder_forward({device, pointer(stream)}, config, call, attention);
+}
+void run_decoder_backward(const NetConfig& config, int device, Address stream, const PyForward& given,
+                          const AdditiveAttentionCall& attention, const View& dy, const View& dx,
+                          const std::vector<View>& dfinal, const std::vector<View>& dinitial,
+                          const std::vector<Address>& gradients, bool accumulate, Address workspace) {
+  const NetBackward gradient = make_backward(config, dy, dx, dfinal, dinitial, gradients, accumulate, workspace);
+  const NetForward call = given.on(config);
+  const GilReleased released;
+  table_of<DeviceKernels>(config.type).decoder_backward({device, pointer(stream)}, config, call, attention, gradient);
+}
+
 // Fields of a call, from Python's.
 void read(py::handle from, Type& to) { to = type_of(from.cast<std::string>()); }
+void read(py::handle from, SequenceView& to) { to = sequence(from.cast<View>()); }
 template <class Element>
 void read(py::handle from, Element*& to) {
   to = static_cast<Element*>(pointer(from.cast<Address>()));
@@ -235,7 +266,12 @@ PYBIND11_MODULE(FUSEDRNN_MODULE, module) {
       .def("forward", &run_forward)
       .def("backward", &run_backward, py::arg("device"), py::arg("stream"), py::arg("call"), py::kw_only(),
            py::arg("dy"), py::arg("dx"), py::arg("dfinal"), py::arg("dinitial"), py::arg("gradients"),
-           py::arg("accumulate"), py::arg("norms") = std::vector<NormView>(), py::arg("workspace"));
+           py::arg("accumulate"), py::arg("norms") = std::vector<NormView>(), py::arg("workspace"))
+      .def("decoder_bytes", &decoder_bytes)
+      .def("decoder_forward", &run_decoder_forward)
+      .def("decoder_backward", &run_decoder_backward, py::arg("device"), py::arg("stream"), py::arg("call"),
+           py::arg("attention"), py::kw_only(), py::arg("dy"), py::arg("dx"), py::arg("dfinal"), py::arg("dinitial"),
+           py::arg("gradients"), py::arg("accumulate"), py::arg("workspace"));
 #define FUSEDRNN_OPERATION(name, Name) add_operation<Name##Call>(module, #Name "Call", &DeviceOperations::name);
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(FUSEDRNN_OPERATION)
   module.def("clip_bytes", &Engine::clip_bytes);

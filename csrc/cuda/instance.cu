@@ -3,6 +3,7 @@
 #include "cuda/kernels.h"
 #include "cuda/stepwise/backward.h"
 #include "cuda/stepwise/clip.h"
+#include "cuda/stepwise/decoder.h"
 #include "cuda/stepwise/forward.h"
 
 namespace fusedrnn {
@@ -29,6 +30,23 @@ void backward(const Place& place, const NetConfig& config, const NetForward& cal
   StepwiseBackward<T>(config, call, gradient.norms[0].data != nullptr).run(place, gradient);
 }
 
+std::size_t decoder_bytes(const NetConfig& config, const NetForward& call, const AdditiveAttentionCall& attention,
+                          bool backward) {
+  AttentionInput<T> late(attention, backward);
+  if (backward) return StepwiseBackward<T>(config, call, false, &late).workspace_bytes();
+  return StepwiseForward<T>(config, call, &late).workspace_bytes();
+}
+void decoder_forward(const Place& place, const NetConfig& config, const NetForward& call,
+                     const AdditiveAttentionCall& attention) {
+  AttentionInput<T> late(attention, false);
+  StepwiseForward<T>(config, call, &late).run(place);
+}
+void decoder_backward(const Place& place, const NetConfig& config, const NetForward& call,
+                      const AdditiveAttentionCall& attention, const NetBackward& gradient) {
+  AttentionInput<T> late(attention, true);
+  StepwiseBackward<T>(config, call, false, &late).run(place, gradient);
+}
+
 void add_squares(const Place& place, const ClippedArray& array, double* partial) {
   Backend(place, nullptr, false)
       .for_each(1, 1, kNormParts, SquaresPart<T>{static_cast<const T*>(array.data), array.size, partial});
@@ -37,8 +55,8 @@ void scale(const Place& place, const ClippedArray& array, const double* norm, do
   Backend(place, nullptr, false).for_each(1, 1, array.size, Scale<T>{static_cast<T*>(array.data), norm, limit});
 }
 
-const DeviceKernels kernels = {persistent_refusal, kept_bytes,  forward_bytes, backward_bytes, forward,
-                               backward,           add_squares, scale};
+const DeviceKernels kernels = {persistent_refusal, kept_bytes,      forward_bytes,    backward_bytes, forward, backward,
+                               decoder_bytes,      decoder_forward, decoder_backward, add_squares,    scale};
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "common/number.h"
 #include "cuda/engine.h"
+#include "ops/additive_attention/arguments.h"
 
 namespace fusedrnn {
 
@@ -15,6 +16,14 @@ struct DeviceKernels {
   std::size_t (*backward_bytes)(const NetConfig& config, const NetForward& call, bool norms);
   void (*forward)(const Place& place, const NetConfig& config, const NetForward& call);
   void (*backward)(const Place& place, const NetConfig& config, const NetForward& call, const NetBackward& gradient);
+  // The same of a decoder, whose input is x and attention's context; of one layer and direction, without dropout, masks
+  // and resets. What it keeps beside attention's arrays is kept_bytes.
+  std::size_t (*decoder_bytes)(const NetConfig& config, const NetForward& call, const AdditiveAttentionCall& attention,
+                               bool backward);
+  void (*decoder_forward)(const Place& place, const NetConfig& config, const NetForward& call,
+                          const AdditiveAttentionCall& attention);
+  void (*decoder_backward)(const Place& place, const NetConfig& config, const NetForward& call,
+                           const AdditiveAttentionCall& attention, const NetBackward& gradient);
   // Parts of Engine::clip.
   void (*add_squares)(const Place& place, const ClippedArray& array, double* partial);
   void (*scale)(const Place& place, const ClippedArray& array, const double* norm, double limit);

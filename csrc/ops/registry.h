@@ -7,17 +7,17 @@
 #define FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
   APPLY(linear, Linear)                           \
   APPLY(linear_cross_entropy, LinearCrossEntropy) \
-  APPLY(ctc_loss, CtcLoss)
+  APPLY(ctc_loss, CtcLoss)                        \
+  APPLY(additive_attention, AdditiveAttention)
 
 // Those, and the ones that on a device are the array library's, or are not there.
-#define FUSEDRNN_FOR_EACH_OPERATION(APPLY)     \
-  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY)    \
-  APPLY(softmax, Softmax)                      \
-  APPLY(additive_attention, AdditiveAttention) \
-  APPLY(transducer_loss, TransducerLoss)       \
-  APPLY(affine_grid, AffineGrid)               \
-  APPLY(grid_sample, GridSample)               \
-  APPLY(gaussian_read, GaussianRead)           \
+#define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
+  FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
+  APPLY(softmax, Softmax)                   \
+  APPLY(transducer_loss, TransducerLoss)    \
+  APPLY(affine_grid, AffineGrid)            \
+  APPLY(grid_sample, GridSample)            \
+  APPLY(gaussian_read, GaussianRead)        \
   APPLY(gaussian_write, GaussianWrite)
 
 // cpu/operations.cpp and cuda/operations.cu are compiled with their kernels, all else with the arguments alone.
@@ -33,6 +33,7 @@
 #include "ops/softmax/kernel.h"
 #include "ops/transducer_loss/kernel.h"
 #elif defined(FUSEDRNN_CUDA_OPERATIONS)
+#include "ops/additive_attention/kernel.cuh"
 #include "ops/ctc_loss/kernel.cuh"
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_flag, require_integer
+from fusedrnn.arrays.device import Device, arrays, owner_of
 from fusedrnn.arrays.host import HOST, Host
+from fusedrnn.arrays.memory import Memory
+from fusedrnn.engines.cuda.decoder import DecoderEngine
 from fusedrnn.gradients import Array, Gradients, State
-from fusedrnn.ops.additive_attention import require_host
 from fusedrnn.options import Options
 from fusedrnn.recurrent import Recurrent, lstm_name
 
@@ -38,17 +40,83 @@ class DecoderGradients(Gradients):
     memory: Array = field(kw_only=True)
 
 
-class _Engine:
-    """What `Recurrent` asks of an engine, and the compiled decoder."""
+class _Engine(Protocol):
+    """What a decoder asks of an engine: `engines.protocol.ParameterEngine`, and its calls."""
+
+    calls: int
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def tape_type(self) -> type[Any]: ...
+
+    @property
+    def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+
+    def check_parameters(self, parameters: dict[str, Array], /) -> None: ...
+
+    def run(
+        self,
+        parameters: Any,
+        x: Any,
+        memory: Any,
+        memory_lengths: Any,
+        state: Any,
+        lengths: Any,
+        training: bool,
+        draws: bool,
+        /,
+    ) -> tuple[Any, ...]: ...
+
+    def backward(
+        self, tape: Any, dy: Any, dcontext: Any, dstate: Any, dlog_prob: Any, dentropy: Any, into: Any, /
+    ) -> tuple[Any, Any, Any, dict[str, Array]]: ...
+
+    def stream(self, parameters: Any, memory: Any, memory_lengths: Any, /) -> Any: ...
+
+
+def _require_host(**given: Any) -> None:
+    """TypeError for an array on a CUDA device."""
+    for name, array in given.items():
+        if owner_of(array) is not None:
+            raise TypeError(f"{name} must be a numpy.ndarray, as the decoder is the CPU's, not a CUDA device's array")
+
+
+class _HostStream:
+    """The compiled stepper, which is given arrays of the host alone."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self.select = compiled.select
+
+    def step(self, x_t: Any) -> tuple[Array, Array]:
+        _require_host(x_t=x_t)
+        found: tuple[Array, Array] = self._compiled.step(x_t)
+        return found
+
+    @property
+    def attention(self) -> Array:
+        found: Array = self._compiled.attention
+        return found
+
+    @property
+    def state(self) -> State:
+        found: State = self._compiled.state
+        return found
+
+    @state.setter
+    def state(self, value: State) -> None:
+        self._compiled.state = value
+
+
+class _HostEngine:
+    """The compiled decoder of the CPU."""
 
     memory: Host = HOST
     tape_type = _core.DecoderTape
 
     def __init__(self, options: Options, memory_size: int, attention_size: int, hard: bool) -> None:
-        if options.device != "cpu":
-            raise TypeError(
-                f"device must be 'cpu' for an AttentionDecoder, which has no CUDA kernels: {options.device!r}"
-            )
         self.compiled = _core.Decoder(
             cell=options.cell,
             input_size=options.input_size,
@@ -58,11 +126,11 @@ class _Engine:
             hard=hard,
             bias=options.bias,
             seed=options.seed,
-            dtype=options.dtype,
+            dtype=options.dtype if options.device == "cpu" else "float32",
             batch_first=options.batch_first,
             clip=options.clip,
         )
-        self.parameter_shapes = self.compiled.parameter_shapes
+        self.parameter_shapes: list[tuple[str, tuple[int, ...]]] = self.compiled.parameter_shapes
         self.check_parameters = self.compiled.check_parameters
 
     @property
@@ -72,6 +140,24 @@ class _Engine:
     @calls.setter
     def calls(self, count: int) -> None:
         self.compiled.calls = count
+
+    def run(self, parameters: Any, x: Any, memory: Any, *rest: Any) -> tuple[Any, ...]:
+        _require_host(x=x, memory=memory)
+        found: tuple[Any, ...] = self.compiled.run(parameters, x, memory, *rest)
+        return found
+
+    def backward(
+        self, tape: Any, dy: Any, dcontext: Any, dstate: Any, dlog_prob: Any, dentropy: Any, into: Any
+    ) -> tuple[Any, Any, Any, dict[str, Array]]:
+        _require_host(dy=dy, dcontext=dcontext, dlog_prob=dlog_prob, dentropy=dentropy)
+        found: tuple[Any, Any, Any, dict[str, Array]] = self.compiled.backward(
+            tape, dy, dcontext, dstate, dlog_prob, dentropy, into
+        )
+        return found
+
+    def stream(self, parameters: Any, memory: Any, memory_lengths: Any) -> _HostStream:
+        _require_host(memory=memory)
+        return _HostStream(self.compiled.stream(parameters, memory, memory_lengths))
 
 
 class AttentionStepper:
@@ -91,7 +177,6 @@ class AttentionStepper:
         TypeError, ValueError
             Where `x_t` is of another kind, dtype or shape. The state is as it was then.
         """
-        require_host(x_t=x_t)
         found: tuple[Array, Array] = self._core.step(x_t)
         return found
 
@@ -119,13 +204,15 @@ class AttentionStepper:
         Parameters
         ----------
         rows : array of integers
-            (N',), each in [0, N).
+            (N',), each in [0, N); of the host, or of a CUDA device, for which this waits.
 
         Raises
         ------
         TypeError, ValueError
             Where `rows` is none such.
         """
+        owner = owner_of(rows)
+        rows = rows if owner is None else owner.to_host(rows)
         if isinstance(rows, np.ma.MaskedArray):
             raise TypeError("rows must be an array without a mask")
         if isinstance(rows, (list, tuple)):
@@ -164,9 +251,11 @@ class AttentionDecoder(Recurrent):
     attention : {'soft', 'hard'}
     batch_first : bool
         Whether sequences are (B, T, ...) and the memory (B, S, M).
-    dtype : {'float32', 'float64'}
-    device : {'cpu'}
-        There are no CUDA kernels for it.
+    dtype : {'float32', 'float64', 'bfloat16', 'float16'}
+        The 16-bit types on a CUDA device alone; there attention, log_prob, entropy, their gradients and c are float32.
+    device : str
+        'cpu', 'cuda' or 'cuda:N'. On a CUDA device arrays are CuPy's; lengths may lie there, where they are clamped, or
+        on the host. No call can be captured in a graph.
     seed : int or numpy.random.Generator, optional
         Of the initial parameters and of the drawn locations.
     **cell_options
@@ -241,7 +330,12 @@ class AttentionDecoder(Recurrent):
         return f"rnn_{options['nonlinearity']}"
 
     def _new_engine(self, options: Options) -> _Engine:
-        return _Engine(options, self.memory_size, self.attention_size, self.attention == "hard")
+        host = _HostEngine(options, self.memory_size, self.attention_size, self.attention == "hard")
+        if options.device == "cpu":
+            return host
+        device = Device(arrays(), int(options.device.removeprefix("cuda:")))
+        sizes = self.memory_size, self.attention_size
+        return DecoderEngine(options, device, sizes, self.attention == "hard", host.parameter_shapes)
 
     @property
     def batch_first(self) -> bool:
@@ -283,10 +377,9 @@ class AttentionDecoder(Recurrent):
         Raises
         ------
         TypeError, ValueError
-            Where an argument is of another kind, dtype, shape or value; TypeError for arrays on a CUDA device, too.
+            Where an argument is of another kind, dtype, device, shape or value.
         """
-        require_host(x=x, memory=memory)
-        found: tuple[Array, Array, State] = self._engine.compiled.run(
+        found: tuple[Array, Array, State] = self._engine.run(
             self.parameters, x, memory, memory_lengths, state, lengths, False, False
         )
         return found
@@ -298,7 +391,7 @@ class AttentionDecoder(Recurrent):
         memory_lengths: Any = None,
         state: State | None = None,
         lengths: Any = None,
-    ) -> tuple[Array, Array, State, _core.DecoderTape]:
+    ) -> tuple[Array, Array, State, Any]:
         """Run a sequence in training: as a call, but that hard attention draws its locations; with a tape.
 
         Parameters
@@ -323,15 +416,14 @@ class AttentionDecoder(Recurrent):
         TypeError, ValueError
             As in a call.
         """
-        require_host(x=x, memory=memory)
-        found: tuple[Array, Array, State, _core.DecoderTape] = self._engine.compiled.run(
+        found: tuple[Array, Array, State, Any] = self._engine.run(
             self.parameters, x, memory, memory_lengths, state, lengths, True, True
         )
         return found
 
     def backward(
         self,
-        tape: _core.DecoderTape,
+        tape: Any,
         dy: Array | None = None,
         dcontext: Array | None = None,
         dstate: Any = None,
@@ -369,12 +461,11 @@ class AttentionDecoder(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype or shape, or the tape is another object's.
         """
-        if not isinstance(tape, _core.DecoderTape):
+        if not isinstance(tape, self._engine.tape_type):
             raise TypeError(f"tape must be the one that forward returned, not {type(tape).__name__}")
         if grads is not None and not isinstance(grads, Gradients):
             raise TypeError(f"grads must be the Gradients of an earlier call or None, not {type(grads).__name__}")
-        require_host(dy=dy, dcontext=dcontext, dlog_prob=dlog_prob, dentropy=dentropy)
-        dx, dmemory, state, parameters = self._engine.compiled.backward(
+        dx, dmemory, state, parameters = self._engine.backward(
             tape, dy, dcontext, dstate, dlog_prob, dentropy, None if grads is None else grads.parameters
         )
         return DecoderGradients(dx, state, parameters, memory=dmemory)
@@ -401,13 +492,13 @@ class AttentionDecoder(Recurrent):
         TypeError, ValueError
             Where an argument is of another kind, dtype, shape or value.
         """
-        require_host(memory=memory)
-        return AttentionStepper(self._engine.compiled.stream(self.parameters, memory, memory_lengths))
+        return AttentionStepper(self._engine.stream(self.parameters, memory, memory_lengths))
 
     def __repr__(self) -> str:
         options = {**_CELL_OPTIONS[self.cell], **_ANY_CELL, "batch_first": False, "attention": "soft"}
         shown = {name: getattr(self, name) for name, value in options.items() if getattr(self, name) != value}
         listed = "".join(f", {name}={value!r}" for name, value in shown.items())
         dtype = "" if self._options.dtype == "float32" else f", dtype={self._options.dtype!r}"
+        dtype += "" if self.device == "cpu" else f", device={self.device!r}"
         sizes = f"{self.input_size}, {self.hidden_size}, {self.memory_size}, {self.attention_size}"
         return f"AttentionDecoder({sizes}, cell={self.cell!r}{listed}{dtype})"

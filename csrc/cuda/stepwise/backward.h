@@ -15,8 +15,8 @@ class StepwiseBackward : Net<T> {
 
  public:
   // norms: whether those of the states' gradients are wanted.
-  StepwiseBackward(const NetConfig& net, const NetForward& forward, bool norms)
-      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::backward), measuring(norms) {}
+  StepwiseBackward(const NetConfig& net, const NetForward& forward, bool norms, LateInput<T>* late = nullptr)
+      : Base(net, forward, late), blocks(net, forward, traits, persistent::Pass::backward), measuring(norms) {}
 
   std::size_t workspace_bytes() {
     Arena arena(nullptr);
@@ -32,6 +32,7 @@ class StepwiseBackward : Net<T> {
     SequenceOf<const T> dy = output_gradient(backend, gradient);
     const SequenceOf<const T> first_x = this->input(backend);
     this->moved(backend, Base::read_only(Base::sequence(call.y)), this->moved_y, config.width());
+    if (this->late) this->late->begin(backend, kept.lengths);
     for (int layer = config.layers; layer-- > 0;) {
       SequenceOf<const T> x = layer == 0 ? first_x : Base::read_only(this->output(layer - 1));
       if (layer > 0 && this->drops()) {
@@ -43,6 +44,7 @@ class StepwiseBackward : Net<T> {
       if (layer > 0 && this->drops()) this->drop(backend, layer - 1, dx.data, dx.data);
       dy = Base::read_only(dx);
     }
+    if (this->late) this->late->end(backend);
     if (this->masked() && gradient.dx.data)
       backend.for_each(call.steps, rows, config.input_size,
                        SpreadGradients<T>{kept.mask, moved_dx, Base::sequence(gradient.dx), config.input_size});
@@ -62,6 +64,7 @@ class StepwiseBackward : Net<T> {
   T *moved_dx, *moved_dy;                                   // with a mask, by step
   A *dx_chunk, *dx_wide, *dh, *products, *dc, *doperand;    // dx_wide: (T, B, width) where it is needed
   A *gates, *cells, *c, *replay_products;                   // recomputing: a segment
+  A* dlate;                                                 // (B, columns of the late input)
   Measured<T> measured;                                     // for norms
   A *measured_products, *measured_doperands;
   A *input_gradient, *recurrent_gradient, *bias_parts, *per_unit_parts;
@@ -97,6 +100,8 @@ class StepwiseBackward : Net<T> {
     bias_parts = arena.take<A>(directions, kParts, slots);
     per_unit_parts = arena.take<A>(directions, kParts, traits.per_unit.rows * hidden);
     if (measuring) lay_out_measured(arena, part);
+    dlate = arena.take<A>(this->late ? rows : 0, this->late ? this->late->size() : 0);
+    if (this->late) this->late->lay_out(arena, chunk);
     this->lay_out_moved(arena);
     moved_dx = arena.take<T>(this->masked() ? all : 0, config.input_size);
     moved_dy = arena.take<T>(this->masked() ? all : 0, config.width());
@@ -149,12 +154,14 @@ class StepwiseBackward : Net<T> {
         a.gates_first = first;
         replay(backend, layer, weights, x, first, last);
       }
+      if (this->late) this->late->begin_chunk(backend, first, last, h_previous);
       // 3. The steps, last to first.
       if (blocks.active())
         blocks.backward(backend, a, weights.recurrent, last, block_space);
       else
         for (Index s = last; s-- > first;) step(backend, weights, a, s);
       if (measuring) measure(backend, weights, a, last);
+      if (this->late) this->late->end_chunk(backend, first, last, h_previous);
       // 4. Gradients of x and of the weights: products over the chunk.
       for (Index d = 0; d < directions; ++d) {
         add_weight_gradients(backend, layer, x, d, first, last, gradient);
@@ -230,11 +237,12 @@ class StepwiseBackward : Net<T> {
   // Gates and cells of a segment once more. Its h are known, so that the products of all its steps are one.
   void replay(Backend& backend, int layer, const Packed<T>& weights, const SequenceOf<const T>& x, Index first,
               Index last) const {
-    const Index inputs = config.input_of(layer), count = (last - first) * rows, capacity = chunk * rows;
+    const Index count = (last - first) * rows, capacity = chunk * rows;
     const typename Kept<T>::Layer& own = kept.layers[layer];
     for (Index d = 0; d < directions; ++d) {
-      const T* const in_order = this->rows_in_order(backend, x, inputs, d, first, last, false, gathered);
-      this->project(backend, weights, inputs, d, in_order, count, gates + d * capacity * traits.slots * hidden);
+      const T* const in_order =
+          this->rows_in_order(backend, x, config.input_of(layer), d, first, last, false, gathered);
+      this->project(backend, weights, layer, d, in_order, count, gates + d * capacity * traits.slots * hidden);
     }
     if (traits.states == 2) {
       const A* const from = first == 0 ? own.c0 : own.cells + (first / chunk - 1) * rows * hidden;
@@ -273,6 +281,21 @@ class StepwiseBackward : Net<T> {
       cell.backward_operand(backend, a, directions, s);
     }
     multiply_gradient(backend, weights, 0, a, s, products);
+    if (this->late) take_late(backend, weights, a, s);
+  }
+  // The gradient of the late columns of the input, and what it does to the h before the step.
+  void take_late(Backend& backend, const Packed<T>& weights, const BackwardArrays<T>& a, Index s) const {
+    Gemm<T> product = {};
+    product.m = rows;
+    product.n = product.c_row = this->late->size();
+    product.k = traits.input.count * hidden;
+    product.a = dgates + a.row(0, s, 0) * traits.slots * hidden + traits.input.first * hidden;
+    product.a_row = traits.slots * hidden;
+    product.b = weights.input + this->early(0);
+    product.b_row = config.input_size;
+    product.c = dlate;
+    backend.gemm(product);
+    this->late->take(backend, s, dlate, products);
   }
   void multiply_gradient(Backend& backend, const Packed<T>& weights, int phase, const BackwardArrays<T>& a, Index s,
                          A* to) const {
@@ -337,28 +360,35 @@ class StepwiseBackward : Net<T> {
   void add_weight_gradients(Backend& backend, int layer, const SequenceOf<const T>& x, Index d, Index first, Index last,
                             const NetBackward& gradient) const {
     const WeightGradients<void>& wanted = gradient.gradients[layer * directions + d];
-    const Index inputs = config.input_of(layer), count = (last - first) * rows;
+    const Index inputs = config.input_of(layer), early = this->early(layer), count = (last - first) * rows;
     const T* const own = dgates + d * chunk * rows * traits.slots * hidden;
     const T* const h = h_previous + d * chunk * rows * hidden;
     if (wanted.weight_ih)
       add_weight_gradient(backend, own, traits.input, count,
-                          this->rows_in_order(backend, x, inputs, d, first, last, true, gathered), inputs,
-                          input_gradient + d * traits.input.count * hidden * inputs);
+                          this->rows_in_order(backend, x, early, d, first, last, true, gathered), early,
+                          input_gradient + d * traits.input.count * hidden * inputs, inputs);
+    if (wanted.weight_ih && this->late) {
+      const T* const in_order = this->rows_in_order(backend, Base::read_only(this->late->rows()), this->late->size(), d,
+                                                    first, last, true, gathered);
+      add_weight_gradient(backend, own, traits.input, count, in_order, this->late->size(), input_gradient + early,
+                          inputs);
+    }
     for (int phase = 0; phase < traits.phases && wanted.weight_hh; ++phase)
-      add_weight_gradient(backend, own, traits.recurrent[phase], count,
-                          phase == 0 ? h : operand + d * chunk * rows * hidden, hidden,
-                          recurrent_gradient + (d * traits.gates + this->recurrent_start[phase]) * hidden * hidden);
+      add_weight_gradient(
+          backend, own, traits.recurrent[phase], count, phase == 0 ? h : operand + d * chunk * rows * hidden, hidden,
+          recurrent_gradient + (d * traits.gates + this->recurrent_start[phase]) * hidden * hidden, hidden);
   }
   void differentiate_input(Backend& backend, int layer, const Packed<T>& weights, const SequenceOf<T>& dx, Index d,
                            Index first, Index last) const {
-    const Index inputs = config.input_of(layer), count = (last - first) * rows, slots = traits.slots * hidden;
+    const Index inputs = this->early(layer), count = (last - first) * rows, slots = traits.slots * hidden;
     Gemm<T> product = {};
     product.m = count;
-    product.n = product.b_row = product.c_row = inputs;
+    product.n = product.c_row = inputs;
+    product.b_row = config.input_of(layer);
     product.k = traits.input.count * hidden;
     product.a = dgates + d * chunk * rows * slots + traits.input.first * hidden;
     product.a_row = slots;
-    product.b = weights.input + d * traits.input.count * hidden * inputs;
+    product.b = weights.input + d * traits.input.count * hidden * product.b_row;
     product.c = dx_chunk;
     backend.gemm(product);
     const bool add = directions == 2;
@@ -367,12 +397,13 @@ class StepwiseBackward : Net<T> {
     else
       backend.for_each(1, count, inputs, ScatterRows<T>{this->steps(), d, first, dx_chunk, dx, inputs, add});
   }
-  // gradient (count * H, width) += gate gradients of a window, transposed, times `right`.
+  // Columns of a gradient (count * H, to_row) += gate gradients of a window, transposed, times `right` (count, width).
   void add_weight_gradient(Backend& backend, const T* gradients, const Window& window, Index count, const T* right,
-                           Index width, A* to) const {
+                           Index width, A* to, Index to_row) const {
     Gemm<T> product = {};
     product.m = window.count * hidden;
-    product.n = product.b_row = product.c_row = width;
+    product.n = product.b_row = width;
+    product.c_row = to_row;
     product.k = count;
     product.a = gradients + window.first * hidden;
     product.a_row = traits.slots * hidden;

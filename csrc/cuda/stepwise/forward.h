@@ -13,8 +13,8 @@ class StepwiseForward : Net<T> {
       Base::columns, Base::h0, Base::c0;
 
  public:
-  StepwiseForward(const NetConfig& net, const NetForward& forward)
-      : Base(net, forward), blocks(net, forward, traits, persistent::Pass::forward) {}
+  StepwiseForward(const NetConfig& net, const NetForward& forward, LateInput<T>* late = nullptr)
+      : Base(net, forward, late), blocks(net, forward, traits, persistent::Pass::forward) {}
 
   std::size_t kept_bytes() {
     Arena arena(nullptr);
@@ -33,6 +33,7 @@ class StepwiseForward : Net<T> {
     if (call.training) this->lay_out_kept(tape);
     Backend backend(place, gemm_space, config.tf32);
     keep_arguments(backend);
+    if (this->late) this->late->begin(backend, kept.lengths);
     SequenceOf<const T> x = this->input(backend);
     for (int layer = 0; layer < config.layers; ++layer) {
       run_layer(backend, layer, x);
@@ -76,6 +77,7 @@ class StepwiseForward : Net<T> {
     dropped = arena.take<T>(this->drops() ? this->packed_rows : 0, config.width());
     initial = arena.take<T>(this->masked() ? directions : 0, rows, hidden);
     this->lay_out_moved(arena);
+    if (this->late) this->late->lay_out(arena, chunk);
   }
 
   // What later steps and the backward pass need of the arguments, which the caller may then write.
@@ -125,12 +127,12 @@ class StepwiseForward : Net<T> {
     if (traits.states == 2) load_initial<A>(backend, c0, layer, c);
     StepArrays<T> a = step_arrays(layer, weights);
     for (Index first = 0; first < call.steps; first += chunk) {
-      const Index last = std::min(first + chunk, call.steps), inputs = config.input_of(layer);
+      const Index last = std::min(first + chunk, call.steps);
       a.first = first;
       // 2. x . weight_ih for the chunk: one product a direction.
       for (Index d = 0; d < directions; ++d) {
-        const T* const in_order = this->rows_in_order(backend, x, inputs, d, first, last, false, gathered);
-        this->project(backend, weights, inputs, d, in_order, (last - first) * rows,
+        const T* const in_order = this->rows_in_order(backend, x, this->early(layer), d, first, last, false, gathered);
+        this->project(backend, weights, layer, d, in_order, (last - first) * rows,
                       a.gates + d * a.capacity * traits.slots * hidden);
       }
       // 3. The steps.
@@ -189,12 +191,30 @@ class StepwiseForward : Net<T> {
 
   // For each phase h . weight_hh of both directions, then one kernel for all gates.
   void step(Backend& backend, const Packed<T>& weights, const StepArrays<T>& a, Index s) const {
+    if (this->late) add_late(backend, weights, a, s);
     for (int phase = 0; phase < traits.phases; ++phase) {
       this->multiply_recurrent(backend, weights, phase, phase == 0 ? h : operand, rows * hidden, rows, products,
                                rows * columns * hidden);
       if (phase + 1 < traits.phases) cell.operand(backend, a, directions, rows, s);
     }
     cell.forward(backend, a, directions, s, s + 1);
+  }
+  // The late columns of the input, and their part in the slots.
+  void add_late(Backend& backend, const Packed<T>& weights, const StepArrays<T>& a, Index s) const {
+    this->late->make(backend, s, h);
+    Gemm<T> product = {};
+    product.m = rows;
+    product.n = traits.input.count * hidden;
+    product.k = this->late->size();
+    product.a = this->late->rows().at(s, 0);
+    product.a_row = rows > 1 ? this->late->rows().row : product.k;
+    product.b = weights.input + this->early(0);
+    product.b_row = config.input_size;
+    product.b_transposed = true;
+    product.c = a.gates + a.gate_at(0, s, 0, traits.slots, 0) + traits.input.first * hidden;
+    product.c_row = traits.slots * hidden;
+    product.add = true;
+    backend.gemm(product);
   }
 };
 

@@ -8,6 +8,7 @@
 #include "cuda/runtime/arena.h"
 #include "cuda/stepwise/cell_steps.h"
 #include "cuda/stepwise/elementwise.h"
+#include "cuda/stepwise/late_input.h"
 #include "cuda/stepwise/mask.h"
 
 namespace fusedrnn {
@@ -54,9 +55,11 @@ class Net {
  protected:
   using A = Accumulator<T>;
 
-  Net(const NetConfig& net, const NetForward& forward)
+  // late: what makes the last columns of the input, or null.
+  Net(const NetConfig& net, const NetForward& forward, LateInput<T>* late_input)
       : config(net),
         call(forward),
+        late(late_input),
         cell(cell_steps<T>(net.cell)),
         traits(cell.traits),
         hidden(net.hidden_size),
@@ -81,6 +84,7 @@ class Net {
 
   const NetConfig& config;
   const NetForward& call;
+  LateInput<T>* const late;
   const CellSteps<T> cell;
   const CellTraits& traits;
   const Index hidden, directions, rows, packed_rows;
@@ -208,8 +212,12 @@ class Net {
     return packed;
   }
 
+  // Columns of a layer's input that are there before its steps.
+  Index early(int layer) const { return config.input_of(layer) - (late ? late->size() : 0); }
+
   // Elements of a row of x in the widest layer whose rows must be gathered; 0 if there is none.
   Index gathered_width(bool summed) const {
+    if (late) return std::max(early(0), late->size());
     const Index inner = config.layers > 1 ? config.width() : 0;
     if (directions == 2 || config.reverse || (summed && ragged())) return std::max(config.input_size, inner);
     return masked() || in_order(call.x.time, call.x.row, config.input_size) ? 0 : config.input_size;
@@ -227,15 +235,15 @@ class Net {
     return gathered;
   }
 
-  // x's part of the slots of a chunk, into rows `gates` of slots * H.
-  void project(Backend& backend, const Packed<T>& packed, Index inputs, Index d, const T* x, Index count,
-               A* gates) const {
+  // The part of x's early columns in the slots of a chunk, into rows `gates` of slots * H.
+  void project(Backend& backend, const Packed<T>& packed, int layer, Index d, const T* x, Index count, A* gates) const {
     Gemm<T> product = {};
     product.m = count;
     product.n = traits.input.count * hidden;
-    product.k = product.a_row = product.b_row = inputs;
+    product.k = product.a_row = early(layer);
+    product.b_row = config.input_of(layer);
     product.a = x;
-    product.b = packed.input + d * product.n * inputs;
+    product.b = packed.input + d * product.n * product.b_row;
     product.b_transposed = true;
     product.c = gates + traits.input.first * hidden;
     product.c_row = traits.slots * hidden;

@@ -1,6 +1,7 @@
 // Arguments of additive attention, of a call on all queries at once and of a decoder's steps; see kernel.h beside this.
 #pragma once
 #include "common/arguments.h"
+#include "common/type.h"
 #include "cpu/runtime/parallel.h"
 
 namespace fusedrnn {
@@ -73,6 +74,81 @@ struct AdditiveAttentionArguments {
   // Workspace.
   Real* query;   // (rows, 2, padded A): the projected query at hand, by position, and exp(2 query)
   Real* scores;  // (rows, padded S): gradients by location, by position
+};
+
+// On a device, whose arrays are of `type`, and A of its accumulator's; see kernel.cuh. A call on all queries at once,
+// or a decoder's, whose queries are its states: those fields are absent then. A null array is absent. Lengths are taken
+// as if clamped to what they may be.
+struct AdditiveAttentionCall {
+  Type type;
+  Index steps, rows, locations;        // T, B, S
+  Index query_size, features, size;    // H, M, A
+  const void* query;                   // (T, B, H)
+  SequenceView memory;                 // (S, B, M)
+  const std::int64_t* memory_lengths;  // (memory_rows,) or null: S
+  Index memory_rows;                   // B, but for a stepper
+  const std::int64_t* memory_row;      // a stepper's: (B,) row -> row of the memory; null: the same
+  const void *weight_query, *weight_memory, *bias, *weight_score;
+  void* values;            // (memory_rows, S, M): the memory, zeros past a length; null: in the workspace
+  void* keys;              // A (memory_rows, S, A); null: in the workspace
+  bool ready;              // values and keys are made already; backward the keys are
+  SequenceView attention;  // A (T, B, S): forward written, unless null, backward read
+  SequenceView context;    // (T, B, M): forward, written
+  // Attention of one location.
+  int kind;                        // 0: there is none, 1: a location is drawn, 2: the most probable one
+  std::uint64_t seed, number;      // of the draws
+  SequenceView location;           // int64 (T, B): forward written, unless null, backward read
+  SequenceView log_prob, entropy;  // A (T, B): forward, written, unless null; backward entropy is read
+  // Backward: gradients, null for zeros, and what is written.
+  SequenceView dcontext, dattention;  // (T, B, M); A (T, B, S)
+  SequenceView dlog_prob, dentropy;   // A (T, B)
+  void* dquery;                       // (T, B, H)
+  SequenceView dmemory;               // (S, B, M)
+  void *dweight_query, *dweight_memory, *dbias, *dweight_score;
+  bool accumulate;  // add to these four instead of writing them
+  void* workspace;
+
+  template <class Visit>
+  void each_field(const Visit& visit) {
+    visit("dtype", type);
+    visit("steps", steps);
+    visit("rows", rows);
+    visit("locations", locations);
+    visit("query_size", query_size);
+    visit("features", features);
+    visit("size", size);
+    visit("query", query);
+    visit("memory", memory);
+    visit("memory_lengths", memory_lengths);
+    visit("memory_rows", memory_rows);
+    visit("memory_row", memory_row);
+    visit("weight_query", weight_query);
+    visit("weight_memory", weight_memory);
+    visit("bias", bias);
+    visit("weight_score", weight_score);
+    visit("values", values);
+    visit("keys", keys);
+    visit("ready", ready);
+    visit("attention", attention);
+    visit("context", context);
+    visit("kind", kind);
+    visit("seed", seed);
+    visit("number", number);
+    visit("location", location);
+    visit("log_prob", log_prob);
+    visit("entropy", entropy);
+    visit("dcontext", dcontext);
+    visit("dattention", dattention);
+    visit("dlog_prob", dlog_prob);
+    visit("dentropy", dentropy);
+    visit("dquery", dquery);
+    visit("dmemory", dmemory);
+    visit("dweight_query", dweight_query);
+    visit("dweight_memory", dweight_memory);
+    visit("dbias", dbias);
+    visit("dweight_score", dweight_score);
+    visit("accumulate", accumulate);
+  }
 };
 
 }  // namespace fusedrnn

@@ -7,17 +7,9 @@ from typing import Any
 from fusedrnn import _core
 from fusedrnn.arrays.device import owner_of
 from fusedrnn.gradients import Array
+from fusedrnn.ops.attention_device import AttentionDeviceTape, device_backward, device_forward
 
 _attention: Any = _core.operations["additive_attention"]
-
-
-def require_host(**arrays: Any) -> None:
-    """TypeError for an array on a CUDA device."""
-    for name, array in arrays.items():
-        if owner_of(array) is not None:
-            raise TypeError(
-                f"{name} must be a numpy.ndarray: attention is computed on the CPU alone, not on a CUDA device's arrays"
-            )
 
 
 def _forward(
@@ -30,14 +22,10 @@ def _forward(
     memory_lengths: Any,
     training: bool,
 ) -> tuple[Array, Array, Any]:
-    require_host(
-        query=query,
-        memory=memory,
-        weight_query=weight_query,
-        weight_memory=weight_memory,
-        bias=bias,
-        weight_score=weight_score,
-    )
+    device = owner_of(query)
+    if device is not None:
+        weights = (weight_query, weight_memory, bias, weight_score)
+        return device_forward(device, query, memory, weights, memory_lengths, training)
     found: tuple[Array, Array, Any] = _attention.forward(
         query, memory, weight_query, weight_memory, bias, weight_score, memory_lengths, training
     )
@@ -56,13 +44,14 @@ def additive_attention(
     """Attention of an additive score: ``softmax_j(weight_score . tanh(weight_query h + weight_memory m_j + bias))``.
 
     Bahdanau, Cho & Bengio, "Neural machine translation by jointly learning to align and translate", 2015. Keys, the
-    products with the memory, are made once for all queries, and no array of T*B*S*A elements exists. A row's results
-    are the same bits whatever rows stand beside it, for any number of threads.
+    products with the memory, are made once for all queries, and no array of T*B*S*A elements exists. On the
+    CPU a row's results are the same bits whatever rows stand beside it, for any number of threads.
 
     Parameters
     ----------
     query : ndarray of float32 or float64
-        (T, B, H), C-contiguous.
+        (T, B, H), C-contiguous. On a CUDA device all arrays are CuPy's, there also of bfloat16 or float16; lengths may
+        lie on the device, which clamps them, or on the host.
     memory : ndarray
         (S, B, M), of the query's dtype, unit stride in the last axis; S may be 0.
     weight_query, weight_memory, bias, weight_score : ndarray
@@ -75,12 +64,12 @@ def additive_attention(
     context : ndarray
         (T, B, M): the sum of the memory's rows, each times its share. 0 for a row without memory.
     attention : ndarray
-        (T, B, S): the shares, which add up to 1; 0 past a length.
+        (T, B, S): the shares, which add up to 1; 0 past a length. Of float32 where the query has 16 bits.
 
     Raises
     ------
     TypeError, ValueError
-        Where an argument is of another kind, dtype, shape or value; TypeError for arrays on a CUDA device, too.
+        Where an argument is of another kind, dtype, shape or value; ValueError while a graph is captured.
     """
     context, attention, _ = _forward(
         query, memory, weight_query, weight_memory, bias, weight_score, memory_lengths, False
@@ -132,7 +121,7 @@ def additive_attention_backward(
     tape : object
         From `additive_attention_forward`. It is not written: it may be used again.
     dcontext, dattention : ndarray, optional
-        (T, B, M) and (T, B, S), C-contiguous, of the query's dtype. Zeros if None.
+        (T, B, M) and (T, B, S), C-contiguous, of the dtypes of context and attention. Zeros if None.
 
     Returns
     -------
@@ -144,8 +133,11 @@ def additive_attention_backward(
     TypeError, ValueError
         Where an argument is of another kind, dtype or shape.
     """
+    found: tuple[Array, Array, Array, Array, Array, Array]
+    if isinstance(tape, AttentionDeviceTape):
+        found = device_backward(tape, dcontext, dattention)
+        return found
     if not isinstance(tape, _attention.Tape):
         raise TypeError(f"tape must come from additive_attention_forward, not {type(tape).__name__}")
-    require_host(dcontext=dcontext, dattention=dattention)
-    found: tuple[Array, Array, Array, Array, Array, Array] = _attention.backward(tape, dcontext, dattention)
+    found = _attention.backward(tape, dcontext, dattention)
     return found

@@ -268,7 +268,8 @@ class AttentionDecoder(nn.Module):
             self._own._options, calls = options, self._own._engine.calls
             self._own._engine = self._own._new_engine(options)
             self._own._engine.calls = calls
-        return self._own._engine.compiled
+        engine: Any = self._own._engine
+        return engine.compiled
 
 
 def _counts(lengths: Any) -> Any:

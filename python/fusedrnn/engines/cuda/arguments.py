@@ -144,25 +144,25 @@ class Arguments:
 
     # ---- which rows run when ----
 
-    def lengths(self, value: Any, layout: Layout) -> Any:
+    def lengths(self, value: Any, layout: Layout, name: str = "lengths") -> Any:
         """Lengths on the device. Those on the host are checked; the device's are not read, and clamped there."""
         if value is None:
             return None
         if not layout.batched:
             raise ValueError(sentences["unbatched_lengths"])
         if owner_of(value) is not None:
-            return integers(self.device, value, "lengths", (layout.rows,))
+            return integers(self.device, value, name, (layout.rows,))
         if self.device.capturing():
             raise ValueError(
-                "lengths must be a device array while a graph is captured: the host's cannot be copied then"
+                f"{name} must be a device array while a graph is captured: the host's cannot be copied then"
             )
         if not isinstance(value, (np.ndarray, list, tuple)):
-            raise TypeError(sentences["lengths"].format("lengths", type(value).__name__))
+            raise TypeError(sentences["lengths"].format(name, type(value).__name__))
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iu":
-            raise TypeError(sentences["lengths"].format("lengths", f"of {value.dtype}"))
+            raise TypeError(sentences["lengths"].format(name, f"of {value.dtype}"))
         if np.shape(value) != (layout.rows,):
-            raise ValueError(sentences["shape"].format("lengths", (layout.rows,), np.shape(value)))
-        host = [require_integer(item, "lengths", least=0, most=layout.steps) for item in value]
+            raise ValueError(sentences["shape"].format(name, (layout.rows,), np.shape(value)))
+        host = [require_integer(item, name, least=0, most=layout.steps) for item in value]
         return self.device.from_host(np.array(host, np.int64))
 
     def flags(self, value: Any, name: str, layout: Layout) -> Any:
