@@ -11,27 +11,10 @@ from torch import Tensor
 from fusedrnn.ops.ctc_loss import ctc_loss as ctc_loss_of_arrays
 from fusedrnn.ops.ctc_loss import ctc_loss_backward, ctc_loss_forward
 from fusedrnn.ops.transducer_loss import transducer_loss_backward, transducer_loss_forward
+from fusedrnn.torch.nodes import array_of, floats, once
 from fusedrnn.torch.tensors import check_memory, contiguous, unit_stride
 
 Integers = Tensor | Sequence[int]
-
-
-def _floats(tensor: Any, name: str) -> Tensor:
-    """A tensor of float32 or float64 on the CPU; autocast's own dtypes become float32, as in torch's losses."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not {type(tensor).__name__}")
-    if tensor.device.type == "cpu" and torch.is_autocast_enabled("cpu") and tensor.is_floating_point():
-        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
-        kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
-        raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not of {kind}")
-    check_memory([(name, tensor)])
-    checked: Tensor = tensor
-    return checked
-
-
-def _array(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.detach().numpy()
 
 
 def _integers(values: Any, name: str) -> Any:
@@ -52,37 +35,10 @@ def _gradient(dloss: Tensor) -> Any:
     return dloss.detach().resolve_neg().numpy() if dloss.ndim > 0 else float(dloss.detach())
 
 
-class _Once(torch.autograd.Function):
-    """Gradients, which stay what they are, with an error where they are differentiated again.
-
-    `once_differentiable` takes a gradient for a constant wherever that of the loss is one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.name = name
-        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(f"fusedrnn.torch.{ctx.name} has no second derivative: its gradient can't be differentiated")
-
-
-def _once(name: str, arrays: Sequence[Any], dloss: Tensor, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients as tensors, each of which depends on the gradient of the loss and on all inputs."""
-    gradients = [None if array is None else torch.from_numpy(array) for array in arrays]
-    if not torch.is_grad_enabled():
-        return list(gradients)
-    present = [gradient for gradient in gradients if gradient is not None]
-    sources = [tensor for tensor in inputs if tensor is not None]
-    found = iter(_Once.apply(name, len(present), *present, dloss, *sources))  # type: ignore[no-untyped-call]
-    return [None if gradient is None else next(found) for gradient in gradients]
-
-
 class _CtcLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        loss, ctx.tape = ctc_loss_forward(_array(unit_stride(log_probs)), *arguments, **options)
+        loss, ctx.tape = ctc_loss_forward(array_of(unit_stride(log_probs)), *arguments, **options)
         ctx.save_for_backward(log_probs)
         return _result(loss, log_probs)
 
@@ -90,7 +46,7 @@ class _CtcLoss(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
         found = ctc_loss_backward(ctx.tape, _gradient(dloss))
-        return *_once("ctc_loss", [found], dloss, inputs), None, None
+        return *once("ctc_loss", [found], dloss, inputs), None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -131,7 +87,7 @@ def ctc_loss(
     TypeError, ValueError
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
-    log_probs = _floats(log_probs, "log_probs")
+    log_probs = floats(log_probs, "log_probs")
     if log_probs.ndim not in (2, 3) or log_probs.shape[-1] < 1:
         shape = tuple(log_probs.shape)
         raise ValueError(f"log_probs must have shape (T, N, C) or (T, C) with C at least 1, not {shape}")
@@ -147,7 +103,7 @@ def ctc_loss(
     if torch.is_grad_enabled() and log_probs.requires_grad:
         loss: Tensor = _CtcLoss.apply(log_probs, (labels, *lengths), options)  # type: ignore[no-untyped-call]
     else:
-        loss = _result(ctc_loss_of_arrays(_array(unit_stride(log_probs)), labels, *lengths, **options), log_probs)
+        loss = _result(ctc_loss_of_arrays(array_of(unit_stride(log_probs)), labels, *lengths, **options), log_probs)
     return loss.reshape(()) if alone else loss
 
 
@@ -164,7 +120,7 @@ class _TransducerLoss(torch.autograd.Function):
     ) -> Tensor:
         readout = [None if t is None else contiguous(t) for t in (weight, bias)]
         tensors = [unit_stride(encoder), unit_stride(predictor), *readout]
-        loss, ctx.tape = transducer_loss_forward(*map(_array, tensors), *arguments, **options)
+        loss, ctx.tape = transducer_loss_forward(*map(array_of, tensors), *arguments, **options)
         ctx.save_for_backward(encoder, predictor, weight, bias)
         return _result(loss, encoder)
 
@@ -172,7 +128,7 @@ class _TransducerLoss(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors  # RuntimeError where they were written since: the tape refers to their memory
         found = transducer_loss_backward(ctx.tape, _gradient(dloss))
-        return *_once("transducer_loss", found, dloss, inputs), None, None
+        return *once("transducer_loss", found, dloss, inputs), None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -212,12 +168,12 @@ def transducer_loss(
         Where an argument is of another kind, dtype, shape or value; the message names it.
     """
     named = (encoder, "encoder"), (predictor, "predictor"), (weight, "weight")
-    arrays: list[Tensor | None] = [_floats(tensor, name) for tensor, name in named]
+    arrays: list[Tensor | None] = [floats(tensor, name) for tensor, name in named]
     given = (
         _integers(values, name)
         for values, name in ((targets, "targets"), (input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
     )
     options = {"blank": blank, "reduction": reduction}
-    arrays.append(None if bias is None else _floats(bias, "bias"))
+    arrays.append(None if bias is None else floats(bias, "bias"))
     loss: Tensor = _TransducerLoss.apply(*arrays, tuple(given), options)  # type: ignore[no-untyped-call]
     return loss
