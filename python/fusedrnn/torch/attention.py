@@ -1,4 +1,4 @@
-"""The attention decoder as a module of torch: the CPU's kernels under autograd."""
+"""The attention decoder as a module of torch: the kernels of the CPU and of CUDA devices under autograd."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parameter import Parameter
 
 import fusedrnn
+from fusedrnn.torch import device as devices
+from fusedrnn.torch.attention_device import DeviceCall
+from fusedrnn.torch.tensors import check_memory
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -57,6 +60,23 @@ class _Call:
         final = found[2] if isinstance(found[2], tuple) else (found[2],)
         return [torch.from_numpy(array) for array in (*found[:2], *final)], found[3] if training else None
 
+    def told(self, tape: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of what a tape tells: what has gradients, and attention and locations."""
+        drawn = [] if tape.locations is None else [tape.log_prob, tape.entropy]
+        rest = [array for array in (tape.attention, tape.locations) if array is not None]
+        return [torch.tensor(array) for array in drawn], [torch.tensor(array) for array in rest]
+
+    def differentiate(self, tape: Any, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """Gradients of the tensors of `run`, from those of its outputs and of what `told` gives first."""
+        arrays = [None if g is None else _array(g) for g in given]
+        states = len(given) - 2 - (0 if tape.locations is None else 2)
+        dstate: Any = tuple(arrays[2 : 2 + states]) if states == 2 else arrays[2]
+        dx, dmemory, initial, parameters = self.compiled.backward(
+            tape, arrays[0], arrays[1], dstate, *(arrays[2 + states :] or (None, None)), None
+        )
+        initial = (initial if isinstance(initial, tuple) else (initial,)) if self.states else ()
+        return list(map(torch.from_numpy, (dx, dmemory, *initial, *parameters.values())))
+
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The memory of a tensor, which the decoder checks."""
@@ -75,12 +95,12 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, call: _Call | DeviceCall, *tensors: Tensor) -> Any:
         outputs, tape = call.run(tensors, True)
-        extra = [] if tape.locations is None else [tape.log_prob, tape.entropy]
-        outputs += [torch.tensor(array) for array in extra]
+        drawn, rest = call.told(tape)
+        outputs += drawn
         ctx.wanted = len(outputs)
-        outputs += [torch.tensor(array) for array in (tape.attention, tape.locations) if array is not None]
+        outputs += rest
         ctx.mark_non_differentiable(*outputs[ctx.wanted :])
         ctx.set_materialize_grads(False)
         ctx.call, ctx.tape = call, tape
@@ -92,19 +112,12 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         _ = ctx.saved_tensors
-        call, states = ctx.call, ctx.wanted - 2 - (0 if ctx.tape.locations is None else 2)
-        given = [None if g is None else _array(g) for g in gradients[: ctx.wanted]]
-        dstate: Any = tuple(given[2 : 2 + states]) if states == 2 else given[2]
-        dx, dmemory, initial, parameters = call.compiled.backward(
-            ctx.tape, given[0], given[1], dstate, *(given[2 + states :] or (None, None)), None
-        )
-        initial = (initial if isinstance(initial, tuple) else (initial,)) if call.states else ()
-        found = map(torch.from_numpy, (dx, dmemory, *initial, *parameters.values()))
+        found = ctx.call.differentiate(ctx.tape, gradients[: ctx.wanted])
         return None, *(one if wanted else None for one, wanted in zip(found, ctx.needs_input_grad[1:], strict=True))
 
 
 class AttentionDecoder(nn.Module):
-    """`fusedrnn.AttentionDecoder` under autograd, on tensors of the CPU.
+    """`fusedrnn.AttentionDecoder` under autograd, on tensors of the CPU or of a CUDA device, which needs no CuPy.
 
     Hard attention draws its locations in training mode, and takes the most probable ones in evaluation mode. There are
     no second derivatives: asking for one is a RuntimeError.
@@ -114,9 +127,9 @@ class AttentionDecoder(nn.Module):
     input_size, hidden_size, memory_size, attention_size, cell, attention, batch_first, **cell_options
         As `fusedrnn.AttentionDecoder` takes them; the parameters have the same names and shapes.
     dtype : torch.dtype, optional
-        float32 or float64; torch's default dtype if None.
+        float32 or float64, on a CUDA device also bfloat16 or float16; torch's default dtype if None.
     device : optional
-        'cpu' or None.
+        Of the parameters, as torch's modules take it; ``module.to`` moves them.
 
     Raises
     ------
@@ -140,6 +153,7 @@ class AttentionDecoder(nn.Module):
     ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
+        there = device is not None and torch.device(device).type != "cpu"
         # Of torch's generator, so that its seed decides the draws too.
         seed = int(torch.randint(2**62, ()))
         own = fusedrnn.AttentionDecoder(
@@ -150,14 +164,13 @@ class AttentionDecoder(nn.Module):
             cell=cell,
             attention=attention,
             batch_first=batch_first,
-            dtype=str(dtype).removeprefix("torch."),
-            device="cpu" if device is None else str(device),
+            dtype="float32" if there and dtype.itemsize == 2 else str(dtype).removeprefix("torch."),
             seed=seed,
             **cell_options,
         )
         self._names = tuple(own.parameters)
         for name, array in own.parameters.items():
-            self.register_parameter(name, Parameter(torch.empty(array.shape, dtype=dtype)))
+            self.register_parameter(name, Parameter(torch.empty(array.shape, dtype=dtype, device=device)))
         own.parameters = {}  # calls are given the module's
         self._own = own
         self.reset_parameters()
@@ -186,7 +199,7 @@ class AttentionDecoder(nn.Module):
         x, memory : Tensor
             (T, B, I) and (S, B, M), or with `batch_first` (B, T, I) and (B, S, M), of the parameters' dtype.
         memory_lengths, lengths : Tensor or sequence of int, optional
-            (B,), each in [0, S] and [0, T].
+            (B,), each in [0, S] and [0, T]. Those on a CUDA device are not looked at, and clamped.
         state : Tensor or (Tensor, Tensor), optional
             h, or (h, c) for an LSTM, each (1, B, H). Zeros if None.
 
@@ -227,7 +240,7 @@ class AttentionDecoder(nn.Module):
         Attended
             y, context, state, and attention (T, B, S), which has no gradient; of hard attention, else None, locations
             (T, B) of int64, and log_prob and entropy (T, B), which have one: REINFORCE multiplies log_prob with a
-            reward. With `batch_first` B comes before T.
+            reward. With `batch_first` B comes before T. Of 16-bit types attention, log_prob and entropy are float32.
 
         Raises
         ------
@@ -246,7 +259,7 @@ class AttentionDecoder(nn.Module):
 
     def _bound(
         self, x: Tensor, memory: Tensor, memory_lengths: Any, state: State | None, lengths: Any
-    ) -> tuple[_Call, tuple[Tensor, ...]]:
+    ) -> tuple[_Call | DeviceCall, tuple[Tensor, ...]]:
         """The call, and its tensors, checked for what the compiled part cannot see."""
         own, given = self._own, () if state is None else state if isinstance(state, tuple) else (state,)
         states = 2 if own.cell == "lstm" else 1
@@ -254,12 +267,22 @@ class AttentionDecoder(nn.Module):
             raise ValueError(f"state must have {states} tensors for cell={own.cell!r}, not {len(given)}")
         tensors = (x, memory, *given, *(getattr(self, name) for name in self._names))
         names = ("x", "memory", *["state"] * len(given), *self._names)
-        dtype = tensors[-1].dtype
         for tensor, name in zip(tensors, names, strict=True):
-            _check(tensor, name, dtype)
+            _check(tensor, name, tensors[-1])
         draws = own.attention == "hard" and self.training
+        if _on_a_device(tensors[-1]):
+            return self._device_call(memory_lengths, lengths, len(given), draws), tensors
         counts = _counts(memory_lengths), _counts(lengths)
-        return _Call(self._compiled(dtype), self._names, *counts, len(given), draws), tensors
+        return _Call(self._compiled(tensors[-1].dtype), self._names, *counts, len(given), draws), tensors
+
+    def _device_call(self, memory_lengths: Any, lengths: Any, states: int, draws: bool) -> DeviceCall:
+        own = self._own
+        number = own._engine.calls
+        own._engine.calls += draws or torch.is_grad_enabled()
+        sizes, hard = (own.memory_size, own.attention_size), own.attention == "hard"
+        shapes = tuple(own._engine.parameter_shapes)
+        draw = number if draws else None
+        return DeviceCall(own._options, sizes, hard, memory_lengths, lengths, states, draw, shapes)
 
     def _compiled(self, dtype: torch.dtype) -> Any:
         """The compiled decoder of the parameters' dtype, which ``.double()`` and the like may have changed."""
@@ -276,11 +299,28 @@ def _counts(lengths: Any) -> Any:
     return lengths.cpu().numpy() if isinstance(lengths, Tensor) else lengths
 
 
-def _check(tensor: Any, name: str, dtype: torch.dtype) -> None:
+def _on_a_device(tensor: Tensor) -> bool:
+    """Whether a tensor lies on a CUDA device that has an engine; RuntimeError where the engine is missing."""
+    if not devices.kind.holds(tensor):
+        return False
+    reason = devices.missing()
+    if reason is not None:
+        raise RuntimeError(f"fusedrnn.torch.AttentionDecoder cannot run on {tensor.device}: {reason}")
+    return True
+
+
+def _check(tensor: Any, name: str, like: Tensor) -> None:
+    """TypeError unless it is a dense tensor of a parameter's dtype on its device, where there is an engine for both."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    there = devices.kind.holds(like)
+    if tensor.device != like.device or tensor.layout is not torch.strided or not (there or tensor.is_cpu):
         kind = f"{tensor.device}, {tensor.layout}"
-        raise TypeError(f"{name} must be a dense tensor of the CPU: the decoder has no CUDA kernels, not one of {kind}")
-    if tensor.dtype is not dtype or dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be of float32 or float64 as the parameters are, {dtype}, not of {tensor.dtype}")
+        raise TypeError(
+            f"{name} must be a dense tensor on the parameters' device, of the CPU or CUDA, not one of {kind}"
+        )
+    dtypes = tuple(devices.DTYPES) if there else (torch.float32, torch.float64)
+    if tensor.dtype is not like.dtype or like.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be of {wanted} as the parameters are, {like.dtype}, not of {tensor.dtype}")
+    check_memory([(name, tensor)])
