@@ -338,6 +338,35 @@ def test_a_stepper_selects_rows(device: TestDevice, rng: np.random.Generator) ->
         before, state = device.get((stepper.attention, stepper.state))
 
 
+def test_beam_search_over_a_stepper(device: TestDevice, rng: np.random.Generator) -> None:
+    cpu = decoder_of("gru", SHAPES[1], "float64")
+    decoder = copy.deepcopy(cpu).to("cuda")
+    memory = rng.standard_normal((5, 3, 5))
+    readout, embedding = rng.standard_normal((6, 7)), rng.standard_normal((6, 4))
+
+    def step(tokens: np.ndarray, stepper: Any) -> tuple[np.ndarray, Any]:
+        x = embedding[tokens]
+        logits = device.get(stepper.step(x if stepper is on_cpu else device.put(x))[0]) @ readout.T
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True)), stepper
+
+    on_cpu = cpu.stream(memory)
+    options = {"end": 5, "beam_width": 4, "max_steps": 6}
+    expected = fr.beam_search(step, on_cpu, np.zeros(3, int), **options)
+    found = fr.beam_search(step, decoder.stream(device.put(memory)), np.zeros(3, int), **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0][0].tolist() == theirs[0][0].tolist()
+        assert ours[0][1] == pytest.approx(theirs[0][1], rel=1e-12)
+
+
+def test_one_call_of_a_stepper_at_a_time(device: TestDevice) -> None:
+    stepper = small().stream(device.put(MEMORY))
+    with stepper._core._alone():
+        for call in (lambda: stepper.step(device.put(X[0])), lambda: stepper.select([0]), lambda: stepper.state):
+            with pytest.raises(RuntimeError, match="another thread"):
+                call()
+    stepper.step(device.put(X[0]))
+
+
 def test_a_stepper_keeps_what_it_was_made_of(device: TestDevice, rng: np.random.Generator) -> None:
     shape = SHAPES[5]
     decoder = decoder_of("gru", shape, "float32", device="cuda")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,6 +250,7 @@ class DecoderStream:
         self._projected, self._memory_lengths = projected, memory_lengths
         rows, locations = (int(n) for n in projected[0].shape[:2])
         device = arguments.device
+        self._lock = threading.Lock()
         self._memory_rows = np.arange(rows)
         self._indices = device.from_host(self._memory_rows)
         self._attention = device.from_host(np.zeros((rows, locations), calls.sums))
@@ -257,8 +260,22 @@ class DecoderStream:
             for part in self._state:
                 part[...] = 0
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One call at a time: calls of the compiled module let other threads run."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("the stepper is at work in another thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def step(self, x_t: Any) -> tuple[Any, Any]:
         """(N, I) -> h and context."""
+        with self._alone():
+            return self._step(x_t)
+
+    def _step(self, x_t: Any) -> tuple[Any, Any]:
         arguments = self._arguments
         require_array(arguments.device, x_t, "x_t", arguments.dtype, of_layer=True)
         require_shape(x_t, "x_t", (len(self._memory_rows), arguments.inputs))
@@ -279,7 +296,7 @@ class DecoderStream:
     @property
     def state(self) -> Any:
         """h, or (h, c): a copy."""
-        with self._arguments.device.on():
+        with self._alone(), self._arguments.device.on():
             parts = tuple(part.copy() for part in self._state)
         return parts if len(parts) > 1 else parts[0]
 
@@ -290,12 +307,16 @@ class DecoderStream:
         given = arguments.state(value, "state", layout, gradient=False)
         if value is None:
             raise TypeError("state must be an array or a pair of arrays, not None")
-        with arguments.device.on():
+        with self._alone(), arguments.device.on():
             for part, new in zip(self._state, given, strict=True):
                 part[...] = new
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows."""
+        with self._alone():
+            self._select(rows)
+
+    def _select(self, rows: list[int]) -> None:
         count = len(self._memory_rows)
         for row in rows:
             if not 0 <= row < count:
