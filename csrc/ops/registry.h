@@ -8,13 +8,13 @@
   APPLY(linear, Linear)                           \
   APPLY(linear_cross_entropy, LinearCrossEntropy) \
   APPLY(ctc_loss, CtcLoss)                        \
-  APPLY(additive_attention, AdditiveAttention)
+  APPLY(additive_attention, AdditiveAttention)    \
+  APPLY(transducer_loss, TransducerLoss)
 
 // Those, and the ones that on a device are the array library's, or are not there.
 #define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
   APPLY(softmax, Softmax)                   \
-  APPLY(transducer_loss, TransducerLoss)    \
   APPLY(affine_grid, AffineGrid)            \
   APPLY(grid_sample, GridSample)            \
   APPLY(gaussian_read, GaussianRead)        \
@@ -37,6 +37,7 @@
 #include "ops/ctc_loss/kernel.cuh"
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
+#include "ops/transducer_loss/kernel.cuh"
 #else
 #include "ops/additive_attention/arguments.h"
 #include "ops/affine_grid/arguments.h"

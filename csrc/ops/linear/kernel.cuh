@@ -37,8 +37,8 @@ struct LinearProducts {
     product.c = to;
     backend.gemm(product);
   }
-  // dx = dy . W, through a chunk of sums
-  void input_gradient(Backend& backend, const T* dy, Index count, A* sums, T* dx) const {
+  // sums = dy . W
+  void input_sums(Backend& backend, const T* dy, Index count, A* sums) const {
     Gemm<T> product = {};
     product.m = count;
     product.n = product.b_row = product.c_row = in_features;
@@ -47,6 +47,10 @@ struct LinearProducts {
     product.b = weight;
     product.c = sums;
     backend.gemm(product);
+  }
+  // dx = dy . W, through a chunk of sums
+  void input_gradient(Backend& backend, const T* dy, Index count, A* sums, T* dx) const {
+    input_sums(backend, dy, count, sums);
     backend.for_each(1, count, in_features, CopyRows<A, T>{sums, 0, in_features, dx, 0, in_features});
   }
   // dweight += dy^T . x

@@ -1,6 +1,6 @@
 // Arguments of the transducer's loss; see kernel.h beside this.
 #pragma once
-#include "cpu/runtime/parallel.h"
+#include "common/type.h"
 #include "ops/linear/arguments.h"
 
 namespace fusedrnn {
@@ -53,6 +53,63 @@ struct TransducerLossArguments : LinearArguments<Real> {  // without y and dy; `
   Index lattice_size;
 };
 
+// On a device, whose arrays are of `type`, and A of its accumulator's. A null array is absent. Every row has all cells
+// (t, u), T * (U + 1) of them, of which those past its lengths do not count. Lengths are taken as if clamped to what
+// they may be; a target that is no label makes its row's loss and gradients nan.
+struct TransducerLossCall {
+  Type type;
+  Index steps, batch, longest;  // T, B, U
+  Index in_features, out_features, blank;
+  const void* encoder;    // (T, B, J) with strides in elements, that of J 1
+  const void* predictor;  // (U + 1, B, J), likewise
+  Index encoder_time, encoder_row, predictor_label, predictor_row;
+  const void* weight;                  // (V, J)
+  const void* bias;                    // (V,) or null
+  const std::int64_t* targets;         // (B, U)
+  const std::int64_t* input_lengths;   // (B,) or null: T
+  const std::int64_t* target_lengths;  // (B,) or null: U
+  int reduction;                       // 0: mean, 1: sum, 2: none
+  void* loss;                          // A, forward, written: one, or (B,) for none
+  void* losses;                        // A (B,): forward writes each row's loss, backward reads it
+  void* cells;                         // A (4, B, T, U + 1): as maximum, log_sum, log_blank and log_label above
+  const void* dloss;                   // A, backward: one or (B,), with its stride
+  Index dloss_row;
+  void *dencoder, *dpredictor, *dweight, *dbias;  // backward, written; in the shapes of what they belong to
+  void* workspace;
+
+  template <class Visit>
+  void each_field(const Visit& visit) {
+    visit("dtype", type);
+    visit("steps", steps);
+    visit("batch", batch);
+    visit("longest", longest);
+    visit("in_features", in_features);
+    visit("out_features", out_features);
+    visit("blank", blank);
+    visit("encoder", encoder);
+    visit("predictor", predictor);
+    visit("encoder_time", encoder_time);
+    visit("encoder_row", encoder_row);
+    visit("predictor_label", predictor_label);
+    visit("predictor_row", predictor_row);
+    visit("weight", weight);
+    visit("bias", bias);
+    visit("targets", targets);
+    visit("input_lengths", input_lengths);
+    visit("target_lengths", target_lengths);
+    visit("reduction", reduction);
+    visit("loss", loss);
+    visit("losses", losses);
+    visit("cells", cells);
+    visit("dloss", dloss);
+    visit("dloss_row", dloss_row);
+    visit("dencoder", dencoder);
+    visit("dpredictor", dpredictor);
+    visit("dweight", dweight);
+    visit("dbias", dbias);
+  }
+};
+
 // The workspace of a row's lattice; see lattice.h. Numbers of a diagonal by u, with a block before and after them.
 FUSEDRNN_INLINE constexpr Index lattice_line(Index length) { return padded(length + 1) + 2 * kBlock; }
 // The cells of a diagonal, in whole blocks.
@@ -63,11 +120,5 @@ FUSEDRNN_INLINE constexpr Index lattice_diagonal(Index steps, Index length) {
 FUSEDRNN_INLINE constexpr Index lattice_size(Index steps, Index length, bool backward) {
   return 7 * lattice_line(length) + (backward ? 2 * (steps + length) * lattice_diagonal(steps, length) : 0);
 }
-
-// Both allocate the workspace; false when interrupted.
-template <class Real>
-bool run_transducer_forward(TransducerLossArguments<Real> arguments, const Interrupt& interrupt);
-template <class Real>
-bool run_transducer_backward(TransducerLossArguments<Real> arguments, const Interrupt& interrupt);
 
 }  // namespace fusedrnn

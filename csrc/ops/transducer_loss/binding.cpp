@@ -8,7 +8,7 @@
 #include "bindings/numpy/labels.h"
 #include "bindings/register.h"
 #include "cpu/runtime/pool.h"
-#include "ops/transducer_loss/arguments.h"
+#include "ops/transducer_loss/run.h"
 
 namespace fusedrnn {
 namespace {

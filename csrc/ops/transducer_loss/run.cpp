@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "ops/linear/plan.h"
-#include "ops/transducer_loss/arguments.h"
+#include "ops/transducer_loss/run.h"
 
 namespace fusedrnn {
 namespace {

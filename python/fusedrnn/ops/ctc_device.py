@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.arrays.checks import integers, require_float, require_unit_stride
+from fusedrnn.arrays.checks import require_float, require_unit_stride
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
 from fusedrnn.ops.ctc_arguments import require_logits_shape, target_lengths_of, targets_of
+from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on, require_no_graph
 from fusedrnn.ops.dloss import device_dloss
-from fusedrnn.ops.labels import integers_of, lengths_of
+from fusedrnn.ops.labels import integers_of
 
 _ctc: Any = _core.operations["ctc_loss"]
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,6 @@ def require_device_logits(logits: Any) -> None:
     require_unit_stride(logits, "logits")
 
 
-def _copied(device: Device, values: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """A device array of integers as int64, in memory of its own: the tape does not depend on the caller's."""
-    wide = integers(device, values, name, shape)
-    if wide is values:
-        with device.on():
-            wide = wide.copy()
-    return wide
-
-
-def _lengths(device: Device, values: Any, name: str, rows: int, most: int) -> tuple[Any, int]:
-    """Lengths on the device, None where they are `most` throughout, and the largest one they may be."""
-    if values is None:
-        return None, most
-    if owner_of(values) is not None:
-        return _copied(device, values, name, (rows,)), most
-    lengths = lengths_of(values, name, rows, most)
-    return device.from_host(lengths), int(lengths.max(initial=0))
-
-
 def _targets(
     device: Device, logits: Any, targets: Any, target_lengths: Any, blank: int
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -76,14 +57,14 @@ def _targets(
     else:
         given = targets if owner_of(targets) is not None else device.from_host(integers_of(targets, "targets"))
         if given.ndim == 2 and given.shape[0] == rows:
-            labels = _copied(device, given, "targets", tuple(given.shape))
-            lengths, longest = _lengths(device, target_lengths, "target_lengths", rows, given.shape[1])
+            labels = copied(device, given, "targets", tuple(given.shape))
+            lengths, longest = lengths_on(device, target_lengths, "target_lengths", rows, given.shape[1])
             fields = {"targets_row": given.shape[1], "longest": longest}
             return _pointing(device, fields, targets=labels, target_lengths=lengths)
         if target_lengths is not None and not on_host:
             target_lengths = device.to_host(target_lengths)  # where a row begins is for the host to say
         counts = target_lengths_of(tuple(given.shape), target_lengths, rows)
-        labels = _copied(device, given, "targets", tuple(given.shape))
+        labels = copied(device, given, "targets", tuple(given.shape))
     fields = {"longest": int(counts.max(initial=0))}
     offsets, lengths = device.from_host(counts.cumsum() - counts), device.from_host(counts)
     return _pointing(device, fields, targets=labels, offsets=offsets, target_lengths=lengths)
@@ -115,11 +96,6 @@ def _run_forward(device: Device, call: Any) -> None:
     call.forward(device.index, device.stream(), device.address(workspace))
 
 
-def _require_no_graph(device: Device, name: str, function: str) -> None:
-    if device.capturing():
-        raise ValueError(f"{name} must not be used while a graph is captured: {function} allocates its memory itself")
-
-
 def device_forward(
     device: Device,
     logits: Any,
@@ -132,15 +108,15 @@ def device_forward(
     training: bool,
 ) -> tuple[Any, CtcDeviceTape | None]:
     """Loss, of the accumulator's dtype and without axes unless reduction is none, and tape."""
-    _require_no_graph(device, "logits", "ctc_loss")
+    require_no_graph(device, "logits", "ctc_loss")
     steps, rows = logits.shape[:2]
     dtype = accumulator(logits.dtype)
     fields, held = _targets(device, logits, targets, target_lengths, blank)
-    frames, _ = _lengths(device, input_lengths, "input_lengths", rows, steps)
+    frames, _ = lengths_on(device, input_lengths, "input_lengths", rows, steps)
     losses, normalizers = device.empty((rows,), dtype), device.empty((2, steps, rows), dtype)
     loss = device.empty((rows,) if reduction == "none" else (), dtype)
     alphas = device.empty((steps, rows, 4, fields["longest"] + 1), dtype) if training else None
-    fields |= {"reduction": _REDUCTIONS[reduction], "zero_infinity": zero_infinity}
+    fields |= {"reduction": REDUCTION_NUMBERS[reduction], "zero_infinity": zero_infinity}
     arrays = {"input_lengths": frames, "losses": losses, "normalizers": normalizers, "alphas": alphas}
     call = _call(device, logits, blank, fields, loss=loss, **arrays)
     _run_forward(device, call)
@@ -151,7 +127,7 @@ def device_forward(
 def device_backward(tape: CtcDeviceTape, dloss: Any) -> Array:
     """Gradient of the logits."""
     device, logits = tape.device, tape.logits
-    _require_no_graph(device, "tape", "ctc_loss_backward")
+    require_no_graph(device, "tape", "ctc_loss_backward")
     shape = (logits.shape[1],) if tape.reduction == "none" else None
     scale, stride = device_dloss(device, dloss, accumulator(logits.dtype), shape, "(B,)")
     dlogits: Array = device.empty(logits.shape, logits.dtype)
@@ -165,10 +141,10 @@ def device_align(
     device: Device, logits: Any, targets: Any, input_lengths: Any, target_lengths: Any, blank: int
 ) -> tuple[Any, Any]:
     """The most probable path and its log-probability; waits for the latter."""
-    _require_no_graph(device, "logits", "ctc_align")
+    require_no_graph(device, "logits", "ctc_align")
     steps, rows = logits.shape[:2]
     fields, held = _targets(device, logits, targets, target_lengths, blank)
-    frames, _ = _lengths(device, input_lengths, "input_lengths", rows, steps)
+    frames, _ = lengths_on(device, input_lengths, "input_lengths", rows, steps)
     path = device.empty((steps, rows), np.int64)
     log_prob = device.empty((rows,), accumulator(logits.dtype))
     normalizers = device.empty((2, steps, rows), np.float64)
@@ -181,9 +157,9 @@ def device_align(
 
 def device_greedy(device: Device, logits: Any, lengths: Any, blank: int) -> list[Any]:
     """Labels of each row's most probable classes; waits for these."""
-    _require_no_graph(device, "logits", "ctc_greedy_decode")
+    require_no_graph(device, "logits", "ctc_greedy_decode")
     steps, rows = logits.shape[:2]
-    frames, _ = _lengths(device, lengths, "lengths", rows, steps)
+    frames, _ = lengths_on(device, lengths, "lengths", rows, steps)
     path = device.empty((steps, rows), np.int64)
     _run_forward(device, _call(device, logits, blank, {}, input_lengths=frames, path=path))
     classes = device.to_host(path)

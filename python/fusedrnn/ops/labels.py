@@ -63,3 +63,13 @@ def _number(value: Any, reduction: str) -> float:
         raise TypeError(f"dloss must be {wanted}, not {type(value).__name__}") from None
     except OverflowError:
         raise ValueError("dloss must be within the range of a float") from None
+
+
+def padded_labels(targets: Any, rows: int, longest: int, lengths: Array) -> Array:
+    """The targets, (B, U); what lies past a row's length is 0."""
+    labels = integers_of(targets, "targets")
+    if labels.size == 0 and rows * longest == 0:
+        return np.zeros((rows, longest), np.int64)
+    if labels.shape != (rows, longest):
+        raise ValueError(f"targets must have shape ({rows}, {longest}), not {labels.shape}")
+    return np.where(np.arange(longest) < lengths[:, None], labels, 0)

@@ -9,8 +9,10 @@ import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_choice, require_integer
+from fusedrnn.arrays.device import owner_of
 from fusedrnn.gradients import Array
-from fusedrnn.ops.labels import REDUCTIONS, integers_of, lengths_of, loss_gradients
+from fusedrnn.ops.labels import REDUCTIONS, lengths_of, loss_gradients, padded_labels
+from fusedrnn.ops.transducer_device import TransducerDeviceTape, device_backward, device_forward
 
 _transducer: Any = _core.operations["transducer_loss"]
 
@@ -37,16 +39,6 @@ def _require_sequence(array: Any, name: str, shape: str) -> None:
         raise ValueError(f"{name} must have shape {shape}, not {array.shape}")
 
 
-def _labels(targets: Any, rows: int, longest: int, lengths: Array) -> Array:
-    """The targets, (B * U,); what lies past a row's length is 0."""
-    labels = integers_of(targets, "targets")
-    if labels.size == 0 and rows * longest == 0:
-        return np.zeros(0, np.int64)
-    if labels.shape != (rows, longest):
-        raise ValueError(f"targets must have shape ({rows}, {longest}), not {labels.shape}")
-    return np.where(np.arange(longest) < lengths[:, None], labels, 0).reshape(-1)
-
-
 def transducer_loss(
     encoder: Array,
     predictor: Array,
@@ -65,7 +57,9 @@ def transducer_loss(
     next label, or a blank, which takes it to frame t + 1; the last frame ends with a blank. What it emits has the
     logits ``tanh(encoder[t] + predictor[u]) @ weight.T + bias``. They exist for a few hundred pairs (t, u) at a time,
     forward and backward. A row's loss and its gradients of encoder and predictor depend on that row alone, to the last
-    bit.
+    bit. On a CUDA device encoder, predictor, weight and bias are CuPy's, there also bfloat16 or float16; targets and
+    lengths may lie there or on the host, which checks them only where it has them: a target on the device that is no
+    label makes its row's loss and gradients nan.
 
     Parameters
     ----------
@@ -125,19 +119,23 @@ def transducer_loss_forward(
     *,
     blank: int = 0,
     reduction: str = "mean",
-) -> tuple[Any, TransducerTape]:
+) -> tuple[Any, TransducerTape | TransducerDeviceTape]:
     """As `transducer_loss`, and return (loss, tape).
 
     The tape refers to encoder, predictor, weight and bias: do not write them before the backward pass.
     """
     require_choice(reduction, "reduction", REDUCTIONS)
+    device = owner_of(encoder)
+    if device is not None:
+        arrays, index = (encoder, predictor, weight, bias), require_integer(blank, "blank", least=0)
+        return device_forward(device, arrays, targets, input_lengths, target_lengths, index, reduction)
     _require_sequence(encoder, "encoder", "(T, B, J)")
     _require_sequence(predictor, "predictor", "(U + 1, B, J)")
     steps, rows, longest = encoder.shape[0], encoder.shape[1], predictor.shape[0] - 1
     if longest < 0:
         raise ValueError(f"predictor must have shape (U + 1, B, J) with U at least 0, not {predictor.shape}")
     counts = lengths_of(target_lengths, "target_lengths", rows, longest)
-    labels = _labels(targets, rows, longest, counts)
+    labels = padded_labels(targets, rows, longest, counts).reshape(-1)
     frames = lengths_of(input_lengths, "input_lengths", rows, steps)
     blank = require_integer(blank, "blank", least=0)
     losses, core = _transducer.forward(encoder, predictor, weight, bias, labels, frames, counts, blank)
@@ -153,7 +151,9 @@ def _reduced(losses: Array, reduction: str) -> Any:
     return losses.dtype.type(total / len(losses) if len(losses) else np.nan)
 
 
-def transducer_loss_backward(tape: TransducerTape, dloss: Any = 1.0) -> tuple[Array, Array, Array, Array | None]:
+def transducer_loss_backward(
+    tape: TransducerTape | TransducerDeviceTape, dloss: Any = 1.0
+) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of `transducer_loss`.
 
     Parameters
@@ -161,7 +161,8 @@ def transducer_loss_backward(tape: TransducerTape, dloss: Any = 1.0) -> tuple[Ar
     tape : TransducerTape
         From `transducer_loss_forward`. It is not written: it may be used again.
     dloss : float or ndarray
-        Gradient of the loss: a number, or for reduction 'none' also an array (B,) of the loss's dtype.
+        Gradient of the loss: a number, or for reduction 'none' also an array (B,) of the loss's dtype. For a loss on a
+        device arrays are the device's, and one without axes may stand for a number.
 
     Returns
     -------
@@ -174,6 +175,8 @@ def transducer_loss_backward(tape: TransducerTape, dloss: Any = 1.0) -> tuple[Ar
     TypeError, ValueError
         Where an argument is of another kind, dtype or shape; the message names it.
     """
+    if isinstance(tape, TransducerDeviceTape):
+        return device_backward(tape, dloss)
     if not isinstance(tape, TransducerTape):
         raise TypeError(f"tape must be the one that transducer_loss_forward returned, not {type(tape).__name__}")
     divisor = max(tape.rows, 1) if tape.reduction == "mean" else None
