@@ -37,6 +37,13 @@ def sum_by_code(codes: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
     return total
 
 
+def drawn_scale(generator, shape: tuple[int, ...], share: float):
+    """What dropout multiplies numbers with, 0 for `share` of them; 1 where none are dropped."""
+    if not share:
+        return np.float32(1.0)
+    return (generator.random(shape, dtype=np.float32) >= share) * np.float32(1.0 / (1.0 - share))
+
+
 class LanguageModel:
     """Predicts each symbol of a text from the ones before it.
 
@@ -122,12 +129,6 @@ class LanguageModel:
         # A product with the codes as indicators: in a fixed order, unlike a scatter by atomics.
         return (self.arrays.arange(size)[:, None] == codes).astype(rows.dtype) @ rows
 
-    def _drawn_scale(self, shape, share: float):
-        """What dropout multiplies numbers with; 1 where none are dropped."""
-        if not share:
-            return np.float32(1.0)
-        return (self.masks.random(shape, dtype=np.float32) >= share) * np.float32(1.0 / (1.0 - share))
-
     def train_window(self, inputs, targets, state):
         """Loss and gradients over one window of truncated BPTT.
 
@@ -148,9 +149,9 @@ class LanguageModel:
             One array for each of `parameters`.
         """
         x = self.embedding[inputs]
-        input_scale = self._drawn_scale(x.shape, self.input_dropout)
+        input_scale = drawn_scale(self.masks, x.shape, self.input_dropout)
         y, state, tape = self.recurrent.forward(x * input_scale, state)
-        scale = self._drawn_scale(y.shape, self.dropout)
+        scale = drawn_scale(self.masks, y.shape, self.dropout)
         loss, readout_tape = fr.linear_cross_entropy_forward(y * scale, self.readout_weight, self.readout_bias, targets)
         dy, dweight, dbias = fr.linear_cross_entropy_backward(readout_tape)
         grads = self.recurrent.backward(tape, dy * scale)
