@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from log_mel import RATE, log_mel
@@ -24,6 +24,7 @@ from tqdm import tqdm
 # One a speaker, all at 16 kHz: flite's `kal` is the speaker of `kal16` at 8 kHz, and `awb_time` can only tell the time.
 VOICES = ("kal16", "awb", "rms", "slt")
 PAUSE = "pau"
+UNLABELLED = 60  # sentences that a held-out voice is heard to speak, so that its features can be made like others
 SHORTEST, LONGEST = 25, 90  # characters of a sentence
 PROSE = re.compile(r"[A-Z][a-z]+(,? [A-Za-z][a-z]*([-'][a-z]+)?)*[.:;]")
 READABLE = re.compile(r"[A-Za-z ,'()-]{14,200}[.:;]")
@@ -91,6 +92,34 @@ def transcribe_all(unread: list[str], most: int) -> list[tuple[str, ...]]:
 
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(phones, texts), total=len(texts), unit="sentence", desc="flite reads"))
+
+
+class Parts(NamedTuple):
+    """Speech to learn from and to be tried with."""
+
+    training: list[Utterance]
+    validation: list[Utterance]  # other sentences by the voices of training, to choose settings by
+    unlabelled: list[Utterance]  # of training's sentences by the held-out voice: nobody looks at phones and ends
+    old: list[Utterance]  # sentences that are in none of the above, by the voices of training
+    new: list[Utterance]  # and by the held-out voice
+
+    def kept_away(self) -> list[str]:
+        """Sentences that nothing is to be learned from."""
+        return [utterance.sentence for utterance in (*self.validation, *self.new)]
+
+
+def speak_parts(known: tuple[str, ...], held_out: str, settings: dict[str, Any], seed: int) -> Parts:
+    """As many `sentences` to learn from, others for `validation`, and others to be `tried` with as `settings` say."""
+    tried, validation = settings["tried"], settings["validation"]
+    texts = sentences(np.random.default_rng(seed))[: tried + validation + settings["sentences"]]
+    unread, checked, read = texts[:tried], texts[tried : tried + validation], texts[tried + validation :]
+    return Parts(
+        training=speak_all(known, read),
+        validation=speak_all(known, checked),
+        unlabelled=speak_all((held_out,), read[:UNLABELLED]),
+        old=speak_all(known, unread),
+        new=speak_all((held_out,), unread),
+    )
 
 
 def speak_all(voices: tuple[str, ...], texts: list[str]) -> list[Utterance]:

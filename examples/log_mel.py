@@ -46,9 +46,13 @@ def _resampled(features: np.ndarray, places: np.ndarray) -> np.ndarray:
     return features[lower] * (1 - share) + features[upper] * share
 
 
-def warped(features: np.ndarray, factor: float) -> np.ndarray:
-    """The mel axis stretched: as by a vocal tract that is longer by `factor` (Jaitly & Hinton 2013)."""
-    return _resampled(features.T, np.arange(features.shape[1]) * factor).T
+def warped(features: np.ndarray, factor: float, bend: float = 0.0) -> np.ndarray:
+    """The mel axis stretched: as by a vocal tract that is longer by `factor` (Jaitly & Hinton 2013).
+
+    `bend` moves the bands in the middle by so many more, and those at the ends not at all.
+    """
+    bands = np.arange(features.shape[1])
+    return _resampled(features.T, bands * factor + bend * np.sin(np.pi * bands / len(bands))).T
 
 
 def paced(features: np.ndarray, factor: float) -> np.ndarray:
@@ -68,6 +72,6 @@ def moments(steps: np.ndarray) -> np.ndarray:
     return (steps * STACK + (STACK - 1) / 2) * (HOP / RATE)
 
 
-def heard_until(step: int) -> float:
-    """Seconds at which the last sample of a step has been spoken."""
-    return ((step * STACK + STACK - 1) * HOP + WINDOW / 2) / RATE
+def heard_until(steps: np.ndarray) -> np.ndarray:
+    """Seconds at which the last sample of each step has been spoken."""
+    return ((steps * STACK + STACK - 1) * HOP + WINDOW / 2) / RATE

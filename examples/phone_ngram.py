@@ -19,12 +19,15 @@ class PhoneNgram:
         What is counted.
     classes : int
         Number of classes, with the blank.
+
+    Attributes
+    ----------
     weight, bonus : float
         `score` is ``weight * log P(phone | phones before) + bonus``.
     """
 
-    def __init__(self, sequences: Iterable[Iterable[int]], classes: int, weight: float, bonus: float) -> None:
-        self.classes, self.weight, self.bonus = classes, weight, bonus
+    def __init__(self, sequences: Iterable[Iterable[int]], classes: int) -> None:
+        self.classes, self.weight, self.bonus = classes, 1.0, 0.0
         self.grams: Counter[tuple[int, ...]] = Counter()
         for sequence in sequences:
             padded = (START, *sequence)
@@ -36,7 +39,7 @@ class PhoneNgram:
         for gram, count in self.grams.items():
             self.seen[gram[:-1]] += count
             self.kinds[gram[:-1]] += 1
-        self.scores: dict[tuple[tuple[int, ...], int], float] = {}
+        self.logarithms: dict[tuple[tuple[int, ...], int], float] = {}
 
     def probability(self, context: tuple[int, ...], label: int) -> float:
         shorter = self.probability(context[1:], label) if context else 1.0 / self.classes
@@ -47,6 +50,6 @@ class PhoneNgram:
         """What `ctc_beam_decode` adds when `label` is appended to `prefix`."""
         context = prefix[1 - ORDER :] if len(prefix) >= ORDER - 1 else (START, *prefix)
         key = context, label
-        if (score := self.scores.get(key)) is None:
-            score = self.scores[key] = self.weight * math.log(self.probability(context, label)) + self.bonus
-        return score
+        if (logarithm := self.logarithms.get(key)) is None:
+            logarithm = self.logarithms[key] = math.log(self.probability(context, label))
+        return self.weight * logarithm + self.bonus

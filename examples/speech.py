@@ -2,7 +2,8 @@
 
 flite (`apt install flite`) speaks sentences of Python's reference topics with four voices. Three of them train the
 network, which is told which phones were spoken but not when. It is then tried on sentences that it has not heard, by
-these voices and by the fourth. The phone error rate is the edits between recognised and spoken phones over the spoken
+these voices and by the fourth, whose warp of the bands is the one by which speech of it that nobody has transcribed
+becomes the most probable. The phone error rate is the edits between recognised and spoken phones over the spoken
 ones, pauses left out, by greedy decoding and by a beam search. Beside it is a logistic regression of single frames,
 which was told when each phone ends. `ctc_align` finds these ends in the network's output; they are compared with
 flite's own.
@@ -19,92 +20,51 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Read when NumPy is first imported: its products here are small, and its threads would wait beside the library's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from flite_speech import VOICES, Missing, Utterance, sentences, speak_all, transcribe_all
+from fitting import fit_warp, fit_weight
+from flite_speech import VOICES, Missing, Utterance, speak_parts, transcribe_all
 from frame_classifier import FrameClassifier
-from log_mel import HOP, MELS, RATE, STACK, moments
+from log_mel import HOP, MELS, RATE, moments
 from matplotlib.figure import Figure
 from phone_ngram import PhoneNgram
 from phonemes import Phones, error_rate
 from picture import option_parser, parse
-from speech_batches import Batch, Encoding, shuffled
+from recogniser import AT_ONCE, Recogniser, beam_search
+from speech_batches import Encoding, train
 from tqdm import tqdm
 from voices import Voices
 
 import fusedrnn as fr
 
-HIDDEN = 96
-LAYERS = 2
-DROPOUT = 0.1
-LEARNING_RATE = 3e-3
-WARMUP = 50  # steps
-MAX_NORM = 1.0
-AT_ONCE = 8  # utterances that are decoded side by side
-BEAM = 16
-CLASSES = 10  # that the beam search looks at in a frame
-LANGUAGE_WEIGHT, LANGUAGE_BONUS = 0.5, 1.0  # of the n-gram model
 END_TARGET = 0.030  # seconds, of the median
 
 HELD_OUT = "rms"
-UNLABELLED = 60  # sentences that the held-out voice is heard to speak, so that its features can be made like others
 # `tried` sentences are held out; the targets are error rates on them, by voices of training and by another voice.
 FULL = {
     "voices": 3,
     "sentences": 300,
+    "validation": 20,
     "tried": 40,
     "transcripts": 1000,
     "epochs": 24,
     "batch": 8,
     "targets": (0.08, 0.12),
 }
-QUICK = {"voices": 1, "sentences": 24, "tried": 4, "transcripts": 60, "epochs": 40, "batch": 4, "targets": (0.8, 0.9)}
-
-
-class Recogniser:
-    """Logits of phones and blank at every step, from a bidirectional LSTM."""
-
-    def __init__(self, classes: int, seed: int) -> None:
-        self.lstm = fr.LSTM(STACK * MELS, HIDDEN, LAYERS, bidirectional=True, dropout=DROPOUT, seed=seed)
-        self.head = {
-            "weight": np.random.default_rng(seed).normal(0, 0.05, (classes, 2 * HIDDEN)).astype(np.float32),
-            "bias": np.zeros(classes, np.float32),
-        }
-        self.optimizer = fr.optim.Adam({"lstm": self.lstm.parameters, "head": self.head})
-
-    def __call__(self, batch: Batch) -> np.ndarray:
-        y, _ = self.lstm(batch.x, lengths=batch.steps)
-        return fr.linear(y, **self.head)
-
-    def learn(self, batch: Batch, rate: float) -> float:
-        """One step of Adam; gives the loss."""
-        y, _, tape = self.lstm.forward(batch.x, lengths=batch.steps)
-        logits, head_tape = fr.linear_forward(y, **self.head)
-        loss, loss_tape = fr.ctc_loss_forward(logits, batch.targets, batch.steps, batch.counts)
-        dy, dweight, dbias = fr.linear_backward(head_tape, fr.ctc_loss_backward(loss_tape))
-        grads = {"lstm": self.lstm.backward(tape, dy), "head": {"weight": dweight, "bias": dbias}}
-        fr.clip_grad_norm(grads, MAX_NORM)
-        self.optimizer.lr = rate
-        self.optimizer.step(grads)
-        return float(loss)
-
-
-def train(model: Recogniser, utterances: list[Utterance], encoding: Encoding, settings: dict, seed: int) -> None:
-    epochs, size = settings["epochs"], settings["batch"]
-    generator = np.random.default_rng(seed)
-    total, step = epochs * -(-len(utterances) // size), 0
-    with tqdm(total=total, unit="step", desc="training") as bar:
-        for _ in range(epochs):
-            for chosen in shuffled(utterances, size, generator):
-                step += 1
-                rate = LEARNING_RATE * min(step / WARMUP, 1.0) * (1.0 - (step - 1) / total)
-                loss = model.learn(encoding.batch(chosen, generator), rate)
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update()
+QUICK = {
+    "voices": 1,
+    "sentences": 24,
+    "validation": 2,
+    "tried": 4,
+    "transcripts": 60,
+    "epochs": 60,
+    "batch": 4,
+    "targets": (0.8, 0.9),
+}
 
 
 class Result(NamedTuple):
@@ -127,8 +87,7 @@ def evaluate(
         logits = model(batch)
         greedy += fr.ctc_greedy_decode(logits, batch.steps)
         for labels, score in ((beam, None), (language, ngram.score)):
-            found = fr.ctc_beam_decode(logits, batch.steps, beam_width=BEAM, top_classes=CLASSES, score=score)
-            labels += [best[0][0] for best in found]
+            labels += beam_search(logits, batch.steps, score)[0]
         path, _ = fr.ctc_align(logits, batch.targets, batch.steps, batch.counts)
         late += [ends_of(path[:, row]) - utterance.ends[:-1] for row, utterance in enumerate(chosen)]
     frames = [baseline.recognise(utterance) for utterance in utterances]
@@ -211,31 +170,32 @@ def misses(results: dict[str, Result], targets: dict[str, float]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     options = parse_arguments(arguments)
-    settings = QUICK if options.quick else FULL
+    settings: dict[str, Any] = QUICK if options.quick else FULL
     known = tuple(voice for voice in VOICES if voice != options.held_out)[: settings["voices"]]
-    texts = sentences(np.random.default_rng(options.seed))[: settings["tried"] + settings["sentences"]]
     try:
-        training = speak_all(known, texts[settings["tried"] :])
-        unlabelled = speak_all((options.held_out,), texts[settings["tried"] :][:UNLABELLED])
-        transcripts = transcribe_all(texts[: settings["tried"]], settings["transcripts"])
-        tried = speak_all((*known, options.held_out), texts[: settings["tried"]])
+        parts = speak_parts(known, options.held_out, settings, options.seed)
+        transcripts = transcribe_all(parts.kept_away(), settings["transcripts"])
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    phones = Phones([*transcripts, *(utterance.phones for utterance in (*training, *tried))])
-    encoding = Encoding(Voices([*training, *unlabelled], known), phones)
-    ngram = PhoneNgram(map(phones.encode, transcripts), len(phones), LANGUAGE_WEIGHT, LANGUAGE_BONUS)
-    model, baseline = Recogniser(len(phones), options.seed), FrameClassifier(training, encoding, options.seed)
-    train(model, training, encoding, settings, options.seed)
+    spoken = (*parts.training, *parts.validation, *parts.old, *parts.new)
+    phones = Phones([*transcripts, *(utterance.phones for utterance in spoken)])
+    encoding = Encoding(Voices([*parts.training, *parts.unlabelled], known), phones)
+    model, baseline = Recogniser(len(phones), options.seed), FrameClassifier(parts.training, encoding, options.seed)
+    train(model.learn, parts.training, encoding, settings["epochs"], settings["batch"], options.seed)
+    ngram = PhoneNgram(map(phones.encode, transcripts), len(phones))
+    fit_weight(ngram, model, parts.validation, encoding, options.seed)
+    encoding = fit_warp(options.held_out, ngram, model, parts.unlabelled, encoding)
+    warp = encoding.warps[options.held_out]
+    print(f"weight of the n-gram model: {ngram.weight}; warp of {options.held_out}: {warp:.3f}")
 
     names = (f"new sentences, voices {', '.join(known)}", f"new sentences, new voice {options.held_out}")
-    old, new = ([each for each in tried if (each.voice in known) is side] for side in (True, False))
     results = {
         name: evaluate(model, baseline, ngram, utterances, encoding)
-        for name, utterances in zip(names, (old, new), strict=True)
+        for name, utterances in zip(names, (parts.old, parts.new), strict=True)
     }
     report(results)
-    draw(options.output, model, new[0], encoding)
+    draw(options.output, model, parts.new[0], encoding)
     print(f"\n{time.perf_counter() - started:.0f} s on {fr.get_num_threads()} threads; wrote {options.output}")
     missed = misses(results, dict(zip(names, settings["targets"], strict=True)))
     for miss in missed:

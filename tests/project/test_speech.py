@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 sys.path.insert(0, str(EXAMPLES))
 
+import fitting  # noqa: E402
 import flite_speech  # noqa: E402
 import speech  # noqa: E402
 from flite_speech import PAUSE, Utterance  # noqa: E402
@@ -93,11 +95,37 @@ def test_pauses_do_not_count(rng: np.random.Generator) -> None:
 
 def test_ngrams_are_probabilities(rng: np.random.Generator) -> None:
     sequences = [rng.integers(1, 5, 30).tolist() for _ in range(10)]
-    ngram = PhoneNgram(sequences, 5, weight=0.5, bonus=1.0)
+    ngram = PhoneNgram(sequences, 5)
+    ngram.weight, ngram.bonus = 0.5, 1.0
     for prefix in ((), (1,), (1, 2, 3), (4, 4, 4, 4, 4), tuple(sequences[0][:7])):
         scores = [ngram.score(prefix, label) for label in range(5)]
         assert sum(np.exp((score - 1.0) / 0.5) for score in scores) == pytest.approx(1)
     assert ngram.score((), sequences[0][0]) > ngram.score((), 0)
+
+
+def test_a_warp_of_a_voice_moves_its_bands_alone(rng: np.random.Generator) -> None:
+    spoken = [utterance(voice, 40, (PAUSE,), rng) for voice in ("one", "new")]
+    encoding = Encoding(Voices(spoken, ("one",)), Phones([(PAUSE,)]))
+    changed = encoding._replace(warps={"new": 0.9})
+    np.testing.assert_array_equal(changed.steps(spoken[0]), encoding.steps(spoken[0]))
+    voices = encoding.voices
+    wanted = stacked(voices.alike(warped(voices.centred(spoken[1]), 0.9), "new"))
+    np.testing.assert_array_equal(changed.steps(spoken[1]), wanted)
+
+
+def test_the_warp_that_scores_best_is_taken(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    spoken = [utterance("new", 40, (PAUSE,), rng) for _ in range(2)]
+    encoding = Encoding(Voices(spoken, ("new",)), Phones([(PAUSE,)]))
+    best = encoding._replace(warps={"new": fitting.WARPS[2]}).steps(spoken[0])
+
+    def distance(logits: np.ndarray, steps: np.ndarray, *_: object) -> tuple[list[np.ndarray], float]:
+        return [], -float(np.abs(logits[: len(best), 0] - best).sum())
+
+    monkeypatch.setattr(fitting, "beam_search", distance)
+    ngram: Any = PhoneNgram([[1]], 2)
+    model: Any = lambda batch: batch.x  # noqa: E731
+    found = fitting.fit_warp("new", ngram, model, spoken, encoding)
+    assert found.warps == {"new": fitting.WARPS[2]}
 
 
 def test_ends_are_midway_between_labels() -> None:
