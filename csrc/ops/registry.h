@@ -9,16 +9,16 @@
   APPLY(linear_cross_entropy, LinearCrossEntropy) \
   APPLY(ctc_loss, CtcLoss)                        \
   APPLY(additive_attention, AdditiveAttention)    \
-  APPLY(transducer_loss, TransducerLoss)
+  APPLY(transducer_loss, TransducerLoss)          \
+  APPLY(affine_grid, AffineGrid)                  \
+  APPLY(grid_sample, GridSample)                  \
+  APPLY(gaussian_read, GaussianRead)              \
+  APPLY(gaussian_write, GaussianWrite)
 
 // Those, and the ones that on a device are the array library's, or are not there.
 #define FUSEDRNN_FOR_EACH_OPERATION(APPLY)  \
   FUSEDRNN_FOR_EACH_DEVICE_OPERATION(APPLY) \
-  APPLY(softmax, Softmax)                   \
-  APPLY(affine_grid, AffineGrid)            \
-  APPLY(grid_sample, GridSample)            \
-  APPLY(gaussian_read, GaussianRead)        \
-  APPLY(gaussian_write, GaussianWrite)
+  APPLY(softmax, Softmax)
 
 // cpu/operations.cpp and cuda/operations.cu are compiled with their kernels, all else with the arguments alone.
 #if defined(FUSEDRNN_CPU_OPERATIONS)
@@ -34,7 +34,11 @@
 #include "ops/transducer_loss/kernel.h"
 #elif defined(FUSEDRNN_CUDA_OPERATIONS)
 #include "ops/additive_attention/kernel.cuh"
+#include "ops/affine_grid/kernel.cuh"
 #include "ops/ctc_loss/kernel.cuh"
+#include "ops/gaussian_read/kernel.cuh"
+#include "ops/gaussian_write/kernel.cuh"
+#include "ops/grid_sample/kernel.cuh"
 #include "ops/linear/kernel.cuh"
 #include "ops/linear_cross_entropy/kernel.cuh"
 #include "ops/transducer_loss/kernel.cuh"

@@ -1,17 +1,10 @@
-// Where the pixels of an image lie between -1 and 1.
+// Where the pixels of an image lie between -1 and 1, for the CPU.
 #pragma once
 #include "cpu/runtime/pool.h"
 #include "ops/affine_grid/arguments.h"
+#include "ops/affine_grid/middle.h"
 
 namespace fusedrnn {
-
-// The middle of pixel `index` of `size` where the outer edges lie at -1 and 1; with align_corners the middles of the
-// outer pixels lie there. The quotient of two whole numbers is rounded once.
-template <class Real>
-Real middle(Index index, Index size, bool align_corners) {
-  const Index span = align_corners ? size - 1 : size;
-  return span == 0 ? Real(0) : static_cast<Real>(2 * index - (size - 1)) / static_cast<Real>(span);
-}
 
 // The coordinates of the pixels; they live as long as this.
 template <class Real>

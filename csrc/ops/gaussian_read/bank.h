@@ -4,6 +4,7 @@
 #include "cpu/runtime/worker.h"
 #include "cpu/simd/rows.h"
 #include "ops/gaussian_read/arguments.h"
+#include "ops/gaussian_read/axis.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
@@ -54,106 +55,79 @@ void transpose_matrix(const Real* from, Index rows, Index columns, Real* to) {
     for (Index j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
 }
 
-// One axis: filters (count, size) in `filter`. The five numbers and what follows from them are double, so that a filter
-// has the error of its exponential alone.
+// One axis: filters (count, size) in `filter`.
 template <class Real>
 struct GaussianAxis {
-  Index size, count;
-  double center, delta, variance;
+  GaussianPlaces places;
   Real* filter;
-
-  double offset(Index i) const { return static_cast<double>(i) + 1 - static_cast<double>(count) / 2 - 0.5; }
-  double mean(Index i) const { return center + offset(i) * delta; }
-  // Of pixel a = 1 .. size, the square of its distance from a filter's mean, in variances.
-  double squares(Index i, Index a) const {
-    const double distance = static_cast<double>(a + 1) - mean(i);
-    return distance * distance / variance;
-  }
 
   void fill() const {
     using V = Vec<Real>;
-    for (Index i = 0; i < count; ++i) {
-      Real* line = filter + i * size;
-      for (Index a = 0; a < size; ++a) line[a] = static_cast<Real>(-squares(i, a) / 2);
+    for (Index i = 0; i < places.count; ++i) {
+      Real* line = filter + i * places.size;
+      for (Index a = 0; a < places.size; ++a) line[a] = static_cast<Real>(-places.squares(i, a) / 2);
       Partials<Real> partial(Real(0));
-      each_vector(line, size, -Real(__builtin_inf()), [&](Index k, Index first, int lanes, V value) {
+      each_vector(line, places.size, -Real(__builtin_inf()), [&](Index k, Index first, int lanes, V value) {
         const V power = exp(value);
         partial.part[k] += power;
         power.store_partial(line + first, lanes);
       });
-      const V divisor(bounded(partial.sum()));
-      each_vector(line, size, Real(0), [&](Index, Index first, int lanes, V power) {
+      const V divisor(GaussianPlaces::bounded(partial.sum()));
+      each_vector(line, places.size, Real(0), [&](Index, Index first, int lanes, V power) {
         (power / divisor).store_partial(line + first, lanes);
       });
     }
   }
 
-  // The gradient by the filters, element (i, a) at data[i * row + a * inner]: adds to those by the center, by the
-  // distance between the filters and by the logarithm of the variance.
+  // The gradient by the filters, element (i, a) at data[i * row + a * inner].
   void add_gradient(Left<Real> gradient, double& by_center, double& by_delta, double& by_log_variance) const {
-    for (Index i = 0; i < count; ++i) {
-      const Real* line = filter + i * size;
-      double along = 0, total = 0;
-      for (Index a = 0; a < size; ++a) {
-        along += double(gradient.data[i * gradient.row + a * gradient.inner]) * double(line[a]);
-        total += double(line[a]);
-      }
-      // Where the sum of a line is bounded its filters come to less than 1, and the divisor is a constant.
-      const double common = total < kBounded ? 0 : along;
-      double by_mean = 0;
-      for (Index a = 0; a < size; ++a) {
-        const double by_exponent =
-            (double(gradient.data[i * gradient.row + a * gradient.inner]) - common) * double(line[a]);
-        by_mean += by_exponent * (static_cast<double>(a + 1) - mean(i)) / variance;
-        by_log_variance += by_exponent * (line[a] == 0 ? 0 : squares(i, a) / 2);
-      }
-      by_center += by_mean;
-      by_delta += by_mean * offset(i);
+    for (Index i = 0; i < places.count; ++i) {
+      const Real *line = filter + i * places.size, *from = gradient.data + i * gradient.row;
+      places.add_gradient(
+          i, [&](Index a) { return double(from[a * gradient.inner]); }, [&](Index a) { return double(line[a]); },
+          by_center, by_delta, by_log_variance);
     }
   }
-
- private:
-  static constexpr Real kLeast = Real(1e-8);
-  static constexpr double kBounded = 1 - 1e-4;
-  static Real bounded(Real sum) { return sum > kLeast || sum != sum ? sum : kLeast; }
 };
 
-// Both axes of a row, and what they are made from: (center of x, center of y, log variance, log distance, log factor),
-// the centers between -1 and 1 in the image, the distance as a share of the widest there is.
+// Both axes of a row, and what they are made from.
 template <class Real>
 class GaussianBank {
  public:
-  GaussianAxis<Real> x, y;
-  double factor;
-
   GaussianBank(const GaussianArguments<Real>& a, Index row, Real* x_filters, Real* y_filters)
-      : larger_(larger(a.height, a.width)) {
-    const Real* p = a.attention + row * kNumbers;
-    const double variance = __builtin_exp(double(p[2]));
-    const double delta = a.count > 1 ? double(larger_ - 1) / double(a.count - 1) * __builtin_exp(double(p[3])) : 0;
-    factor = __builtin_exp(double(p[4]));
-    x = {a.width, a.count, double(a.width + 1) * (double(p[0]) + 1) / 2, delta, variance, x_filters};
-    y = {a.height, a.count, double(a.height + 1) * (double(p[1]) + 1) / 2, delta, variance, y_filters};
-    x.fill();
-    y.fill();
+      : grid_(a.height, a.width, a.count, Numbers(a.attention + row * kNumbers).number),
+        x_{grid_.x, x_filters},
+        y_{grid_.y, y_filters} {
+    x_.fill();
+    y_.fill();
   }
+
+  double factor() const { return grid_.factor; }
 
   // dattention of the row from the gradients of the filters and of the factor's logarithm.
   void write_gradient(Left<Real> dx, Left<Real> dy, double by_log_factor, Real* dattention) const {
     double center_x = 0, center_y = 0, delta = 0, log_variance = 0;
-    x.add_gradient(dx, center_x, delta, log_variance);
-    y.add_gradient(dy, center_y, delta, log_variance);
-    dattention[0] = static_cast<Real>(center_x * double(x.size + 1) / 2);
-    dattention[1] = static_cast<Real>(center_y * double(y.size + 1) / 2);
+    x_.add_gradient(dx, center_x, delta, log_variance);
+    y_.add_gradient(dy, center_y, delta, log_variance);
+    dattention[0] = static_cast<Real>(grid_.by_x(center_x));
+    dattention[1] = static_cast<Real>(grid_.by_y(center_y));
     dattention[2] = static_cast<Real>(log_variance);
-    dattention[3] = static_cast<Real>(x.count > 1 ? delta * x.delta : 0.0);
+    dattention[3] = static_cast<Real>(grid_.by_log_delta(delta));
     dattention[4] = static_cast<Real>(by_log_factor);
   }
 
-  static constexpr Index kNumbers = 5;
+  static constexpr Index kNumbers = GaussianGrid::kNumbers;
 
  private:
-  Index larger_;
+  struct Numbers {
+    double number[kNumbers];
+    explicit Numbers(const Real* p) {
+      for (Index k = 0; k < kNumbers; ++k) number[k] = double(p[k]);
+    }
+  };
+
+  const GaussianGrid grid_;
+  const GaussianAxis<Real> x_, y_;
 };
 
 // A thread's matrices, cut from its workspace.

@@ -20,7 +20,7 @@ class GaussianRead : GaussianRows<Real> {
         Real* patch = a.patch + c * a.count * a.count;
         read_lines(c);
         multiply({m.lines, a.width, 1}, m.x_transposed, a.count, a.width, a.count, patch);
-        for (Index i = 0; i < a.count * a.count; ++i) patch[i] = static_cast<Real>(double(patch[i]) * bank.factor);
+        for (Index i = 0; i < a.count * a.count; ++i) patch[i] = static_cast<Real>(double(patch[i]) * bank.factor());
       }
     });
   }
@@ -28,7 +28,7 @@ class GaussianRead : GaussianRows<Real> {
   void backward() {
     Base::each_row([this](Index n, const GaussianBank<Real>& bank) {
       Base::clear_filter_gradients();
-      for (Index c = n * a.channels; c < (n + 1) * a.channels; ++c) channel_gradient(c, bank.factor);
+      for (Index c = n * a.channels; c < (n + 1) * a.channels; ++c) channel_gradient(c, bank.factor());
       Base::write_gradient(bank, n, 1);
     });
   }

@@ -19,7 +19,7 @@ class GaussianWrite : GaussianRows<Real> {
   void forward() {
     Base::each_row([this](Index n, const GaussianBank<Real>& bank) {
       for (Index c = n * a.channels; c < (n + 1) * a.channels; ++c) {
-        m.set_patch(a.patch + c * a.count * a.count, 1 / bank.factor, a.count);
+        m.set_patch(a.patch + c * a.count * a.count, 1 / bank.factor(), a.count);
         multiply({m.patch, a.count, 1}, m.x, a.count, a.count, a.width, m.lines);
         multiply({m.y, 1, a.height}, m.lines, a.height, a.count, a.width, a.image + c * a.height * a.width);
       }
@@ -29,7 +29,7 @@ class GaussianWrite : GaussianRows<Real> {
   void backward() {
     Base::each_row([this](Index n, const GaussianBank<Real>& bank) {
       Base::clear_filter_gradients();
-      for (Index c = n * a.channels; c < (n + 1) * a.channels; ++c) channel_gradient(c, 1 / bank.factor);
+      for (Index c = n * a.channels; c < (n + 1) * a.channels; ++c) channel_gradient(c, 1 / bank.factor());
       Base::write_gradient(bank, n, -1);
     });
   }

@@ -5,71 +5,11 @@
 
 #include "common/arguments.h"
 #include "ops/grid_sample/arguments.h"
+#include "ops/grid_sample/axis.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
-
-inline float whole(float x) { return __builtin_floorf(x); }
-inline double whole(double x) { return __builtin_floor(x); }
-inline float nearest(float x) { return __builtin_rintf(x); }  // ties to even
-inline double nearest(double x) { return __builtin_rint(x); }
-inline float remainder_of(float x, float y) { return __builtin_fmodf(x, y); }
-inline double remainder_of(double x, double y) { return __builtin_fmod(x, y); }
-
-// How the coordinates of one axis become pixels.
-template <class Real, Padding kPadding>
-class Axis {
- public:
-  Axis(const GridSampleArguments<Real>& a, Index size)
-      : last_(static_cast<Real>(size - 1)),
-        span_(static_cast<Real>(a.align_corners ? size - 1 : size)),
-        scale_(span_ / 2),
-        low_(a.align_corners ? Real(0) : Real(-0.5)) {}
-
-  // Of `count` values that are finite: where they are in pixels, and the derivative of that. Where no pixel is near it
-  // is at -2: the numbers of pixels stay small.
-  void place(const Real* values, int count, Real* at, Real* slope) const {
-    for (int p = 0; p < count; ++p) {
-      at[p] = (values[p] + 1) * scale_ + low_;
-      slope[p] = scale_;
-    }
-    if constexpr (kPadding == Padding::zeros)
-      for (int p = 0; p < count; ++p) at[p] = (at[p] > Real(-2)) & (at[p] < last_ + 2) ? at[p] : Real(-2);
-    if constexpr (kPadding == Padding::reflection) reflect(count, at, slope);
-    if constexpr (kPadding != Padding::zeros) clip(count, at, slope);
-  }
-
- private:
-  const Real last_, span_, scale_, low_;
-
-  // Beyond the outer pixels nothing changes.
-  void clip(int count, Real* at, Real* slope) const {
-    for (int p = 0; p < count; ++p) {
-      const bool before = !(at[p] > 0), after = at[p] >= last_;
-      slope[p] = before | after ? Real(0) : slope[p];
-      at[p] = before ? Real(0) : after ? last_ : at[p];
-    }
-  }
-  // Mirrored at the outer edges of the image, or the middles of the outer pixels, as often as it takes.
-  void reflect(int count, Real* at, Real* slope) const {
-    for (int p = 0; p < count; ++p) {
-      if (at[p] >= low_ && at[p] < low_ + span_) continue;
-      if (span_ == 0) {
-        at[p] = slope[p] = 0;
-        continue;
-      }
-      const bool below = at[p] < low_;
-      const Real distance = below ? low_ - at[p] : at[p] - low_;
-      // Of a number that large nothing is left but that it is even.
-      const Real times = whole(distance / span_);
-      const Real rest = distance - distance == 0 ? remainder_of(distance, span_) : Real(0);
-      const bool odd = times - 2 * whole(times / 2) == 1;
-      at[p] = odd ? span_ - rest + low_ : rest + low_;
-      slope[p] = odd != below ? -slope[p] : slope[p];
-    }
-  }
-};
 
 constexpr int kChunk = 256;  // points
 
@@ -115,8 +55,18 @@ struct Taps {
   // Where the points lie; `right` and `down` hold that until they are split.
   template <Padding kPadding>
   void place(const GridSampleArguments<Real>& a, const Real* x, const Real* y) {
-    Axis<Real, kPadding>(a, a.width).place(x, count, right, x_slope);
-    Axis<Real, kPadding>(a, a.height).place(y, count, down, y_slope);
+    place<kPadding>(Axis<Real>(a.width, a.align_corners), x, right, x_slope);
+    place<kPadding>(Axis<Real>(a.height, a.align_corners), y, down, y_slope);
+  }
+  template <Padding kPadding>
+  void place(const Axis<Real> axis, const Real* values, Real* to, Real* slope) const {
+    for (int p = 0; p < count; ++p) axis.place(values[p], to[p], slope[p]);
+    if constexpr (kPadding == Padding::zeros)
+      for (int p = 0; p < count; ++p) axis.bound(to[p]);
+    if constexpr (kPadding == Padding::reflection)
+      for (int p = 0; p < count; ++p) axis.reflect(to[p], slope[p]);
+    if constexpr (kPadding != Padding::zeros)
+      for (int p = 0; p < count; ++p) axis.clip(to[p], slope[p]);
   }
 
   // Into a pixel and how far it is from there on. The nearest pixel is alone.

@@ -8,7 +8,10 @@ from typing import Any, SupportsIndex
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_flag, require_integer
+from fusedrnn.arrays.checks import require_contiguous, require_float
+from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.gradients import Array
+from fusedrnn.ops.device_call import require_no_graph, require_same, run
 
 _compiled = _core.operations["affine_grid"]
 _forward: Callable[[Array, int, int, bool], Array] = _compiled.forward
@@ -40,7 +43,7 @@ def affine_grid(theta: Array, size: Sequence[SupportsIndex], *, align_corners: b
     Parameters
     ----------
     theta : ndarray
-        (B, 2, 3), float32 or float64, C-contiguous; NumPy's.
+        (B, 2, 3), float32 or float64, C-contiguous; NumPy's, or CuPy's, there also bfloat16 or float16.
     size : sequence of 4 int
         (B, C, H, W) of the image that is to be made; C has no influence.
     align_corners : bool
@@ -67,7 +70,9 @@ def affine_grid_forward(
     shape: Any = getattr(theta, "shape", None)
     if shape is not None and len(shape) == 3 and shape[0] != batch:
         raise ValueError(f"size must have the batch size of theta, {shape[0]}, not {batch}")
-    return _forward(theta, height, width, align_corners), AffineGridTape(theta, height, width, align_corners)
+    tape = AffineGridTape(theta, height, width, align_corners)
+    device = owner_of(theta)
+    return (_forward(theta, height, width, align_corners) if device is None else _device_forward(device, tape)), tape
 
 
 def affine_grid_backward(tape: AffineGridTape, dgrid: Array) -> Array:
@@ -92,7 +97,10 @@ def affine_grid_backward(tape: AffineGridTape, dgrid: Array) -> Array:
     """
     if not isinstance(tape, AffineGridTape):
         raise TypeError(f"tape must be the one that affine_grid_forward returned, not {type(tape).__name__}")
-    return _backward(tape.theta, dgrid, tape.height, tape.width, tape.align_corners)
+    device = owner_of(tape.theta)
+    if device is None:
+        return _backward(tape.theta, dgrid, tape.height, tape.width, tape.align_corners)
+    return _device_backward(device, tape, dgrid)
 
 
 def _size_of(size: Any) -> tuple[int, int, int]:
@@ -105,3 +113,37 @@ def _size_of(size: Any) -> tuple[int, int, int]:
         require_integer(number, f"size[{axis}]", least=axis // 2) for axis, number in enumerate(size)
     )
     return batch, height, width
+
+
+def _call(device: Device, tape: AffineGridTape, **arrays: Array) -> Any:
+    return device.native.AffineGridCall(
+        dtype=tape.theta.dtype.name,
+        images=tape.theta.shape[0],
+        height=tape.height,
+        width=tape.width,
+        align_corners=tape.align_corners,
+        **{name: device.address(array) for name, array in arrays.items()},
+    )
+
+
+def _device_forward(device: Device, tape: AffineGridTape) -> Array:
+    """The grid."""
+    theta = tape.theta
+    require_no_graph(device, "theta", "affine_grid")
+    require_float(theta, "theta")
+    if theta.ndim != 3 or theta.shape[1:] != (2, 3):
+        raise ValueError(f"theta must have shape (B, 2, 3), not {tuple(theta.shape)}")
+    require_contiguous(theta, "theta")
+    grid: Array = device.empty((theta.shape[0], tape.height, tape.width, 2), theta.dtype)
+    run(device, _call(device, tape, theta=theta, grid=grid), "forward")
+    return grid
+
+
+def _device_backward(device: Device, tape: AffineGridTape, dgrid: Any) -> Array:
+    """The gradient of theta."""
+    theta = tape.theta
+    require_no_graph(device, "tape", "affine_grid_backward")
+    require_same(device, dgrid, "dgrid", (theta.shape[0], tape.height, tape.width, 2), theta.dtype)
+    dtheta: Array = device.empty(theta.shape, theta.dtype)
+    run(device, _call(device, tape, dgrid=dgrid, dtheta=dtheta), "backward")
+    return dtheta

@@ -15,6 +15,7 @@ from fusedrnn.arrays.checks import (
 )
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.ops.device_call import require_no_graph
 from fusedrnn.ops.labels import lengths_of
 
 
@@ -46,12 +47,6 @@ def device_counts(device: Device, values: Any, name: str, rows: int, most: int) 
         with device.on():
             wide = wide.copy()
     return wide
-
-
-def require_no_graph(device: Device, name: str, function: str) -> None:
-    """Refuse a call that allocates while a graph is captured."""
-    if device.capturing():
-        raise ValueError(f"{name} must not be used while a graph is captured: {function} allocates its memory itself")
 
 
 def _check(device: Device, query: Any, memory: Any, weights: tuple[Any, Any, Any, Any]) -> None:

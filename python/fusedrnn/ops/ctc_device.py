@@ -13,7 +13,8 @@ from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
 from fusedrnn.ops.ctc_arguments import require_logits_shape, target_lengths_of, targets_of
-from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on, require_no_graph
+from fusedrnn.ops.device_call import require_no_graph
+from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on
 from fusedrnn.ops.dloss import device_dloss
 from fusedrnn.ops.labels import integers_of
 

@@ -29,8 +29,3 @@ def lengths_on(device: Device, values: Any, name: str, rows: int, most: int) -> 
         return copied(device, values, name, (rows,)), most
     lengths = lengths_of(values, name, rows, most)
     return device.from_host(lengths), int(lengths.max(initial=0))
-
-
-def require_no_graph(device: Device, name: str, function: str) -> None:
-    if device.capturing():
-        raise ValueError(f"{name} must not be used while a graph is captured: {function} allocates its memory itself")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from fusedrnn import _core
 from fusedrnn.arguments import require_integer
+from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.gradients import Array
+from fusedrnn.ops.device_call import require_no_graph, require_planes, require_same, run, wide_or_same
 
 _compiled = _core.operations["gaussian_read"]
 _forward: Callable[[Array, Array, int], Array] = _compiled.forward
@@ -48,9 +50,10 @@ def gaussian_read(image: Array, attention: Array, count: SupportsIndex) -> Array
     Parameters
     ----------
     image : ndarray
-        (B, C, H, W) with H and W at least 1, float32 or float64, C-contiguous; NumPy's.
+        (B, C, H, W) with H and W at least 1, float32 or float64, C-contiguous; NumPy's, or CuPy's, there also bfloat16
+        or float16.
     attention : ndarray
-        (B, 5), of image's dtype, C-contiguous.
+        (B, 5), of image's dtype, C-contiguous. For an image of 16 bits it may be float32.
     count : int
         N, at least 1.
 
@@ -70,7 +73,9 @@ def gaussian_read(image: Array, attention: Array, count: SupportsIndex) -> Array
 def gaussian_read_forward(image: Array, attention: Array, count: SupportsIndex) -> tuple[Array, GaussianReadTape]:
     """As `gaussian_read`, and return (patch, tape). Do not write image and attention before the backward pass."""
     count = require_integer(count, "count", least=1, most=LARGEST_COUNT)
-    return _forward(image, attention, count), GaussianReadTape(image, attention, count)
+    tape = GaussianReadTape(image, attention, count)
+    device = owner_of(image)
+    return (_forward(image, attention, count) if device is None else _device_forward(device, tape)), tape
 
 
 def gaussian_read_backward(tape: GaussianReadTape, dpatch: Array) -> tuple[Array, Array]:
@@ -95,4 +100,53 @@ def gaussian_read_backward(tape: GaussianReadTape, dpatch: Array) -> tuple[Array
     """
     if not isinstance(tape, GaussianReadTape):
         raise TypeError(f"tape must be the one that gaussian_read_forward returned, not {type(tape).__name__}")
+    device = owner_of(tape.image)
+    if device is not None:
+        return _device_backward(device, tape, dpatch)
     return _backward(tape.image, tape.attention, tape.count, dpatch)
+
+
+def require_attention(device: Device, attention: Any, planes: Any) -> None:
+    """Check the attention of planes (B, C, ., .) on a device."""
+    require_same(device, attention, "attention", (planes.shape[0], 5), wide_or_same(attention, planes.dtype))
+
+
+def shared_fields(planes: Any, attention: Any, size: tuple[int, int], count: int) -> dict[str, Any]:
+    """What the calls of reading and writing have in common, but for addresses."""
+    return {
+        "dtype": planes.dtype.name,
+        "rows": planes.shape[0],
+        "channels": planes.shape[1],
+        "height": size[0],
+        "width": size[1],
+        "count": count,
+        "wide_attention": attention.dtype != planes.dtype,
+    }
+
+
+def _call(device: Device, tape: GaussianReadTape, **arrays: Any) -> Any:
+    fields = shared_fields(tape.image, tape.attention, tape.image.shape[2:], tape.count)
+    arrays |= {"image": tape.image, "attention": tape.attention}
+    return device.native.GaussianReadCall(**fields, **{name: device.address(array) for name, array in arrays.items()})
+
+
+def _device_forward(device: Device, tape: GaussianReadTape) -> Array:
+    """The patch."""
+    image = tape.image
+    require_no_graph(device, "image", "gaussian_read")
+    require_planes(image, "image", "H", "W")
+    require_attention(device, tape.attention, image)
+    patch: Array = device.empty((*image.shape[:2], tape.count, tape.count), image.dtype)
+    run(device, _call(device, tape, patch=patch), "forward")
+    return patch
+
+
+def _device_backward(device: Device, tape: GaussianReadTape, dpatch: Any) -> tuple[Array, Array]:
+    """Gradients of image and attention."""
+    image, attention = tape.image, tape.attention
+    require_no_graph(device, "tape", "gaussian_read_backward")
+    require_same(device, dpatch, "dpatch", (*image.shape[:2], tape.count, tape.count), image.dtype)
+    dimage: Array = device.empty(image.shape, image.dtype)
+    dattention: Array = device.empty(attention.shape, attention.dtype)
+    run(device, _call(device, tape, dpatch=dpatch, dimage=dimage, dattention=dattention), "backward")
+    return dimage, dattention

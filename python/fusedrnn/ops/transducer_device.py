@@ -12,7 +12,8 @@ from fusedrnn.arrays.checks import require_array, require_contiguous, require_fl
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
-from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on, require_no_graph
+from fusedrnn.ops.device_call import require_no_graph
+from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on
 from fusedrnn.ops.dloss import device_dloss
 from fusedrnn.ops.labels import lengths_of, padded_labels
 

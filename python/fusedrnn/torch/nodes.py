@@ -1,10 +1,11 @@
-"""What the compiled operations of CPU tensors share as nodes of autograd's graph."""
+"""What the compiled operations share as nodes of autograd's graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class _Once(torch.autograd.Function):
 
 def once(name: str, arrays: Sequence[Any], dout: Tensor, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients as tensors, each of which depends on the gradient of the result and on all inputs."""
-    gradients = [None if array is None else torch.from_numpy(array) for array in arrays]
+    gradients = [torch.from_numpy(array) if isinstance(array, np.ndarray) else array for array in arrays]
     if not torch.is_grad_enabled():
         return list(gradients)
     present = [gradient for gradient in gradients if gradient is not None]
