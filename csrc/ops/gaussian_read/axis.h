@@ -66,6 +66,11 @@ struct GaussianGrid {
     factor = ::exp(p[4]);
   }
 
+  // By value: a choice between addresses would keep both in a device's local memory.
+  FUSEDRNN_INLINE GaussianPlaces axis(bool along_x) const {
+    return {along_x ? x.size : y.size, x.count, along_x ? x.center : y.center, x.delta, x.variance};
+  }
+
   // From gradients by the centers and the distance: those by the numbers they are made from.
   FUSEDRNN_INLINE double by_x(double center) const { return center * static_cast<double>(x.size + 1) / 2; }
   FUSEDRNN_INLINE double by_y(double center) const { return center * static_cast<double>(y.size + 1) / 2; }

@@ -41,8 +41,7 @@ struct GaussianFill {
   FUSEDRNN_DEVICE void operator()(Block& block, Index index) const {
     const Index row = index / (2 * rows.count), number = index % (2 * rows.count), i = number % rows.count;
     const bool along_x = number < rows.count;
-    const GaussianGrid grid = rows.grid(row);
-    const GaussianPlaces& places = along_x ? grid.x : grid.y;
+    const GaussianPlaces places = rows.grid(row).axis(along_x);
     A* const filter = (along_x ? x : y) + (row * rows.count + i) * places.size;
     A* const sums = static_cast<A*>(block.shared());
     block.each([&](int thread) {
@@ -149,7 +148,7 @@ struct GaussianAttention {
   FUSEDRNN_DEVICE void add(const GaussianGrid& grid, Index row, Index number, double* sums) const {
     const bool along_x = number < rows.count;
     const Index i = number % rows.count;
-    const GaussianPlaces& places = along_x ? grid.x : grid.y;
+    const GaussianPlaces places = grid.axis(along_x);
     const Index at = (row * rows.count + i) * places.size;
     const A *filter = (along_x ? x : y) + at, *gradient = (along_x ? dx : dy) + at;
     double center = 0;

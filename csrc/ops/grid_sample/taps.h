@@ -44,9 +44,9 @@ struct Taps {
     else
       place<Padding::reflection>(a, x, y);
     if (a.interpolation == Interpolation::bilinear)
-      split<true>(a, right, down);
+      split<true>(a);
     else
-      split<false>(a, right, down);
+      split<false>(a);
     for (int p = 0; numbers < count && p < count; ++p)
       if (x[p] - x[p] != 0 || y[p] - y[p] != 0) set_nan(p, a.interpolation);
   }
@@ -71,12 +71,13 @@ struct Taps {
 
   // Into a pixel and how far it is from there on. The nearest pixel is alone.
   template <bool kBilinear>
-  void split(const GridSampleArguments<Real>& a, Real* x, Real* y) {
+  void split(const GridSampleArguments<Real>& a) {
     // Of float32 numbers pixels are told apart up to 2^24 only; int converts in vectors.
     using Whole = std::conditional_t<sizeof(Real) == 4, std::int32_t, std::int64_t>;
     const Index width = a.width, last_column = a.width - 1, last_line = a.height - 1;
     for (int p = 0; p < count; ++p) {
-      const Real left = kBilinear ? whole(x[p]) : nearest(x[p]), top = kBilinear ? whole(y[p]) : nearest(y[p]);
+      const Real left = kBilinear ? whole(right[p]) : nearest(right[p]),
+                 top = kBilinear ? whole(down[p]) : nearest(down[p]);
       const Index column = static_cast<Whole>(left), line = static_cast<Whole>(top);
       const int first_column = (column >= 0) & (column <= last_column), first_line = (line >= 0) & (line <= last_line);
       const int next_column = kBilinear & (column >= -1) & (column < last_column);
@@ -84,8 +85,8 @@ struct Taps {
       at[p] = line * width + column;
       has[p] = (first_line & first_column) | (first_line & next_column) << 1 | (next_line & first_column) << 2 |
                (next_line & next_column) << 3;
-      x[p] = kBilinear ? x[p] - left : Real(0);
-      y[p] = kBilinear ? y[p] - top : Real(0);
+      right[p] = kBilinear ? right[p] - left : Real(0);
+      down[p] = kBilinear ? down[p] - top : Real(0);
       if (!kBilinear) x_slope[p] = y_slope[p] = 0;
     }
   }

@@ -2,8 +2,8 @@
 
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
 same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
-`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd. `ctc_loss` and `transducer_loss` are losses of CPU
-tensors, and `grid_sample` samples images that are.
+`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd. `grid_sample` samples images. `ctc_loss` and
+`transducer_loss` are losses of CPU tensors.
 """
 
 from fusedrnn.torch.attention import AttentionDecoder

@@ -1,4 +1,4 @@
-"""Sampling of images as a node of autograd's graph: the compiled operation on tensors of the CPU and of CUDA devices."""
+"""Sampling of images as a node of autograd's graph: the compiled operation on tensors of the CPU and of devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _device_call(tape: GridSampleTape, space: TensorSpace, **arrays: Tensor | No
 def _forward(input: Tensor, grid: Tensor, options: tuple[str, str, bool]) -> tuple[Tensor, GridSampleTape]:
     """The output, and a tape of arrays or of a device's tensors."""
     plain: list[Any] = [contiguous(tensor.detach()) for tensor in (input, grid)]
-    tape = GridSampleTape(*plain, *options)
+    tape = GridSampleTape(plain[0], plain[1], *options)
     if not devices.kind.holds(input):
         out, tape = grid_sample_forward(
             *map(array_of, plain), mode=tape.mode, padding_mode=tape.padding_mode, align_corners=tape.align_corners
@@ -136,8 +136,9 @@ def grid_sample(
         Where there is no engine for CUDA tensors, with the reason.
     """
     options = require_options(mode, padding_mode, False if align_corners is None else align_corners)
-    if isinstance(input, Tensor) and devices.kind.holds(input):
-        tensors = _on_a_device(input, grid)
+    given: Any = input
+    if isinstance(given, Tensor) and devices.kind.holds(given):
+        tensors = _on_a_device(given, grid)
     else:
         tensors = floats(input, "input"), floats(grid, "grid")
     out: Tensor = _GridSample.apply(*tensors, options)  # type: ignore[no-untyped-call]
