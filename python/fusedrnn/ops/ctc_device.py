@@ -13,7 +13,7 @@ from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
 from fusedrnn.ops.ctc_arguments import require_logits_shape, target_lengths_of, targets_of
-from fusedrnn.ops.device_call import require_no_graph
+from fusedrnn.ops.device_call import Space, require_no_graph, run
 from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on
 from fusedrnn.ops.dloss import device_dloss
 from fusedrnn.ops.labels import integers_of
@@ -75,26 +75,65 @@ def _pointing(device: Device, fields: dict[str, Any], **arrays: Any) -> tuple[di
     return {**fields, **{name: device.address(array) for name, array in arrays.items()}}, tuple(arrays.values())
 
 
-def _call(device: Device, logits: Any, blank: int, fields: dict[str, Any], **arrays: Any) -> Any:
-    steps, rows, classes = logits.shape
+def _strides(logits: Any) -> tuple[int, int]:
+    """From a frame to the next, and from a row to the next, in elements."""
     size = logits.dtype.itemsize
-    return device.native.CtcLossCall(
-        dtype=logits.dtype.name,
+    return logits.strides[0] // size, logits.strides[1] // size
+
+
+def _call(
+    space: Space, logits: Any, dtype: str, strides: tuple[int, int], blank: int, fields: dict[str, Any], **arrays: Any
+) -> Any:
+    steps, rows, classes = logits.shape
+    return space.native.CtcLossCall(
+        dtype=dtype,
         steps=steps,
         rows=rows,
         classes=classes,
         blank=blank,
-        logits=device.address(logits),
-        logits_time=logits.strides[0] // size,
-        logits_row=logits.strides[1] // size,
+        logits=space.address(logits),
+        logits_time=strides[0],
+        logits_row=strides[1],
         **fields,
-        **{name: device.address(array) for name, array in arrays.items()},
+        **{name: space.address(array) for name, array in arrays.items()},
     )
 
 
-def _run_forward(device: Device, call: Any) -> None:
-    workspace = device.memory(call.bytes())
-    call.forward(device.index, device.stream(), device.address(workspace))
+def run_forward(
+    space: Space,
+    logits: Any,
+    dtype: str,
+    strides: tuple[int, int],
+    blank: int,
+    fields: dict[str, Any],
+    frames: Any,
+    reduction: str,
+    zero_infinity: bool,
+    training: bool,
+) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Loss, the call, and the arrays that it points to beside the logits and those that `fields` tells of.
+
+    `fields` are of the targets, `frames` the input lengths; `strides` are those of frames and rows of the logits.
+    """
+    steps, rows = logits.shape[:2]
+    sums = "float64" if dtype == "float64" else "float32"
+    arrays = {
+        "input_lengths": frames,
+        "losses": space.empty((rows,), sums),
+        "normalizers": space.empty((2, steps, rows), sums),
+        "alphas": space.empty((steps, rows, 4, fields["longest"] + 1), sums) if training else None,
+    }
+    loss = space.empty((rows,) if reduction == "none" else (), sums)
+    fields = {**fields, "reduction": REDUCTION_NUMBERS[reduction], "zero_infinity": zero_infinity}
+    call = _call(space, logits, dtype, strides, blank, fields, loss=loss, **arrays)
+    run(space, call, "forward")
+    return loss, call, tuple(arrays.values())
+
+
+def run_backward(space: Space, call: Any, dloss: Any, stride: int, dlogits: Any) -> None:
+    """Write the gradient of the logits; `stride` is that of dloss over rows."""
+    gradients = {"dloss": space.address(dloss) or 1, "dloss_row": stride, "dlogits": space.address(dlogits)}
+    run(space, call.with_fields(**gradients), "backward")
 
 
 def device_forward(
@@ -111,17 +150,11 @@ def device_forward(
     """Loss, of the accumulator's dtype and without axes unless reduction is none, and tape."""
     require_no_graph(device, "logits", "ctc_loss")
     steps, rows = logits.shape[:2]
-    dtype = accumulator(logits.dtype)
     fields, held = _targets(device, logits, targets, target_lengths, blank)
     frames, _ = lengths_on(device, input_lengths, "input_lengths", rows, steps)
-    losses, normalizers = device.empty((rows,), dtype), device.empty((2, steps, rows), dtype)
-    loss = device.empty((rows,) if reduction == "none" else (), dtype)
-    alphas = device.empty((steps, rows, 4, fields["longest"] + 1), dtype) if training else None
-    fields |= {"reduction": REDUCTION_NUMBERS[reduction], "zero_infinity": zero_infinity}
-    arrays = {"input_lengths": frames, "losses": losses, "normalizers": normalizers, "alphas": alphas}
-    call = _call(device, logits, blank, fields, loss=loss, **arrays)
-    _run_forward(device, call)
-    tape = CtcDeviceTape(device, call, logits, (*held, *arrays.values()), reduction) if training else None
+    given = (logits, logits.dtype.name, _strides(logits), blank, fields, frames)
+    loss, call, arrays = run_forward(device, *given, reduction, zero_infinity, training)
+    tape = CtcDeviceTape(device, call, logits, (*held, *arrays), reduction) if training else None
     return loss, tape
 
 
@@ -132,9 +165,7 @@ def device_backward(tape: CtcDeviceTape, dloss: Any) -> Array:
     shape = (logits.shape[1],) if tape.reduction == "none" else None
     scale, stride = device_dloss(device, dloss, accumulator(logits.dtype), shape, "(B,)")
     dlogits: Array = device.empty(logits.shape, logits.dtype)
-    call = tape.call.with_fields(dloss=device.address(scale) or 1, dloss_row=stride, dlogits=device.address(dlogits))
-    workspace = device.memory(call.bytes())
-    call.backward(device.index, device.stream(), device.address(workspace))
+    run_backward(device, tape.call, scale, stride, dlogits)
     return dlogits
 
 
@@ -150,7 +181,7 @@ def device_align(
     log_prob = device.empty((rows,), accumulator(logits.dtype))
     normalizers = device.empty((2, steps, rows), np.float64)
     arrays = {"input_lengths": frames, "losses": log_prob, "normalizers": normalizers, "path": path}
-    _run_forward(device, _call(device, logits, blank, fields, **arrays))
+    run(device, _call(device, logits, logits.dtype.name, _strides(logits), blank, fields, **arrays), "forward")
     _ctc.require_aligned(device.to_host(log_prob).astype(np.float64))
     del held  # until here the device reads them
     return path, log_prob
@@ -162,7 +193,8 @@ def device_greedy(device: Device, logits: Any, lengths: Any, blank: int) -> list
     steps, rows = logits.shape[:2]
     frames, _ = lengths_on(device, lengths, "lengths", rows, steps)
     path = device.empty((steps, rows), np.int64)
-    _run_forward(device, _call(device, logits, blank, {}, input_lengths=frames, path=path))
+    arrays = {"input_lengths": frames, "path": path}
+    run(device, _call(device, logits, logits.dtype.name, _strides(logits), blank, {}, **arrays), "forward")
     classes = device.to_host(path)
     before = np.concatenate([np.full((1, rows), blank), classes[:-1]])
     labels = (classes != before) & (classes != blank)  # past a row's length all are blank

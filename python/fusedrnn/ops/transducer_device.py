@@ -12,7 +12,7 @@ from fusedrnn.arrays.checks import require_array, require_contiguous, require_fl
 from fusedrnn.arrays.device import Device, owner_of
 from fusedrnn.arrays.dtypes import accumulator
 from fusedrnn.gradients import Array
-from fusedrnn.ops.device_call import require_no_graph
+from fusedrnn.ops.device_call import Space, require_no_graph, run
 from fusedrnn.ops.device_labels import REDUCTION_NUMBERS, copied, lengths_on
 from fusedrnn.ops.dloss import device_dloss
 from fusedrnn.ops.labels import lengths_of, padded_labels
@@ -78,6 +78,52 @@ def _labels(
     return device.from_host(labels), device.from_host(counts)
 
 
+def run_forward(
+    space: Space,
+    arrays: tuple[Any, Any, Any, Any],
+    dtype: str,
+    strides: tuple[int, ...],
+    integers: tuple[Any, Any, Any],
+    blank: int,
+    reduction: str,
+) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Loss, the call, and what it points to beside its arguments.
+
+    `arrays` are encoder, predictor, weight and bias, `strides` those of the first two axes of the first two, in
+    elements, `integers` targets, input lengths and target lengths.
+    """
+    (steps, rows, features), longest, classes = arrays[0].shape, arrays[1].shape[0] - 1, arrays[2].shape[0]
+    sums = "float64" if dtype == "float64" else "float32"
+    losses, cells = space.empty((rows,), sums), space.empty((4, rows, steps, longest + 1), sums)
+    loss = space.empty((rows,) if reduction == "none" else (), sums)
+    pointed = {
+        **dict(zip(("encoder", "predictor", "weight", "bias"), arrays, strict=True)),
+        **dict(zip(("targets", "input_lengths", "target_lengths"), integers, strict=True)),
+        **{"loss": loss, "losses": losses, "cells": cells},
+    }
+    call = space.native.TransducerLossCall(
+        dtype=dtype,
+        steps=steps,
+        batch=rows,
+        longest=longest,
+        in_features=features,
+        out_features=classes,
+        blank=blank,
+        **dict(zip(("encoder_time", "encoder_row", "predictor_label", "predictor_row"), strides, strict=True)),
+        reduction=REDUCTION_NUMBERS[reduction],
+        **{name: space.address(array) for name, array in pointed.items()},
+    )
+    run(space, call, "forward")
+    return loss, call, (losses, cells)
+
+
+def run_backward(space: Space, call: Any, dloss: Any, stride: int, gradients: tuple[Any, Any, Any, Any]) -> None:
+    """Write the gradients of encoder, predictor, weight and bias; `stride` is that of dloss over rows."""
+    names = ("dencoder", "dpredictor", "dweight", "dbias")
+    fields = {name: space.address(array) for name, array in zip(names, gradients, strict=True)}
+    run(space, call.with_fields(dloss=space.address(dloss) or 1, dloss_row=stride, **fields), "backward")
+
+
 def device_forward(
     device: Device,
     arrays: tuple[Any, Any, Any, Any],
@@ -91,37 +137,16 @@ def device_forward(
     require_no_graph(device, "encoder", "transducer_loss")
     encoder, predictor, weight, _ = arrays
     _require_arrays(device, *arrays)
-    (steps, rows, features), longest, classes = encoder.shape, predictor.shape[0] - 1, weight.shape[0]
+    (steps, rows, _), longest, classes = encoder.shape, predictor.shape[0] - 1, weight.shape[0]
     if blank >= classes:
         raise ValueError(f"blank must be less than the number of classes, {classes}, not {blank}")
     labels, lengths = _labels(device, targets, target_lengths, rows, longest, classes, blank)
     frames, _ = lengths_on(device, input_lengths, "input_lengths", rows, steps)
-    dtype, size = accumulator(encoder.dtype), encoder.dtype.itemsize
-    losses, cells = device.empty((rows,), dtype), device.empty((4, rows, steps, longest + 1), dtype)
-    loss = device.empty((rows,) if reduction == "none" else (), dtype)
-    pointed = {
-        **dict(zip(("encoder", "predictor", "weight", "bias"), arrays, strict=True)),
-        **{"targets": labels, "input_lengths": frames, "target_lengths": lengths, "losses": losses, "cells": cells},
-    }
-    call = device.native.TransducerLossCall(
-        dtype=encoder.dtype.name,
-        steps=steps,
-        batch=rows,
-        longest=longest,
-        in_features=features,
-        out_features=classes,
-        blank=blank,
-        encoder_time=encoder.strides[0] // size,
-        encoder_row=encoder.strides[1] // size,
-        predictor_label=predictor.strides[0] // size,
-        predictor_row=predictor.strides[1] // size,
-        reduction=REDUCTION_NUMBERS[reduction],
-        loss=device.address(loss),
-        **{name: device.address(array) for name, array in pointed.items()},
-    )
-    workspace = device.memory(call.bytes())
-    call.forward(device.index, device.stream(), device.address(workspace))
-    return loss, TransducerDeviceTape(device, call, arrays, (labels, frames, lengths, losses, cells), reduction)
+    size = encoder.dtype.itemsize
+    strides = tuple(array.strides[axis] // size for array in (encoder, predictor) for axis in (0, 1))
+    integers = labels, frames, lengths
+    loss, call, held = run_forward(device, arrays, encoder.dtype.name, strides, integers, blank, reduction)
+    return loss, TransducerDeviceTape(device, call, arrays, (*integers, *held), reduction)
 
 
 def device_backward(tape: TransducerDeviceTape, dloss: Any) -> tuple[Array, Array, Array, Array | None]:
@@ -130,18 +155,7 @@ def device_backward(tape: TransducerDeviceTape, dloss: Any) -> tuple[Array, Arra
     require_no_graph(device, "tape", "transducer_loss_backward")
     shape = (rows,) if tape.reduction == "none" else None
     scale, stride = device_dloss(device, dloss, accumulator(tape.arrays[0].dtype), shape, "(B,)")
-    dencoder, dpredictor, dweight, dbias = (
-        None if array is None else device.empty(array.shape, array.dtype) for array in tape.arrays
-    )
-    call = tape.call.with_fields(
-        dloss=device.address(scale) or 1,
-        dloss_row=stride,
-        dencoder=device.address(dencoder),
-        dpredictor=device.address(dpredictor),
-        dweight=device.address(dweight),
-        dbias=device.address(dbias),
-    )
-    workspace = device.memory(call.bytes())
-    call.backward(device.index, device.stream(), device.address(workspace))
-    found: tuple[Any, Any, Any, Any] = (dencoder, dpredictor, dweight, dbias)
-    return found
+    found: Any = tuple(None if array is None else device.empty(array.shape, array.dtype) for array in tape.arrays)
+    run_backward(device, tape.call, scale, stride, found)
+    gradients: tuple[Array, Array, Array, Array | None] = found
+    return gradients

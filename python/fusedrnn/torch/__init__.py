@@ -2,8 +2,8 @@
 
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch's modules of the same names, with the
 same constructors, parameters, outputs, gradients and errors. `accelerate(model)` makes a model's modules of them.
-`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd. `grid_sample` samples images. `ctc_loss` and
-`transducer_loss` are losses of CPU tensors.
+`AttentionDecoder` is `fusedrnn.AttentionDecoder` under autograd. `grid_sample` samples images, `ctc_loss` and
+`transducer_loss` are losses over label sequences.
 """
 
 from fusedrnn.torch.attention import AttentionDecoder
