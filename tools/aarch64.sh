@@ -35,7 +35,7 @@ fi
 if [ ! -e "$packages/complete" ]; then
   "${PYTHON:-python3}" -m pip install --quiet --target "$packages" --only-binary=:all: --implementation cp \
     --python-version "$version" --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
-    hypothesis ml_dtypes numpy pytest pytest-timeout
+    hypothesis ml_dtypes numpy pytest pytest-timeout pytest-xdist
   "${PYTHON:-python3}" -m pip install --quiet --target "$base/pybind11" "pybind11>=3"
   touch "$packages/complete"
 fi
