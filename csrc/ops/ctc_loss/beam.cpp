@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "ops/ctc_loss/paths.h"
 
@@ -58,12 +59,14 @@ class Search {
   }
 
   std::vector<CtcHypothesis> best() const {
-    std::vector<CtcHypothesis> all;
+    // Pairs, for by clang libstdc++ 12's stable_sort warns of itself: of equal ones the first in the beam comes first.
+    std::vector<std::pair<double, const Prefix*>> ranked;
     for (const Prefix& prefix : beam_)
-      if (prefix.total() > kNever) all.push_back({labels_of(prefix.node), prefix.total()});
-    // The beam has its own order, which decides between equal ones.
-    std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.log_prob > b.log_prob; });
-    if (static_cast<Index>(all.size()) > options_.top) all.resize(static_cast<std::size_t>(options_.top));
+      if (prefix.total() > kNever) ranked.emplace_back(-prefix.total(), &prefix);
+    std::sort(ranked.begin(), ranked.end());
+    if (static_cast<Index>(ranked.size()) > options_.top) ranked.resize(static_cast<std::size_t>(options_.top));
+    std::vector<CtcHypothesis> all;
+    for (const auto& [cost, prefix] : ranked) all.push_back({labels_of(prefix->node), -cost});
     return all;
   }
 
