@@ -30,11 +30,11 @@ class Axis {
     slope = scale_;
   }
   // Where no pixel is near a point it is at -2: the numbers of pixels stay small.
-  FUSEDRNN_INLINE void bound(Real& at) const { at = (at > Real(-2)) & (at < last_ + 2) ? at : Real(-2); }
+  FUSEDRNN_INLINE void bound(Real& at) const { at = ((at > Real(-2)) & (at < last_ + 2)) ? at : Real(-2); }
   // Beyond the outer pixels nothing changes.
   FUSEDRNN_INLINE void clip(Real& at, Real& slope) const {
     const bool before = !(at > 0), after = at >= last_;
-    slope = before | after ? Real(0) : slope;
+    slope = (before | after) ? Real(0) : slope;
     at = before ? Real(0) : after ? last_ : at;
   }
   // Mirrored at the outer edges of the image, or the middles of the outer pixels, as often as it takes.
