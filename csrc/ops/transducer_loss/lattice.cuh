@@ -116,6 +116,9 @@ struct TransducerOccupancies : TransducerRowLattice<T> {
     for (Index d = Base::diagonals(b) - 1; d >= 0; --d) {
       block.each([&](int thread) {
         A most = 2 * kExponentOfZero<A>;
+        // One loop over all three would take more registers than a thread has.
+        Base::own(block, thread, b, d, [&](Index t, Index u) { go_on_by_blank(b, t, u); });
+        Base::own(block, thread, b, d, [&](Index t, Index u) { go_on_by_label(b, t, u); });
         Base::own(block, thread, b, d, [&](Index t, Index u) { most = larger_of(retreat(b, t, u), most); });
         values[thread] = most;
       });
@@ -143,17 +146,27 @@ struct TransducerOccupancies : TransducerRowLattice<T> {
   FUSEDRNN_INLINE Index of_label(Index b, Index u) const { return b * batch.width() + u; }
   FUSEDRNN_INLINE Index of_beta(Index b, Index d, Index u) const { return (b * 2 + d % 2) * batch.width() + u; }
 
+  // How probable all ways on from a cell are that begin with a blank, with the label.
+  FUSEDRNN_DEVICE void go_on_by_blank(Index b, Index t, Index u) const {
+    const bool last = t == batch.steps_of(b) - 1;
+    const Number after = !last                     ? betas.get(of_beta(b, t + u + 1, u))
+                         : u == batch.length_of(b) ? Base::one()
+                                                   : Number::zero();
+    blanks.set(of_label(b, u), Base::blank(batch.cell(b, t, u)) * after);
+  }
+  FUSEDRNN_DEVICE void go_on_by_label(Index b, Index t, Index u) const {
+    const bool last = u == batch.length_of(b);
+    labels.set(of_label(b, u),
+               last ? Number::zero() : Base::label(batch.cell(b, t, u)) * betas.get(of_beta(b, t + u + 1, u + 1)));
+  }
   // The backward variable of a cell, and what its paths account for; the larger exponent of these.
   FUSEDRNN_DEVICE A retreat(Index b, Index t, Index u) const {
-    const Index d = t + u, n = batch.cell(b, t, u), length = batch.length_of(b);
-    const bool last = t == batch.steps_of(b) - 1;
-    const Number after = !last ? betas.get(of_beta(b, d + 1, u)) : u == length ? Base::one() : Number::zero();
-    const Number by_blank = Base::blank(n) * after;
-    const Number by_label = u < length ? Base::label(n) * betas.get(of_beta(b, d + 1, u + 1)) : Number::zero();
+    const Number by_blank = blanks.get(of_label(b, u)), by_label = labels.get(of_label(b, u));
     Number beta = by_blank + by_label;
-    if (d % kTransducerNormalise == 0) beta = beta.normalised();
-    betas.set(of_beta(b, d, u), beta);
-    const Number alpha = alphas.get(n), through_blank = by_blank * alpha, through_label = by_label * alpha;
+    if ((t + u) % kTransducerNormalise == 0) beta = beta.normalised();
+    betas.set(of_beta(b, t + u, u), beta);
+    const Number alpha = alphas.get(batch.cell(b, t, u));
+    const Number through_blank = by_blank * alpha, through_label = by_label * alpha;
     blanks.set(of_label(b, u), through_blank);
     labels.set(of_label(b, u), through_label);
     return larger_of(through_blank.exponent.value, through_label.exponent.value);

@@ -1,8 +1,9 @@
+#include "ops/transducer_loss/run.h"
+
 #include <algorithm>
 #include <vector>
 
 #include "ops/linear/plan.h"
-#include "ops/transducer_loss/run.h"
 
 namespace fusedrnn {
 namespace {
