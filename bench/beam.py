@@ -21,7 +21,8 @@ from bench.peers import FUSEDRNN, Outputs, Work
 from bench.problem import SEED, Array
 from bench.runner import Figure, Figures, Row, Run, interleave, prepare_agreeing
 
-OURS, FAST, PYTHON = FUSEDRNN.name, "fast-ctc-decode", "pyctcdecode"
+OURS, FAST, PYTHON = FUSEDRNN.name, "fast-ctc-decode", "pyctcdecode, pruning"
+MODULES = {FAST: "fast_ctc_decode", PYTHON: "pyctcdecode"}
 SPREAD = 3.0
 """Standard deviation of the logits: a frame has one or a few probable classes, as a trained network's."""
 
@@ -80,7 +81,9 @@ def fast_work(case: Case) -> Work:
 
 def python_work(case: Case, expected: Callable[[], Outputs]) -> Work:
     """From log-probabilities, row by row; what it leaves out is not compared."""
-    logging.disable(logging.WARNING)  # it warns of a language model that is not installed, and of its alphabet
+    logging.getLogger("pyctcdecode").setLevel(
+        logging.ERROR
+    )  # it warns of a missing language model, and of its alphabet
     import pyctcdecode
 
     decoder = pyctcdecode.build_ctcdecoder(alphabet(case))
@@ -94,7 +97,7 @@ def measure(case: Case, run: Run) -> Row:
     row = Row(case)
     ours = our_work(case)
     others = {FAST: partial(fast_work, case), PYTHON: partial(python_work, case, lambda: ours.read(ours.step()))}
-    installed = {name: maker for name, maker in others.items() if importlib.util.find_spec(name.replace("-", "_"))}
+    installed = {name: maker for name, maker in others.items() if importlib.util.find_spec(MODULES[name])}
     row.refused.update({name: "not installed" for name in others if name not in installed})
     interleave(row, prepare_agreeing(row, {OURS: lambda: ours, **installed}), run.settings)
     return row

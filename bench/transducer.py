@@ -1,7 +1,7 @@
 """The transducer's loss with its joint network, and all gradients: ours beside torch's logits and a compiled lattice.
 
-A case's `inputs` are the classes and its `hidden` the labels of each row. torch makes all logits and normalises them.
-The dynamic programme over the lattice is Numba's (`bench.lattice`), which runs on as many threads.
+A case's `inputs` are the classes and its `hidden` the labels of each row. torch makes all logits, and normalises those
+that are needed. The dynamic programme over the lattice is Numba's (`bench.lattice`), which runs on as many threads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def our_work(case: Case) -> Work:
 
 
 def torch_work(case: Case, threads: int) -> Work:
-    """Logits, log_softmax and autograd by torch, the lattice by Numba."""
+    """Logits, their normaliser and autograd by torch, the lattice by Numba."""
     import numba
     import torch
 
@@ -70,11 +70,12 @@ def torch_work(case: Case, threads: int) -> Work:
     def step() -> Any:
         numba.set_num_threads(threads)
         joint = torch.tanh(encoder.transpose(0, 1)[:, :, None] + predictor.transpose(0, 1)[:, None])
-        log_probs = torch.nn.functional.linear(joint, weight, bias).log_softmax(-1)
-        blank, label = log_probs[..., 0], log_probs.gather(-1, labels)[:, :, :-1, 0]
+        logits = torch.nn.functional.linear(joint, weight, bias)
+        log_sum = logits.logsumexp(-1)
+        blank, label = logits[..., 0] - log_sum, (logits.gather(-1, labels)[..., 0] - log_sum)[:, :, :-1]
         in_float64 = [one.detach().double().numpy() for one in (blank, label)]
         losses, *derivatives = loss_and_gradients(*in_float64)
-        wanted = [torch.from_numpy(one / case.batch).to(log_probs.dtype) for one in derivatives]
+        wanted = [torch.from_numpy(one / case.batch).to(logits.dtype) for one in derivatives]
         return losses.mean(), torch.autograd.grad([blank, label], parts, wanted)
 
     def read(result: Any) -> Outputs:

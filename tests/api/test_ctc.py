@@ -158,11 +158,14 @@ def test_logits_of_any_size(scale: float, rng: np.random.Generator) -> None:
     assert np.isfinite(gradient).all() and np.abs(gradient).max() <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("classes", [2, slice(None), slice(1, None)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nan_stays_in_its_row(bad: float, rng: np.random.Generator) -> None:
+def test_a_nan_stays_in_its_row(bad: float, classes: Any, rng: np.random.Generator) -> None:
+    """Of one class, of all, and of all that are not impossible."""
     arguments = {"logits": rng.standard_normal((6, 3, 4)), "targets": rng.integers(1, 4, (3, 2))}
     clean = fr.ctc_loss(**arguments, reduction="none")
-    arguments["logits"][3, 1, 2] = bad
+    arguments["logits"][3, 1] = -np.inf if classes == slice(1, None) else 0
+    arguments["logits"][3, 1, classes] = bad
     losses, tape = fr.ctc_loss_forward(**arguments, reduction="none")
     assert np.isnan(losses[1]) and np.isnan(fr.ctc_loss_backward(tape)[:, 1]).all()
     assert_same(losses[[0, 2]], clean[[0, 2]])

@@ -88,7 +88,7 @@ def test_order_and_chunks(device: TestDevice, shape: tuple[int, int, int, int, i
     assert_same(run(device, arguments, reduction="none"), (losses, expected))
     native.set_reversed(False)
     for cells in (1, 7, shape[2] + 2):
-        native.set_chunk_bytes(cells * shape[4] * 4)
+        native.set_chunk_bytes(cells * (shape[4] + 2 * shape[3] + 2 * 128) * 4)
         again, found = run(device, arguments, reduction="none")
         assert_same((again, found[:2]), (losses, expected[:2]))
         for ours, theirs in zip(found[2:], expected[2:], strict=True):
@@ -250,3 +250,14 @@ def test_while_a_graph_is_captured(device: TestDevice) -> None:
     device.arrays.native.set_capturing(True)
     with pytest.raises(ValueError, match=r"^encoder must not be used while a graph is captured"):
         call(device)
+
+
+@pytest.mark.parametrize(("columns", "classes"), [(256, 1000), (512, 32), (16, 4000)])
+def test_memory(device: TestDevice, columns: int, classes: int) -> None:
+    """Of 400 frames, 60 labels and 16 rows, whatever the widths: beyond tape, arguments and gradients below 150 MB."""
+    steps, rows, longest = 400, 16, 60
+    sizes = {"steps": steps, "batch": rows, "longest": longest, "in_features": columns, "out_features": classes}
+    call = device.arrays.native.TransducerLossCall(dtype="float32", **sizes)
+    gradients = 4 * (rows * (steps + longest + 1) + classes) * columns
+    assert call.bytes() < 150e6
+    assert call.with_fields(dloss=1).bytes() - gradients < 150e6

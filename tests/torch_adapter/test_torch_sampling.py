@@ -176,3 +176,11 @@ def test_what_cannot_be_is_named(number: int) -> None:
     call, name, error = ERRORS[number]
     with pytest.raises(error, match=rf"^{name}\b"):
         call()
+
+
+def test_tensors_without_memory_are_refused() -> None:
+    image, grid = torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2)
+    with pytest.raises(TypeError, match=r"^input must be a tensor with elements in memory: it is sparse"):
+        frt.grid_sample(image.to_sparse(), grid)
+    with pytest.raises(TypeError, match=r"^input must be a tensor with elements in memory: it stands for others"):
+        torch.vmap(lambda one: frt.grid_sample(one, grid))(image[None])

@@ -91,7 +91,7 @@ class CtcLoss {
   // The probabilities of the targets' labels at a frame, and of the blank.
   void emit(const Real* logits, Real maximum, Real log_sum) {
     const Real lowest = -Real(__builtin_inf());
-    const bool any = maximum != lowest;  // else all classes are impossible
+    const bool any = maximum != lowest || log_sum != log_sum;  // else all classes are impossible
     Index i = 0;
     for (; i < length; ++i) gathered[i] = logits[targets[i]];
     for (; i < ctc_blanks(length); ++i) gathered[i] = lowest;
@@ -109,7 +109,7 @@ class CtcLoss {
       if (w.skip(a.classes / 4 + length)) return Real(0);
       const Real* logits = a.logits.at(t, b);
       const Real maximum = row_maximum(logits, a.classes);
-      const Real log_sum = natural_log(row_exponential_sum(logits, a.classes, maximum));
+      const Real log_sum = log_sum_of(logits, maximum);
       a.maximum[t * a.rows + b] = maximum;
       a.log_sum[t * a.rows + b] = log_sum;
       emit(logits, maximum, log_sum);
@@ -119,6 +119,15 @@ class CtcLoss {
       before = next;
     }
     return loss_of(before);
+  }
+
+  // Of the exponentials, relative to the largest logit. The maximum passes over nan: where all are nan or -inf, it does
+  // not tell an impossible frame from one that is no number.
+  Real log_sum_of(const Real* logits, Real maximum) const {
+    if (maximum != -Real(__builtin_inf())) return natural_log(row_exponential_sum(logits, a.classes, maximum));
+    for (Index c = 0; c < a.classes; ++c)
+      if (logits[c] != logits[c]) return logits[c];
+    return Real(0);
   }
 
   // Element 0 of `label` stands for no label: it is zero.

@@ -46,7 +46,7 @@ class Axis {
     }
     const bool below = at < low_;
     const Real distance = below ? low_ - at : at - low_;
-    // Of a number that large nothing is left but that it is even.
+    // An infinite distance has no remainder: it counts as an even number of spans.
     const Real times = whole(distance / span_);
     const Real rest = distance - distance == 0 ? remainder_of(distance, span_) : Real(0);
     const bool odd = times - 2 * whole(times / 2) == 1;

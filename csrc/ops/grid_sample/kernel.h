@@ -16,10 +16,14 @@ class GridSample {
 
   void forward() {
     each_chunk([this](Index image, Index first) {
+      const bool is_nearest = a.interpolation == Interpolation::nearest;
       Pairs weights;
-      weigh(weights);
-      for (Index c = image * a.channels; c < (image + 1) * a.channels; ++c)
-        sample(a.input + c * plane_, weights, a.out + c * a.points + first);
+      if (!is_nearest) weigh(weights);
+      for (Index c = image * a.channels; c < (image + 1) * a.channels; ++c) {
+        const Real* plane = a.input + c * plane_;
+        Real* out = a.out + c * a.points + first;
+        is_nearest ? copy_nearest(plane, out) : sample(plane, weights, out);
+      }
     });
   }
 
@@ -87,6 +91,11 @@ class GridSample {
         weights.lower[2 * p + side] = weight(p, 2 + side);
       }
   }
+  // Of the nearest pixel there are no weights.
+  void copy_nearest(const Real* plane, Real* out) const {
+    for (int p = 0; p < taps.count; ++p)
+      out[p] = taps.has[p] == kUpperLeft ? plane[taps.at[p]] : taps.has[p] == kNotFinite ? taps.right[p] : Real(0);
+  }
   void sample(const Real* plane, const Pairs& weights, Real* out) const {
     Pairs pixels;
     fetch(plane, pixels);
@@ -132,8 +141,9 @@ class GridSample {
   void grid_gradient(Index image, Index first) const {
     Real x[kChunk], y[kChunk];
     for (int p = 0; p < taps.count; ++p) x[p] = y[p] = 0;
-    for (Index c = image * a.channels; c < (image + 1) * a.channels; ++c)
-      add_slopes(a.input + c * plane_, a.dout + c * a.points + first, x, y);
+    if (a.interpolation == Interpolation::bilinear)
+      for (Index c = image * a.channels; c < (image + 1) * a.channels; ++c)
+        add_slopes(a.input + c * plane_, a.dout + c * a.points + first, x, y);
     Real* dgrid = a.dgrid + (image * a.points + first) * 2;
     for (int p = 0; p < taps.count; ++p) {
       dgrid[2 * p] = slope_times(taps.x_slope[p], x[p]);

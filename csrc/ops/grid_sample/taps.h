@@ -14,7 +14,7 @@ namespace {
 constexpr int kChunk = 256;  // points
 
 // Which of the four pixels of a point lie in the image.
-constexpr int kAll = 15;
+constexpr int kAll = 15, kUpperLeft = 1;
 constexpr int kNotFinite = 16;  // none of them, and the result is nan
 
 // The loops of this are over arrays, and for all paddings and interpolations without a branch but `reflect`'s, so that

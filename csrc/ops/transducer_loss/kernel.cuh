@@ -12,7 +12,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr Index kTransducerChunkBytes = Index(24) << 20;  // of a chunk's logits
+constexpr Index kTransducerChunkBytes = Index(32) << 20;  // of a chunk's logits, hidden values and partial sums
 constexpr int kTransducerReduceThreads = 128;
 
 // The gradient of each row's loss.
@@ -150,8 +150,9 @@ class TransducerLoss {
   void lay_out(Arena& arena) {
     const bool differentiates = call.dloss != nullptr;
     const Index each = differentiates ? 1 : 0, of_rows = batch.rows * batch.width();
-    chunk = std::clamp<Index>(Backend::chunk_bytes(kTransducerChunkBytes) / (batch.classes * Index(sizeof(A))), 1,
-                              std::max<Index>(batch.cells(), 1));
+    const Index of_cell = (batch.classes + 2 * batch.features + 2 * kClassParts) * Index(sizeof(A));
+    chunk =
+        std::clamp<Index>(Backend::chunk_bytes(kTransducerChunkBytes) / of_cell, 1, std::max<Index>(batch.cells(), 1));
     gemm_space = arena.take<char>(Backend::kGemmBytes);
     hidden = arena.take<T>(chunk, batch.features);
     logits = arena.take<A>(chunk, batch.classes);

@@ -12,8 +12,8 @@ REDUCTIONS = ("mean", "sum", "none")
 LONGEST = 2**62
 
 
-def integers_of(values: Any, name: str) -> Array:
-    """A new array of int64, whatever integers are given; TypeError for anything else."""
+def integers_of(values: Any, name: str, shape: tuple[int, ...] | None = None) -> Array:
+    """A new array of int64, whatever integers are given; TypeError for anything else, ValueError for another shape."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array without a mask, not {type(values).__name__}")
     if isinstance(values, (list, tuple)):
@@ -23,6 +23,8 @@ def integers_of(values: Any, name: str) -> Array:
         raise TypeError(f"{name} must be an array of integers, not {type(values).__name__}")
     if values.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an array of integers, not of {values.dtype}")
+    if shape is not None and values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {values.shape}")
     if values.dtype.kind == "u" and values.size and int(values.max()) > LONGEST:
         raise ValueError(f"{name} must be integers of 64 bits, not {int(values.max())}")
     return values.astype(np.int64)
@@ -32,9 +34,7 @@ def lengths_of(values: Any, name: str, rows: int, most: int) -> Array:
     """Lengths of all rows, each in [0, most]; `most` where none are given."""
     if values is None:
         return np.full(rows, most, np.int64)
-    lengths = integers_of(values, name)
-    if lengths.shape != (rows,):
-        raise ValueError(f"{name} must have shape ({rows},), not {lengths.shape}")
+    lengths = integers_of(values, name, (rows,))
     if rows and not 0 <= int(lengths.min()) <= int(lengths.max()) <= most:
         wrong = int(lengths.min()) if lengths.min() < 0 else int(lengths.max())
         raise ValueError(f"{name} must lie in [0, {most}], not {wrong}")
@@ -67,9 +67,8 @@ def _number(value: Any, reduction: str) -> float:
 
 def padded_labels(targets: Any, rows: int, longest: int, lengths: Array) -> Array:
     """The targets, (B, U); what lies past a row's length is 0."""
-    labels = integers_of(targets, "targets")
-    if labels.size == 0 and rows * longest == 0:
+    if rows * longest == 0 and np.size(targets) == 0:
+        integers_of(targets, "targets")
         return np.zeros((rows, longest), np.int64)
-    if labels.shape != (rows, longest):
-        raise ValueError(f"targets must have shape ({rows}, {longest}), not {labels.shape}")
+    labels = integers_of(targets, "targets", (rows, longest))
     return np.where(np.arange(longest) < lengths[:, None], labels, 0)

@@ -68,8 +68,8 @@ def _labels(
         labels = copied(device, targets, "targets", (rows, longest))
         return labels, lengths_on(device, target_lengths, "target_lengths", rows, longest)[0]
     if owner_of(target_lengths) is not None:
-        counts = device.to_host(target_lengths)
         require_array(device, target_lengths, "target_lengths", target_lengths.dtype)
+        counts = device.to_host(target_lengths)
     else:
         counts = target_lengths
     counts = lengths_of(counts, "target_lengths", rows, longest)

@@ -56,9 +56,11 @@ def transducer_loss(
     Graves, "Sequence transduction with recurrent neural networks", 2012. After frame t and u labels the model emits the
     next label, or a blank, which takes it to frame t + 1; the last frame ends with a blank. What it emits has the
     logits ``tanh(encoder[t] + predictor[u]) @ weight.T + bias``. They exist for a few hundred pairs (t, u) at a time,
-    forward and backward. A row's loss and its gradients of encoder and predictor depend on that row alone, to the last
-    bit. On a CUDA device encoder, predictor, weight and bias are CuPy's, there also bfloat16 or float16; targets and
-    lengths may lie there or on the host, which checks them only where it has them: a target on the device that is no
+    forward and backward. On the CPU a row's loss and its gradients of encoder and predictor depend on that row alone,
+    to the last bit.
+
+    On a CUDA device encoder, predictor, weight and bias are CuPy's, there also bfloat16 or float16. Targets and lengths
+    may lie there or on the host, which checks them only where it has them. A target on the device that is no
     label makes its row's loss and gradients nan.
 
     Parameters
@@ -88,7 +90,7 @@ def transducer_loss(
     -------
     scalar or ndarray
         Of encoder's dtype; (B,) for 'none'. A row of no frames has loss 0 if it has no labels, else inf. Where every
-        path is impossible, the loss is inf. The gradients of both are 0.
+        path is impossible, the loss is inf. A row without frames or with an infinite loss has gradients of 0.
 
     Raises
     ------

@@ -21,7 +21,11 @@ def floats(tensor: Any, name: str) -> Tensor:
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
         kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
         raise TypeError(f"{name} must be a tensor of float32 or float64 on the CPU, not of {kind}")
-    check_memory([(name, tensor)])
+    try:
+        check_memory([(name, tensor)])
+    except NotImplementedError:  # torch's own words for it name neither the argument nor a remedy
+        what = "it is sparse" if tensor.layout != torch.strided else "it stands for others, as under torch.func"
+        raise TypeError(f"{name} must be a tensor with elements in memory: {what}") from None
     checked: Tensor = tensor
     return checked
 
