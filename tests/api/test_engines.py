@@ -17,8 +17,10 @@ from fusedrnn.options import Options
 
 
 def members(interface: type) -> set[str]:
-    named = {name for name in vars(interface) if not name.startswith("_")}
-    return named | set(inspect.get_annotations(interface))
+    """Its own, and those of the interfaces that it extends."""
+    own = [one for one in interface.__mro__ if one.__module__ == protocol.__name__]
+    named = {name for one in own for name in vars(one) if not name.startswith("_")}
+    return named.union(*map(inspect.get_annotations, own))
 
 
 class OnlyTheProtocol:
