@@ -103,7 +103,7 @@ py::object forward_as(const LinearCrossEntropyTape& tape) {
   run_without_gil([&](const Interrupt& interrupt) {
     return run_linear_forward(a, operations<Real>().linear_cross_entropy, interrupt);
   });
-  if (tape.reduction == Reduction::none) return std::move(losses);
+  if (tape.reduction == Reduction::none) return py::object(std::move(losses));
   double sum = 0;
   for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
   return scalar(tape.x, tape.reduction == Reduction::sum ? sum
