@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fences import fenced
 from vision_cases import EDGES, PADDING, WINDOWS, assert_close, sampling_case, scale_of, uniform, window_case
 
 import fusedrnn as fr
@@ -109,6 +110,22 @@ def test_grid_sample(
     count, _ = reference.grid_sample_backward(np.ones_like(image), grid, np.ones_like(dout), **options)
     assert_close(dinput, wanted_input, count + 4, 16 + 8 * size)
     assert_close(dgrid, wanted_grid, np.full_like(wanted_grid, shape[1] * size), 16 + 8 * size)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 1, 2), (1, 2, 2, 1), (2, 1, 5, 7)])
+@pytest.mark.parametrize(("mode", "padding_mode", "align_corners"), EDGES)
+def test_grid_sample_reads_no_byte_beside_its_arrays(
+    mode: str, padding_mode: str, align_corners: bool, shape: tuple[int, ...], at_end: bool
+) -> None:
+    arrays = sampling_case(7, shape, (17, 17), np.float32)
+    image, grid, dout = (fenced(array, at_end=at_end) for array in arrays)
+    options: Any = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
+    out, tape = fr.grid_sample_forward(image, grid, **options)
+    found = (out, *fr.grid_sample_backward(tape, dout))
+    out, tape = fr.grid_sample_forward(*arrays[:2], **options)
+    for one, wanted in zip(found, (out, *fr.grid_sample_backward(tape, arrays[2])), strict=True):
+        np.testing.assert_array_equal(one, wanted)
 
 
 @pytest.mark.parametrize(("mode", "padding_mode", "align_corners"), EDGES)
