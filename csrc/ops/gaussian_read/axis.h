@@ -7,9 +7,27 @@
 
 namespace fusedrnn {
 
+template <int kParts>
+struct PartialSums {
+  double part[kParts] = {};
+  FUSEDRNN_INLINE double sum() const {
+    double sum = 0;
+    for (int p = 0; p < kParts; ++p) sum += part[p];
+    return sum;
+  }
+};
+// visit(k, k % kParts) for k = 0 .. count - 1.
+template <int kParts, class Visit>
+FUSEDRNN_INLINE void each_part(Index count, const Visit& visit) {
+  Index k = 0;
+  for (; k + kParts <= count; k += kParts)
+    for (int p = 0; p < kParts; ++p) visit(k + p, p);
+  for (int p = 0; k + p < count; ++p) visit(k + p, p);
+}
+
 struct GaussianPlaces {
-  Index size, count;  // pixels, filters
-  double center, delta, variance;
+  Index size, count;              // pixels, filters
+  double center, delta, inverse;  // of the variance
 
   FUSEDRNN_INLINE double offset(Index i) const {
     return static_cast<double>(i) + 1 - static_cast<double>(count) / 2 - 0.5;
@@ -18,7 +36,7 @@ struct GaussianPlaces {
   // Of pixel a = 1 .. size, the square of its distance from a filter's mean, in variances.
   FUSEDRNN_INLINE double squares(Index i, Index a) const {
     const double distance = static_cast<double>(a + 1) - mean(i);
-    return distance * distance / variance;
+    return distance * distance * inverse;
   }
 
   // What a filter's powers are divided by.
@@ -28,25 +46,27 @@ struct GaussianPlaces {
   }
 
   // The gradient by filter i, whose elements are gradient(a) and filter(a): adds to those by the center, by the
-  // distance between the filters and by the logarithm of the variance.
-  template <class Gradient, class Filter>
+  // distance between the filters and by the logarithm of the variance. Every sum has kParts partial ones, of which a
+  // compiler makes vectors.
+  template <int kParts, class Gradient, class Filter>
   FUSEDRNN_INLINE void add_gradient(Index i, const Gradient& gradient, const Filter& filter, double& by_center,
                                     double& by_delta, double& by_log_variance) const {
-    double along = 0, total = 0;
-    for (Index a = 0; a < size; ++a) {
-      along += gradient(a) * filter(a);
-      total += filter(a);
-    }
+    PartialSums<kParts> along, total;
+    each_part<kParts>(size, [&](Index a, int p) {
+      along.part[p] += gradient(a) * filter(a);
+      total.part[p] += filter(a);
+    });
     // Where the sum of a filter is bounded its elements come to less than 1, and the divisor is a constant.
-    const double common = total < 1 - 1e-4 ? 0 : along;
-    double by_mean = 0;
-    for (Index a = 0; a < size; ++a) {
+    const double common = total.sum() < 1 - 1e-4 ? 0 : along.sum();
+    PartialSums<kParts> by_mean, by_square;
+    each_part<kParts>(size, [&](Index a, int p) {
       const double by_exponent = (gradient(a) - common) * filter(a);
-      by_mean += by_exponent * (static_cast<double>(a + 1) - mean(i)) / variance;
-      by_log_variance += by_exponent * (filter(a) == 0 ? 0 : squares(i, a) / 2);
-    }
-    by_center += by_mean;
-    by_delta += by_mean * offset(i);
+      by_mean.part[p] += by_exponent * ((static_cast<double>(a + 1) - mean(i)) * inverse);
+      by_square.part[p] += by_exponent * (filter(a) == 0 ? 0 : squares(i, a) / 2);
+    });
+    by_log_variance += by_square.sum();
+    by_center += by_mean.sum();
+    by_delta += by_mean.sum() * offset(i);
   }
 };
 
@@ -58,17 +78,18 @@ struct GaussianGrid {
   static constexpr Index kNumbers = 5;
 
   FUSEDRNN_INLINE GaussianGrid(Index height, Index width, Index count, const double* p) {
-    const double variance = ::exp(p[2]);
+    // Bounded, so that a filter's zeros stay zeros where the variance has vanished.
+    const double unbounded = ::exp(-p[2]), inverse = unbounded > 1e300 ? 1e300 : unbounded;
     const double delta =
         count > 1 ? static_cast<double>(larger(height, width) - 1) / static_cast<double>(count - 1) * ::exp(p[3]) : 0;
-    x = {width, count, static_cast<double>(width + 1) * (p[0] + 1) / 2, delta, variance};
-    y = {height, count, static_cast<double>(height + 1) * (p[1] + 1) / 2, delta, variance};
+    x = {width, count, static_cast<double>(width + 1) * (p[0] + 1) / 2, delta, inverse};
+    y = {height, count, static_cast<double>(height + 1) * (p[1] + 1) / 2, delta, inverse};
     factor = ::exp(p[4]);
   }
 
   // By value: a choice between addresses would keep both in a device's local memory.
   FUSEDRNN_INLINE GaussianPlaces axis(bool along_x) const {
-    return {along_x ? x.size : y.size, x.count, along_x ? x.center : y.center, x.delta, x.variance};
+    return {along_x ? x.size : y.size, x.count, along_x ? x.center : y.center, x.delta, x.inverse};
   }
 
   // From gradients by the centers and the distance: those by the numbers they are made from.

@@ -10,6 +10,8 @@ namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
+constexpr int kPartialSums = 8;
+
 // An element (i, k) of a left operand is at data[i * row + k * inner].
 template <class Real>
 struct Left {
@@ -83,7 +85,7 @@ struct GaussianAxis {
   void add_gradient(Left<Real> gradient, double& by_center, double& by_delta, double& by_log_variance) const {
     for (Index i = 0; i < places.count; ++i) {
       const Real *line = filter + i * places.size, *from = gradient.data + i * gradient.row;
-      places.add_gradient(
+      places.template add_gradient<kPartialSums>(
           i, [&](Index a) { return double(from[a * gradient.inner]); }, [&](Index a) { return double(line[a]); },
           by_center, by_delta, by_log_variance);
     }
@@ -186,9 +188,10 @@ class GaussianRows {
   }
   // A patch and an image are linear in F_X, so the sum of dF_X F_X is what the factor gets.
   void write_gradient(const GaussianBank<Real>& bank, Index n, double sign) const {
-    double by_factor = 0;
-    for (Index i = 0; i < shape.count * shape.width; ++i) by_factor += double(m.dx[i]) * double(m.x[i]);
-    bank.write_gradient({m.dx, shape.width, 1}, {m.dy, 1, shape.count}, sign * by_factor,
+    PartialSums<kPartialSums> by_factor;
+    each_part<kPartialSums>(shape.count * shape.width,
+                            [&](Index i, int p) { by_factor.part[p] += double(m.dx[i]) * double(m.x[i]); });
+    bank.write_gradient({m.dx, shape.width, 1}, {m.dy, 1, shape.count}, sign * by_factor.sum(),
                         shape.dattention + n * GaussianBank<Real>::kNumbers);
   }
 

@@ -152,7 +152,7 @@ struct GaussianAttention {
     const Index at = (row * rows.count + i) * places.size;
     const A *filter = (along_x ? x : y) + at, *gradient = (along_x ? dx : dy) + at;
     double center = 0;
-    places.add_gradient(
+    places.add_gradient<1>(
         i, [&](Index a) { return double(gradient[a]); }, [&](Index a) { return double(filter[a]); }, center, sums[3],
         sums[2]);
     sums[along_x ? 0 : 1] += center;
