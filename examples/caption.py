@@ -12,7 +12,7 @@ PyTorch.
 
     python examples/caption.py --attention soft     # fails unless 80 % of the captions are right, and of the looks
     python examples/caption.py --attention hard
-    python examples/caption.py --quick              # few updates, for a smoke test
+    python examples/caption.py --quick              # few updates, two digits a scene: for a smoke test
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from caption_teacher import Teacher
 from captioner import GRID, STRIDE, Captioner, Told
-from digit_scenes import CANVAS, FIRST_DIGIT, SIZE, WORDS, Digits, Scenes, draw, read, split_digits
+from digit_scenes import CANVAS, FIRST_DIGIT, MOST, SIZE, WORDS, Digits, Scenes, draw, read, split_digits
 from matplotlib.figure import Figure
 from picture import option_parser, parse
 from tqdm import tqdm
@@ -36,12 +36,21 @@ from tqdm import tqdm
 import fusedrnn as fr
 
 HELD_OUT = 360  # images of digits
-TRIED = 1000  # scenes
-BATCH = 32
 COLUMNS = 7  # of the picture
-# Targets: shares of right captions and of right looks.
-FULL = {"updates": {"soft": 700, "hard": 1500}, "targets": (0.8, 0.8)}
-QUICK = {"updates": {"soft": 300, "hard": 300}, "targets": (0.1, 0.5)}
+
+
+class Settings(NamedTuple):
+    """Of a run; `targets` are the shares of right captions and of right looks."""
+
+    updates: dict[str, int]
+    batch: int  # scenes of an update
+    most: int  # digits of a scene
+    tried: int  # scenes
+    targets: tuple[float, float]
+
+
+FULL = Settings({"soft": 700, "hard": 1500}, batch=32, most=MOST, tried=1000, targets=(0.8, 0.8))
+QUICK = Settings({"soft": 210, "hard": 210}, batch=16, most=2, tried=300, targets=(0.15, 0.6))
 
 
 class Score(NamedTuple):
@@ -52,13 +61,13 @@ class Score(NamedTuple):
     looks: float
 
 
-def train(attention: str, digits: Digits, updates: int, seed: int) -> Captioner:
+def train(attention: str, digits: Digits, updates: int, settings: Settings, seed: int) -> Captioner:
     torch.manual_seed(seed)
     model, generator = Captioner(attention), np.random.default_rng(seed)
     teacher = Teacher(model, updates)
     with tqdm(range(updates), unit="update", desc="mean feature" if attention == "none" else attention) as bar:
         for _ in bar:
-            loss = teacher.learn(draw(generator, digits, BATCH))
+            loss = teacher.learn(draw(generator, digits, settings.batch, settings.most))
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
     return model
 
@@ -85,13 +94,13 @@ def score(told: Told, scenes: Scenes) -> Score:
 
 def most_frequent(digits: Digits, scenes: Scenes, seed: int) -> float:
     """The share of scenes that the most frequent caption of others is right for."""
-    known = draw(np.random.default_rng(seed), digits, 10 * TRIED)
+    known = draw(np.random.default_rng(seed), digits, 10 * len(scenes.lengths), int(scenes.counts.max()))
     common = Counter(read(words) for words in known.words.T).most_common(1)[0][0]
     return float(np.mean([read(words) == common for words in scenes.words.T]))
 
 
 def plot(path: Path, told: Told, scenes: Scenes, attention: str) -> None:
-    """The first scene of three digits, and at each word of its caption what the network looks at."""
+    """The first scene of most digits, and at each word of its caption what the network looks at."""
     b = int(scenes.counts.argmax())
     words = [WORDS[word] for word in told.words[: scenes.lengths[b], b]]
     rows = -(-(len(words) + 1) // COLUMNS)
@@ -112,7 +121,9 @@ def plot(path: Path, told: Told, scenes: Scenes, attention: str) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = option_parser(__doc__, quick="few updates", seed="digits, scenes and weights", output="caption.png")
+    parser = option_parser(
+        __doc__, quick="few updates, two digits a scene", seed="digits, scenes and weights", output="caption.png"
+    )
     parser.add_argument("--attention", choices=("soft", "hard"), default="soft", help="(default: %(default)s)")
     return parse(parser, arguments)
 
@@ -131,21 +142,22 @@ def misses(found: Score, without: Score, targets: tuple[float, float]) -> list[s
 def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     options = parse_arguments(arguments)
+    torch.set_num_threads(1)  # images are small: beside other work, more threads spend most of their time waiting
     settings = QUICK if options.quick else FULL
     known, held_out = split_digits(HELD_OUT, options.seed)
-    scenes = draw(np.random.default_rng(options.seed + 1), held_out, TRIED)
-    told, updates = {}, settings["updates"][options.attention]
+    scenes = draw(np.random.default_rng(options.seed + 1), held_out, settings.tried, settings.most)
+    told, updates = {}, settings.updates[options.attention]
     for kind in (options.attention, "none"):
-        told[kind] = train(kind, known, updates, options.seed).tell(scenes.canvas)
+        told[kind] = train(kind, known, updates, settings, options.seed).tell(scenes.canvas)
     scores = {kind: score(one, scenes) for kind, one in told.items()}
-    print(f"\n{f'right on {TRIED} scenes of unseen digits, %':<42}{'captions':>10}{'digits':>10}{'looks':>10}")
+    print(f"\n{f'right on {settings.tried} scenes of unseen digits, %':<42}{'captions':>10}{'digits':>10}{'looks':>10}")
     print(f"{'most frequent caption':<42}{100 * most_frequent(known, scenes, options.seed + 2):>10.1f}")
     for kind, (captions, digits, looks) in scores.items():
         name, last = ("mean feature", "") if kind == "none" else (f"{kind} attention", f"{100 * looks:.1f}")
         print(f"{name:<42}{100 * captions:>10.1f}{100 * digits:>10.1f}{last:>10}")
     plot(options.output, told[options.attention], scenes, options.attention)
     print(f"\n{time.perf_counter() - started:.0f} s on {fr.get_num_threads()} threads; wrote {options.output}")
-    missed = misses(scores[options.attention], scores["none"], settings["targets"])
+    missed = misses(scores[options.attention], scores["none"], settings.targets)
     for miss in missed:
         print(f"error: {miss}", file=sys.stderr)
     return 1 if missed else 0

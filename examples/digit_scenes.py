@@ -79,10 +79,10 @@ def places(generator: np.random.Generator, rows: int) -> tuple[np.ndarray, np.nd
     return np.take_along_axis(thirds, order, 1), np.take_along_axis(corners, order, 1)
 
 
-def draw(generator: np.random.Generator, digits: Digits, rows: int) -> Scenes:
-    """New scenes of these digits."""
+def draw(generator: np.random.Generator, digits: Digits, rows: int, most: int = MOST) -> Scenes:
+    """New scenes of two to `most` of these digits."""
     thirds, corners = places(generator, rows)
-    counts = generator.integers(2, MOST + 1, rows)
+    counts = generator.integers(2, most + 1, rows)
     chosen = generator.integers(0, len(digits.labels), (rows, MOST))
     canvas = np.zeros((rows, 1, CANVAS, CANVAS), np.float32)
     words = np.full((LONGEST, rows), END)
