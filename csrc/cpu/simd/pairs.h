@@ -32,6 +32,14 @@ FUSEDRNN_INLINE void load_pairs(const Real* from, const Index* at, Vec<Real>& le
   }
 }
 
+template <class Real, int... lane>
+FUSEDRNN_INLINE void store_pairs(const Vec<Real>& left, const Vec<Real>& right, Real* to,
+                                 std::integer_sequence<int, lane...>) {
+  constexpr int lanes = Vec<Real>::lanes;
+  Vec<Real>(FUSEDRNN_SHUFFLE(left, right, (lane / 2 + lane % 2 * lanes)...)).store(to);
+  Vec<Real>(FUSEDRNN_SHUFFLE(left, right, (lanes / 2 + lane / 2 + lane % 2 * lanes)...)).store(to + lanes);
+}
+
 // Lane i of `left` is from[at[i]], and that of `right` its neighbour. By loads into registers alone: a processor that
 // looks for what a load needs among the last stores compares 12 bits of their addresses first, and waits where these
 // are equal.
@@ -40,6 +48,12 @@ FUSEDRNN_INLINE void load_pairs(const Real* from, const Index* at, Vec<Real>& le
   constexpr int lanes = Vec<Real>::lanes;
   load_pairs(from, at, left, right, std::make_integer_sequence<int, lanes>(),
              std::make_integer_sequence<int, lanes / 2>());
+}
+
+// As load_pairs, the other way: to[2 i] and to[2 i + 1] become lane i of `left` and of `right`.
+template <class Real>
+FUSEDRNN_INLINE void store_pairs(const Vec<Real>& left, const Vec<Real>& right, Real* to) {
+  store_pairs(left, right, to, std::make_integer_sequence<int, Vec<Real>::lanes>());
 }
 
 // Adds to a pair of neighbours.

@@ -26,8 +26,15 @@ class GridSample {
   }
 
   void backward() {
-    scatter();
-    each_chunk([this](Index image, Index first) { grid_gradient(image, first); });
+    // By images a point's pixels are found once for both gradients; they must come out even among the threads.
+    if (a.channels > 0 && (a.images % w.threads() == 0 || a.images >= 4 * w.threads())) {
+      const Range mine = part_of(a.images, w.thread, w.threads());
+      scatter({mine.first * a.channels, mine.last * a.channels},
+              [this](Index image, Index first) { grid_gradient(image, first); });
+    } else {
+      scatter(part_of(a.images * a.channels, w.thread, w.threads()), [](Index, Index) {});
+      each_chunk([this](Index image, Index first) { grid_gradient(image, first); });
+    }
   }
 
  private:
@@ -167,20 +174,20 @@ class GridSample {
     alignas(64) Real upper[2 * kChunk], lower[2 * kChunk];
   };
   void weigh(Weights& weights) const {
-    for (int p = 0; p < taps.count; ++p) {
-      const Real right = taps.right[p], left = 1 - right, down = taps.down[p], up = 1 - down;
-      weights.upper[2 * p] = left * up;
-      weights.upper[2 * p + 1] = right * up;
-      weights.lower[2 * p] = left * down;
-      weights.lower[2 * p + 1] = right * down;
+    for (int p = 0; p < taps.count; p += V::lanes) {
+      const V right = V::load(taps.right + p), left = V(Real(1)) - right;
+      const V down = V::load(taps.down + p), up = V(Real(1)) - down;
+      store_pairs(left * up, right * up, weights.upper + 2 * p);
+      store_pairs(left * down, right * down, weights.lower + 2 * p);
     }
   }
 
-  // dinput: planes of one image take their points from the same taps.
-  void scatter() {
-    const Range mine = part_of(a.images * a.channels, w.thread, w.threads());
-    for (Index c = mine.first; c < mine.last;) {
-      const Index image = c / a.channels, end = smaller(mine.last, (image + 1) * a.channels);
+  // dinput of some planes, of which those of one image take their points from the same taps; then, for each chunk of an
+  // image's points, more(image, first).
+  template <class More>
+  void scatter(Range planes, const More& more) {
+    for (Index c = planes.first; c < planes.last;) {
+      const Index image = c / a.channels, end = smaller(planes.last, (image + 1) * a.channels);
       for (Index i = c * plane_; i < end * plane_; ++i) a.dinput[i] = 0;
       for (Index first = 0; first < a.points; first += kChunk) {
         if (w.skip(kChunk * kWorkOfAPoint * (end - c))) return;
@@ -189,6 +196,7 @@ class GridSample {
         weigh(weights);
         for (Index plane = c; plane < end; ++plane)
           add(a.dout + plane * a.points + first, weights, a.dinput + plane * plane_);
+        more(image, first);
       }
       c = end;
     }
