@@ -110,8 +110,8 @@ for case in t.CASES:
 """
 
 
-@pytest.mark.parametrize("isa", _core.isas())
-def test_single_steps_equal_the_sequence_on_every_instruction_set(isa: str) -> None:
+@pytest.mark.parametrize("isa", [isa for isa in _core.isas() if isa != _core.isa()])
+def test_single_steps_equal_the_sequence_on_every_other_instruction_set(isa: str) -> None:
     run_on(isa, RUN_CASES, __file__)
 
 
