@@ -31,13 +31,12 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argpa
 
 
 @contextlib.contextmanager
-def picture(output: Path, *, columns: int = 1, size: tuple[float, float] = (8, 5)) -> Iterator[Any]:
-    """Axes to draw into, or an array of them where there are several columns; then the file. Its suffix picks the
-    format."""
+def picture(output: Path, *, rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5)) -> Iterator[Any]:
+    """Axes to draw into, or an array of them where there are several; then the file. Its suffix picks the format."""
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, columns)
+    axes = figure.subplots(rows, columns)
     yield axes
-    for one in axes if columns > 1 else [axes]:
+    for one in figure.axes:
         one.grid(alpha=0.3)
         if one.get_legend_handles_labels()[0]:
             one.legend()
