@@ -1,4 +1,4 @@
-"""The picture of `draw.py`: digits generated, the canvas over time, and the windows of attention."""
+"""The picture of `draw.py`: digits generated beside real ones, the canvas over time, and the windows of attention."""
 
 from __future__ import annotations
 
@@ -7,43 +7,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from draw_model import Draw
+from draw_model import Draw, Moment
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-SHOWN = 5  # digits whose canvas is shown over time
-GENERATED = 10  # on either side of a square
+PAINTED, COPIED = 4, 3  # digits whose canvas is shown over time: generated ones, and copies of ones held out
+SIDE_BY_SIDE = 7  # digits on either side of a square
 READ, WRITTEN = "tab:green", "tab:red"
 POINTS = 2.0  # width of a frame whose sigma is one pixel
 THINNEST, THICKEST = 0.5, 5.0
 
 
 def plot(model: Draw, images: Tensor, output: Path) -> None:
+    copied = images[:: len(images) // COPIED][:COPIED]
     with torch.no_grad():
-        gallery = list(model.generate(GENERATED**2))[-1].canvas
-        generated = list(model.generate(SHOWN))
-        encoded = [moment for moment, _ in model.autoencode(images[:SHOWN])]
-    figure = Figure(figsize=(6 + 0.7 * model.steps, 9), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(5.2, 0.8 + 0.7 * model.steps))
-    whole = left.subplots()
-    show(whole, torch.sigmoid(gallery))
-    whole.set_title("generated")
-    rows = right.subplots(3 * SHOWN, model.steps, squeeze=False)
-    for step in range(model.steps):
-        for row in range(SHOWN):
-            canvas, _, window = generated[step]
-            cell(rows[row, step], torch.sigmoid(canvas[row]), window, row, WRITTEN)
-            canvas, read, window = encoded[step]
-            cell(rows[SHOWN + 2 * row, step], images[row], read, row, READ)
-            cell(rows[SHOWN + 2 * row + 1, step], torch.sigmoid(canvas[row]), window, row, WRITTEN)
-        rows[0, step].set_title(str(step + 1), fontsize=8)
-    rows[SHOWN // 2, 0].set_ylabel("generated", fontsize=8)
-    for row in range(SHOWN):
-        rows[SHOWN + 2 * row, 0].set_ylabel("read", color=READ, fontsize=8)
-        rows[SHOWN + 2 * row + 1, 0].set_ylabel("written", color=WRITTEN, fontsize=8)
-    right.suptitle("canvas after each step", fontsize=10)
-    figure.savefig(output, dpi=130)
+        generated = list(model.generate(SIDE_BY_SIDE**2))
+        encoded = [moment for moment, _ in model.autoencode(copied)]
+    figure = Figure(figsize=(5 + 0.95 * model.steps, 9.5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(5, 0.95 * model.steps), wspace=0.04)
+    above, below = left.subplots(2, 1)
+    show(above, torch.sigmoid(generated[-1].canvas))
+    above.set_title("digits that DRAW generates")
+    show(below, images[: SIDE_BY_SIDE**2])
+    below.set_title("digits held out, to compare")
+    above, below = right.subfigures(2, 1, height_ratios=(PAINTED + 0.8, 2 * COPIED + 0.8))
+    paint(above, generated)
+    copy(below, encoded, copied)
+    figure.savefig(output, dpi=110)
+
+
+def paint(figure: Any, moments: list[Moment]) -> None:
+    """How digits are generated, step by step."""
+    figure.suptitle("generating: the canvas after each step\nred frame: where the step wrote", fontsize=10)
+    cells = figure.subplots(PAINTED, len(moments), squeeze=False)
+    for step, (canvas, _, written) in enumerate(moments):
+        cells[0, step].set_title(f"step {step + 1}", fontsize=8)
+        for row in range(PAINTED):
+            cell(cells[row, step], torch.sigmoid(canvas[row]), written, row, WRITTEN)
+
+
+def copy(figure: Any, moments: list[Moment], images: Tensor) -> None:
+    """How digits are read and written again, step by step."""
+    figure.suptitle(
+        "copying a digit held out, the canvas below it\ngreen: where the step looked; red: wrote", fontsize=10
+    )
+    cells = figure.subplots(2 * COPIED, len(moments), squeeze=False)
+    for step, (canvas, read, written) in enumerate(moments):
+        for row in range(COPIED):
+            cell(cells[2 * row, step], images[row], read, row, READ)
+            cell(cells[2 * row + 1, step], torch.sigmoid(canvas[row]), written, row, WRITTEN)
+    for row in range(COPIED):
+        cells[2 * row, 0].set_ylabel("digit", color=READ, fontsize=8)
+        cells[2 * row + 1, 0].set_ylabel("canvas", color=WRITTEN, fontsize=8)
 
 
 def show(axes: Any, images: Tensor) -> None:
