@@ -38,6 +38,7 @@ RUNS = {
     "caption_hard": ("caption.py", "--attention", "hard"),
     "spatial_transformer": ("spatial_transformer.py",),
     "draw": ("draw.py",),
+    "attention_beside_rnn": ("attention_beside_rnn.py",),
 }
 WIDTHS = (1400, 1100, 900, 700)  # pixels, the best first
 PALETTES = (256, 128, 64)  # numbers of colours
