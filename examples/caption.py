@@ -3,7 +3,8 @@
 Scenes are made of handwritten digits of scikit-learn, and a network learns to caption them: convolutions make a grid of
 features, which `AttentionDecoder` reads at each word. Soft attention reads a weighted mean of the grid's locations, and
 the paper's doubly stochastic penalty has it look at all of them in the course of a caption. Hard attention reads one
-location, which is drawn, and learns by REINFORCE with a moving baseline and an entropy term.
+location, which is drawn, and learns by REINFORCE with a moving baseline and an entropy term; in the first half of its
+updates it learns as soft attention does, and unlike the paper's each location has its place as a feature, too.
 
 The network is then tried on scenes of digits that it has not seen. A caption is right when all of its words are. A look
 is right when the location with the largest weight, at the word for a digit, has its middle in the digit's 8 x 8 pixels.
@@ -135,7 +136,9 @@ def misses(found: Score, without: Score, targets: tuple[float, float]) -> list[s
         if not share >= target:
             missed.append(f"{100 * share:.1f} % of the {name} are right, wanted at least {100 * target:.0f} %")
     if not found.captions > without.captions:
-        missed.append("as many captions are right without attention")
+        missed.append(
+            f"{100 * found.captions:.1f} % of the captions are right, {100 * without.captions:.1f} % without attention"
+        )
     return missed
 
 

@@ -2,7 +2,8 @@
 
 The last tenth of the text is held out. Training is truncated BPTT: parallel streams of text, the state carried from
 one window to the next, gradients clipped by their norm, Adam under a cosine schedule. Afterwards the held-out bits per
-character stand beside those of n-gram models counted on the same training text, followed by a sample of the model.
+character stand beside those of n-gram models counted on the same training text, followed by a sample of the model. The
+picture has the held-out bits after each pass over the text.
 
     python examples/char_lm.py                      # LSTM-256; fails unless it ends below 1.80 bits
     python examples/char_lm.py --cell gru           # any other cell
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from language_model import CELLS, LanguageModel, train
 from ngram import witten_bell_bits
+from picture import picture
 from safetensors import SafetensorError
 from text import Corpus, load_corpus
 
@@ -82,6 +84,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     report.add_argument("--sample-length", type=number(int, 0), default=400, help="characters (default: 400)")
     report.add_argument("--temperature", type=positive, default=0.7, help="of the sample (default: 0.7)")
+    report.add_argument(
+        "--output", type=Path, default=Path("char_lm.png"), help="the picture of the training (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     check_paths(parser, options)
     return options
@@ -89,8 +94,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse, before any training, paths that cannot work and options a loaded model has already decided."""
-    if options.save and (options.save.is_dir() or not options.save.absolute().parent.is_dir()):
-        parser.error(f"argument --save: cannot write {options.save}: no such directory, or it is one itself")
+    for name in ("save", "output"):
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+            parser.error(f"argument --{name}: cannot write {path}: no such directory, or it is one itself")
     if options.load:
         if not options.load.is_file():
             parser.error(f"argument --load: no such file: {options.load}")
@@ -99,20 +106,42 @@ def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 parser.error(f"argument --{name}: not allowed with --load, the file decides it")
 
 
-def report(model: LanguageModel, corpus: Corpus, options: argparse.Namespace) -> tuple[float, float]:
-    """Print held-out bits beside the baselines, and a sample; return the model's bits and the unigram model's."""
-    size = len(corpus.symbols)
-    orders = {"unigram": 1, "Witten-Bell 3-gram": 3, "Witten-Bell 5-gram": 5}
-    rows = {name: witten_bell_bits(corpus.codes, corpus.split, order, size) for name, order in orders.items()}
+def held_out_bits(model: LanguageModel, corpus: Corpus) -> float:
     # The model reads the last training character first, so that it predicts every held-out one, as the n-grams do.
-    bits = model.bits_per_symbol(corpus.codes[corpus.split - 1 :])
+    return model.bits_per_symbol(corpus.codes[corpus.split - 1 :])
+
+
+def baselines(corpus: Corpus) -> dict[str, float]:
+    """Held-out bits per character of n-gram models."""
+    orders = {"unigram": 1, "Witten-Bell 3-gram": 3, "Witten-Bell 5-gram": 5}
+    size = len(corpus.symbols)
+    return {name: witten_bell_bits(corpus.codes, corpus.split, order, size) for name, order in orders.items()}
+
+
+def name_of(model: LanguageModel) -> str:
+    return f"{model.settings['cell']}-{model.settings['hidden']}"
+
+
+def report(model: LanguageModel, corpus: Corpus, rows: dict[str, float], options: argparse.Namespace) -> None:
+    """Print held-out bits, and a sample."""
     print(f"\nheld-out bits per character ({len(corpus.codes) - corpus.split:,} characters)")
-    for name, value in (rows | {f"{model.settings['cell']}-{model.settings['hidden']}": bits}).items():
+    for name, value in rows.items():
         print(f"  {name:<28}{value:.3f}")
     if options.sample_length:
         print(f"\nsample at temperature {options.temperature:g}")
         print("".join(model.sample(options.sample_length, options.temperature, options.seed)))
-    return bits, rows["unigram"]
+
+
+def plot(curve: list[float], name: str, rows: dict[str, float], output: Path) -> None:
+    with picture(output) as axes:
+        axes.plot(range(1, len(curve) + 1), curve, marker="o", label=name)
+        for (baseline, value), style in zip(rows.items(), (":", "-.", "--"), strict=True):
+            axes.axhline(value, color="gray", linestyle=style, label=baseline)
+        axes.set(
+            xlabel="passes over the text",
+            ylabel="held-out bits a character",
+            title="The next letter of help()'s topics",
+        )
 
 
 def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> LanguageModel:
@@ -140,19 +169,32 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, SafetensorError) as error:
         print(f"error: cannot make or load the model: {error}", file=sys.stderr)
         return 2
+    curve: list[float] = []  # held-out bits after each pass
     if not options.load or options.epochs:
         peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
         streams = corpus.streams(BATCH, WINDOW)
-        train(model, *streams, window=WINDOW, epochs=settings["epochs"], peak=peak, unit="char")
-    bits, unigram = report(model, corpus, options)
+        train(
+            model,
+            *streams,
+            window=WINDOW,
+            epochs=settings["epochs"],
+            peak=peak,
+            unit="char",
+            after_epoch=lambda: curve.append(held_out_bits(model, corpus)),
+        )
+    bits, rows = curve[-1] if curve else held_out_bits(model, corpus), baselines(corpus)
+    report(model, corpus, rows | {name_of(model): bits}, options)
+    if curve:
+        plot(curve, name_of(model), rows, options.output)
     where = f"{fr.get_num_threads()} threads" if options.device == "cpu" else model.recurrent.device
-    print(f"\n{time.perf_counter() - started:.1f} s on {where}")
+    wrote = f"; wrote {options.output}" if curve else ""
+    print(f"\n{time.perf_counter() - started:.1f} s on {where}{wrote}")
     if options.save:
         model.save(options.save)
 
     target = options.target
     if target is None and options.quick:
-        target = unigram
+        target = rows["unigram"]
     elif target is None and options.cell in (None, "lstm") and not (chosen or options.load or options.learning_rate):
         target = FULL_TARGET
     # Written so that nan, from a run that diverged, misses any target.

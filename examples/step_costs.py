@@ -48,12 +48,13 @@ def _kilobytes(name: str) -> int:
 
 def most_bytes(step: Callable[[], None]) -> float:
     """Resident memory at its highest, less what was there before; nan where the system does not tell (Linux does)."""
-    if not CLEAR.exists():
-        return float("nan")
     gc.collect()
     fr.release_memory()
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")  # the highest is from now on
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        CLEAR.write_text("5")  # the highest is from now on
+    except (OSError, AttributeError):
+        return float("nan")
     before = _kilobytes("VmRSS")
     step()
     return 1024 * (_kilobytes("VmHWM") - before)

@@ -1,7 +1,8 @@
 """Train an ordinary torch model, swap its recurrent modules with one call, and train it again.
 
 The model is a character model with torch.nn.GRU on the text of `help()`'s topics. Both runs start from the same
-weights, take the same steps on the same batches, and print their time and their losses, equal to rounding.
+weights, take the same steps on the same batches, and print their time and their losses, equal to rounding. The picture
+has the losses of both over the time.
 
     python examples/torch_speedup.py              # a minute with torch's own modules, then as many steps with ours
     python examples/torch_speedup.py --cell lstm
@@ -14,8 +15,11 @@ import argparse
 import copy
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
+from picture import picture
 from text import load_corpus
 from torch import nn
 from tqdm import tqdm
@@ -67,15 +71,30 @@ def train(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, steps: 
     return losses, time.perf_counter() - started
 
 
+def plot(runs: dict[str, tuple[list[float], float]], output: Path) -> None:
+    """Losses over seconds, each a mean of the ones around it."""
+    with picture(output) as axes:
+        for name, (losses, elapsed) in runs.items():
+            width = max(1, len(losses) // 50)
+            smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+            axes.plot(np.linspace(elapsed * width / len(losses), elapsed, len(smooth)), smooth, label=name)
+        axes.set(xlabel="seconds", ylabel="loss (nats a character)", title="The same steps, with torch and swapped")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=CELLS, default="gru")
     parser.add_argument("--hidden", type=int, default=256, help="hidden units (default: 256)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the first run (default: 60)")
     parser.add_argument("--quick", action="store_true", help="a few seconds: a smoke test")
+    parser.add_argument(
+        "--output", type=Path, default=Path("torch_speedup.png"), help="the picture (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.hidden < 1 or not options.seconds > 0:
         parser.error("--hidden and --seconds must be positive")
+    if options.output.is_dir() or not options.output.absolute().parent.is_dir():
+        parser.error(f"argument --output: cannot write {options.output}: no such directory, or it is one itself")
     torch.manual_seed(0)
     corpus = load_corpus()
     inputs, targets = (torch.from_numpy(array) for array in corpus.streams(BATCH, WINDOW))
@@ -94,7 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'':<16}{'seconds':>9}{f'loss at step {compared}':>18}{'last loss':>12}")
     for name, run, elapsed in (("torch", own_losses, own_time), ("fusedrnn.torch", losses, taken)):
         print(f"{name:<16}{elapsed:>9.2f}{run[compared - 1]:>18.6f}{run[-1]:>12.6f}")
-    print(f"{own_time / taken:.2f} times as fast, on {torch.get_num_threads()} threads")
+    plot({"torch": (own_losses, own_time), "fusedrnn.torch": (losses, taken)}, options.output)
+    print(f"{own_time / taken:.2f} times as fast, on {torch.get_num_threads()} threads; wrote {options.output}")
     worst = max(abs(a - b) for a, b in zip(own_losses[:compared], losses[:compared], strict=True))
     if not worst <= ALLOWED:
         print(f"error: losses of the first {compared} steps differ by {worst:.2g}", file=sys.stderr)

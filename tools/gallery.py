@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GALLERY = ROOT / "docs" / "gallery"
 # A picture's name, and the example with its arguments.
 RUNS = {
+    "char_lm": ("char_lm.py",),
     "word_lm": ("word_lm.py",),
+    "torch_speedup": ("torch_speedup.py",),
     "adding_problem": ("adding_problem.py",),
     "gradient_norms": ("gradient_norms.py",),
     "japanese_vowels": ("japanese_vowels.py",),
@@ -62,8 +64,7 @@ def small(path: Path) -> bytes:
             image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
         for colours in PALETTES:
             file = BytesIO()
-            # Rare colours count as much as frequent ones, so that thin lines keep theirs.
-            few = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few = image.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
             few.save(file, "PNG", optimize=True)
             if file.tell() <= LARGEST:
                 return file.getvalue()
@@ -98,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(RUNS):
         parser.error(f"argument NAME: no picture {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+    if options.quick and options.output.resolve() == GALLERY:
+        parser.error("argument --quick: the page has pictures of whole runs; give --output")
     options.output.mkdir(parents=True, exist_ok=True)
     ends = {}
     for name in options.names or RUNS:

@@ -76,5 +76,11 @@ def test_a_picture_is_replaced_where_the_example_holds(
 
 def test_a_picture_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        gallery.main(["char_lm"])
-    assert "no picture char_lm" in capsys.readouterr().err
+        gallery.main(["mpi_data_parallel"])
+    assert "no picture mpi_data_parallel" in capsys.readouterr().err
+
+
+def test_quick_pictures_do_not_replace_the_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gallery.main(["draw", "--quick"])
+    assert "--output" in capsys.readouterr().err

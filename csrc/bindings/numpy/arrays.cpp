@@ -94,8 +94,10 @@ py::array require_array(py::handle object, const std::string& name, const py::dt
 }
 
 py::array require_floats(py::handle object, const std::string& name) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(name + " must be a numpy.ndarray of float32 or float64, not " + type_name(object));
   const bool is_float64 = py::isinstance<py::array_t<double>>(object);
-  if (py::isinstance<py::array>(object) && !is_float64 && !py::isinstance<py::array_t<float>>(object))
+  if (!is_float64 && !py::isinstance<py::array_t<float>>(object))
     throw py::type_error(
         sentence::dtype(name, "float32 or float64", dtype_text(py::reinterpret_borrow<py::array>(object).dtype()), ""));
   return require_array(object, name, is_float64 ? py::dtype::of<double>() : py::dtype::of<float>());

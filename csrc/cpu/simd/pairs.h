@@ -40,9 +40,8 @@ FUSEDRNN_INLINE void store_pairs(const Vec<Real>& left, const Vec<Real>& right, 
   Vec<Real>(FUSEDRNN_SHUFFLE(left, right, (lanes / 2 + lane / 2 + lane % 2 * lanes)...)).store(to + lanes);
 }
 
-// Lane i of `left` is from[at[i]], and that of `right` its neighbour. By loads into registers alone: a processor that
-// looks for what a load needs among the last stores compares 12 bits of their addresses first, and waits where these
-// are equal.
+// Lane i of `left` is from[at[i]], and that of `right` its neighbour. By loads into registers alone: a processor may
+// take a store of any numbers on the way for one that a later load depends on (4K aliasing).
 template <class Real>
 FUSEDRNN_INLINE void load_pairs(const Real* from, const Index* at, Vec<Real>& left, Vec<Real>& right) {
   constexpr int lanes = Vec<Real>::lanes;

@@ -61,7 +61,7 @@ struct GaussianPlaces {
     PartialSums<kParts> by_mean, by_square;
     each_part<kParts>(size, [&](Index a, int p) {
       const double by_exponent = (gradient(a) - common) * filter(a);
-      by_mean.part[p] += by_exponent * ((static_cast<double>(a + 1) - mean(i)) * inverse);
+      by_mean.part[p] += by_exponent * (filter(a) == 0 ? 0 : (static_cast<double>(a + 1) - mean(i)) * inverse);
       by_square.part[p] += by_exponent * (filter(a) == 0 ? 0 : squares(i, a) / 2);
     });
     by_log_variance += by_square.sum();
@@ -78,8 +78,8 @@ struct GaussianGrid {
   static constexpr Index kNumbers = 5;
 
   FUSEDRNN_INLINE GaussianGrid(Index height, Index width, Index count, const double* p) {
-    // Bounded, so that a filter's zeros stay zeros where the variance has vanished.
-    const double unbounded = ::exp(-p[2]), inverse = unbounded > 1e300 ? 1e300 : unbounded;
+    // Bounded, so that a filter's zeros stay zeros where the variance has vanished: times a square it stays finite.
+    const double unbounded = ::exp(-p[2]), inverse = unbounded > 1e150 ? 1e150 : unbounded;
     const double delta =
         count > 1 ? static_cast<double>(larger(height, width) - 1) / static_cast<double>(count - 1) * ::exp(p[3]) : 0;
     x = {width, count, static_cast<double>(width + 1) * (p[0] + 1) / 2, delta, inverse};

@@ -24,6 +24,10 @@ Inputs check(py::handle input, py::handle grid) {
   require_shape(inputs.input, "input", {"B", "C", "H", "W"});
   if (inputs.input.shape(2) < 1 || inputs.input.shape(3) < 1)
     wrong_shape("input", "(B, C, H, W) with H and W at least 1", inputs.input);
+  // Up to where float32 tells pixels apart, and far beyond what int32 counts of them, a side is a device's, too.
+  for (int axis = 2; axis < 4; ++axis)
+    if (inputs.input.shape(axis) >= Index(1) << 31)
+      wrong_shape("input", "(B, C, H, W) with H and W below 2**31", inputs.input);
   require_contiguous(inputs.input, "input");
   inputs.grid = require_array(grid, "grid", inputs.input.dtype(), Use::input);
   require_shape(inputs.grid, "grid", {static_cast<Index>(inputs.input.shape(0)), "h", "w", 2});

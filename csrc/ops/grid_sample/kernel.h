@@ -59,9 +59,9 @@ class GridSample {
     }
   }
 
-  // Loads a chunk's share of the next image, which is then in the second cache when its turn comes: no processor
-  // foresees which pixels a turned grid takes, and one that takes them from memory waits for each. Prefetches, which it
-  // may drop, are no help (measured on Zen 4). Not where most of the pixels are not wanted, or would not stay.
+  // Loads a chunk's share of the next image, which is then in the L2 cache when its turn comes: no processor foresees
+  // which pixels a turned grid takes, and one that takes them from memory waits for each. Prefetch instructions did not
+  // help (measured on Zen 4). Not where most of the pixels are not wanted, or would not stay.
   static constexpr Index kStays = 2 << 20;  // bytes
   void touch(Index image, Index first) const {
     constexpr Index line = 64 / Index(sizeof(Real));

@@ -26,8 +26,8 @@ struct Taps {
   using Whole = std::conditional_t<sizeof(Real) == 4, std::int32_t, std::int64_t>;
 
   int count;
-  // Of the pairs of pixels on the upper and on the lower line: the left pixel's number. Of a point that has a pixel it
-  // is outside the plane for none but a corner; of others it is 0.
+  // Of the pairs of pixels on the upper and on the lower line: the left pixel's number. The pair lies in the plane,
+  // except at corners. Of a point without a pixel it is 0.
   Index upper[kChunk], lower[kChunk];
   Real right[kChunk], down[kChunk];  // how far towards the right and lower pixels
   Real x_slope[kChunk], y_slope[kChunk];

@@ -43,13 +43,14 @@ def grid_sample(
     """Sample images at the points of a grid (Jaderberg et al. 2015), as ``torch.nn.functional.grid_sample``.
 
     The coordinates -1 and 1 are the outer edges of the image or, with `align_corners`, the middles of its outer pixels.
-    A point that is nan or infinite gives nan.
+    A point that is nan or infinite gives nan. torch's vectors round a coordinate's product and sum in one: of a point
+    at the very middle of a pixel, or between two of them with mode='nearest', another pixel or gradient may be torch's.
 
     Parameters
     ----------
     input : ndarray
-        (B, C, H, W) with H and W at least 1, float32 or float64, C-contiguous; NumPy's, or CuPy's, there also bfloat16
-        or float16.
+        (B, C, H, W) with H and W at least 1 and below 2**31, float32 or float64, C-contiguous; NumPy's, or CuPy's,
+        there also bfloat16 or float16.
     grid : ndarray
         (B, h, w, 2), of input's dtype, C-contiguous; the last axis is (x, y). For an input of 16 bits it may be
         float32, which tells points apart that 16 bits do not.
