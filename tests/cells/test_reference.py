@@ -85,6 +85,7 @@ def test_gradients_are_the_finite_differences(case: Case, rng: np.random.Generat
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_agrees(cell: str, ragged: bool, bias: bool, rng: np.random.Generator) -> None:
+    pytest.importorskip("torch")
     case = Case(cell, 2, 2, "float64", 13, 6, 5, 8, ragged)
     parameters = make_parameters(case, rng, bias=bias)
     inputs = make_inputs(case, rng, shortest=1)
@@ -159,8 +160,7 @@ def test_reset_splits_the_sequence_in_both_directions(cell: str, rng: np.random.
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_cross_entropy_is_torchs(reduction: str, bias: bool, rng: np.random.Generator) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     x, weight = rng.standard_normal((4, 3, 5)), rng.standard_normal((7, 5))
     b = rng.standard_normal(7) if bias else None
     targets = rng.integers(0, 7, (4, 3))

@@ -77,6 +77,7 @@ def test_what_a_case_costs() -> None:
 def test_contestants_agree(
     cuda_host_module: Any, cell: str, table: str, steps: int, options: dict[str, Any], mode: str
 ) -> None:
+    pytest.importorskip("torch")
     case = gpu_case(table, cell, mode, (5, 24), steps, **options)
     calls: list[int] = []
 
@@ -105,6 +106,8 @@ def test_contestants_agree(
 
 
 def test_one_that_fails_or_is_wrong_is_a_line_of_the_row() -> None:
+    pytest.importorskip("torch")
+
     class Wrong(CudaTorch):
         name = "wrong"
 

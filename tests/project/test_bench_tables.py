@@ -28,6 +28,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     In a process of its own, because the harness sets the allocator and the number of threads of its process.
     """
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("bench")
     output, markdown = folder / "run.json", folder / "run.md"
     command = [sys.executable, "-m", "bench", "--quick", "--cells", "lstm", "--peers", "fusedrnn", "torch"]
