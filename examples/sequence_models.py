@@ -6,6 +6,7 @@ Each gives the logits (A, B, K) of the last A steps, in which the symbols (T, B)
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -17,16 +18,16 @@ HEADS = 4
 FORGET = 1.0  # bias of the forget gate, so that an LSTM remembers before it has learnt to
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """A vector for each symbol; what makes logits of them is a subclass's."""
 
     def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, hidden)
 
+    @abstractmethod
     def answer(self, vectors: torch.Tensor, answers: int) -> torch.Tensor:
         """From the symbols' vectors (T, B, H)."""
-        raise NotImplementedError
 
     def forward(self, symbols: torch.Tensor, answers: int) -> torch.Tensor:
         return self.answer(self.embedding(symbols), answers)

@@ -24,7 +24,7 @@ Inputs check(py::handle input, py::handle grid) {
   require_shape(inputs.input, "input", {"B", "C", "H", "W"});
   if (inputs.input.shape(2) < 1 || inputs.input.shape(3) < 1)
     wrong_shape("input", "(B, C, H, W) with H and W at least 1", inputs.input);
-  // Up to where float32 tells pixels apart, and far beyond what int32 counts of them, a side is a device's, too.
+  // Pixels are numbered by int32 along a side where the arrays are of float32.
   for (int axis = 2; axis < 4; ++axis)
     if (inputs.input.shape(axis) >= Index(1) << 31)
       wrong_shape("input", "(B, C, H, W) with H and W below 2**31", inputs.input);

@@ -49,8 +49,8 @@ def grid_sample(
     Parameters
     ----------
     input : ndarray
-        (B, C, H, W) with H and W at least 1 and below 2**31, float32 or float64, C-contiguous; NumPy's, or CuPy's,
-        there also bfloat16 or float16.
+        (B, C, H, W) with H and W at least 1, float32 or float64, C-contiguous; NumPy's, there with H and W below
+        2**31, or CuPy's, there also bfloat16 or float16.
     grid : ndarray
         (B, h, w, 2), of input's dtype, C-contiguous; the last axis is (x, y). For an input of 16 bits it may be
         float32, which tells points apart that 16 bits do not.
