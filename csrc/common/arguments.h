@@ -162,7 +162,7 @@ template <class T>
 struct LateStep {
   using A = Accumulator<T>;
   Index step;
-  StateRows<const T> h;                 // forward: before the step
+  StateRows<const A> h;                 // forward: before the step
   StateRows<const A> gradient;          // backward: of the late input
   StateRows<A> dh;                      // backward, added to: of the h before the step; null where nobody wants it
   Range blocks;                         // of units, which this thread adds to in dh

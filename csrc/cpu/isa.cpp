@@ -21,6 +21,7 @@ namespace fusedrnn {
 #define FUSEDRNN_DECLARE(isa, level, extensions, runs) \
   const Kernels<float>& kernels_##isa##_float();       \
   const Kernels<double>& kernels_##isa##_double();     \
+  const Kernels<Bfloat16>& kernels_##isa##_Bfloat16(); \
   const Operations<float>& operations_##isa##_float(); \
   const Operations<double>& operations_##isa##_double();
 FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_DECLARE)
@@ -32,12 +33,18 @@ struct Build {
   bool runs;
   const Kernels<float>& (*f32)();
   const Kernels<double>& (*f64)();
+  const Kernels<Bfloat16>& (*bf16)();
   const Operations<float>& (*operations_f32)();
   const Operations<double>& (*operations_f64)();
 };
 
 #define FUSEDRNN_BUILD(isa, level, extensions, runs)                                                        \
-  {level extensions,         runs, kernels_##isa##_float, kernels_##isa##_double, operations_##isa##_float, \
+  {level extensions,                                                                                        \
+   runs,                                                                                                    \
+   kernels_##isa##_float,                                                                                   \
+   kernels_##isa##_double,                                                                                  \
+   kernels_##isa##_Bfloat16,                                                                                \
+   operations_##isa##_float,                                                                                \
    operations_##isa##_double},
 const std::vector<Build>& builds() {
   static const std::vector<Build> all = {FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_BUILD)};
@@ -84,6 +91,10 @@ template <>
 const Kernels<double>& of(const Build& build) {
   return build.f64();
 }
+template <>
+const Kernels<Bfloat16>& of(const Build& build) {
+  return build.bf16();
+}
 template <class Real>
 const Operations<Real>& operations_of(const Build& build);
 template <>
@@ -115,6 +126,7 @@ template const Operations<float>& operations();
 template const Operations<double>& operations();
 template const Kernels<float>& kernels();
 template const Kernels<double>& kernels();
+template const Kernels<Bfloat16>& kernels();
 template const Kernels<float>& kernels_of(const std::string&);
 template const Kernels<double>& kernels_of(const std::string&);
 

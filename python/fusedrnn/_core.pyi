@@ -59,7 +59,7 @@ class Recurrent:
         bidirectional: bool,
         dropout: float,
         seed: int,
-        dtype: str,
+        dtype: np.dtype[Any],
         batch_first: bool,
         single_step: bool,
         reverse: bool = False,
@@ -128,7 +128,7 @@ class Decoder:
         hard: bool,
         bias: bool,
         seed: int,
-        dtype: str,
+        dtype: np.dtype[Any],
         batch_first: bool,
         clip: float,
     ) -> None: ...

@@ -74,6 +74,13 @@ bool is_base_array(py::handle object) {
          reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
 }
 
+ElementType element_type(const py::dtype& dtype) {
+  if (dtype.itemsize() == 2) return ElementType::bfloat16;
+  return dtype.itemsize() == 4 ? ElementType::float32 : ElementType::float64;
+}
+
+py::dtype accumulator_of(const py::dtype& dtype) { return dtype.itemsize() == 2 ? py::dtype::of<float>() : dtype; }
+
 void require_unmasked(const py::array& array, const std::string& name) {
   if (is_base_array(array)) return;
   if (py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray")))

@@ -62,6 +62,20 @@ py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape);
 // Zeros, unless a kernel will write it all.
 py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, bool written);
 
+// What an array's elements are to the engine.
+enum class ElementType { float32, float64, bfloat16 };
+// Of a layer: its dtype must be one of the three; ml_dtypes's of 16 bits.
+ElementType element_type(const py::dtype& dtype);
+// What sums and cell states of that dtype are.
+py::dtype accumulator_of(const py::dtype& dtype);
+// work(T{}) of the type.
+template <class Work>
+auto with_type(ElementType type, const Work& work) {
+  if (type == ElementType::float32) return work(float{});
+  if (type == ElementType::float64) return work(double{});
+  return work(Bfloat16{});
+}
+
 template <class Real>
 const Real* data_of(const py::array& array) {
   return static_cast<const Real*>(array.data());

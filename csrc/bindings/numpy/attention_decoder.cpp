@@ -288,10 +288,9 @@ class Decoder : public std::enable_shared_from_this<Decoder> {
     }
     return arrays;
   }
-  template <class Real>
-  static StateArray<const Real> state_of(const std::optional<py::array>& array) {
+  static StateArray<const void> state_of(const std::optional<py::array>& array) {
     if (!array) return {};
-    return {data_of<Real>(*array), 0, stride_of(*array, 1)};
+    return {array->data(), 0, stride_of(*array, 1)};
   }
   std::vector<py::array> new_state(Index rows) const {
     std::vector<py::array> arrays;
@@ -347,7 +346,7 @@ class Decoder : public std::enable_shared_from_this<Decoder> {
     call.net.y = shape.write<Real>(y);
     call.context = shape.write<Real>(context);
     for (int i = 0; i < traits_.states; ++i) {
-      call.net.initial[i] = state_of<Real>(state[i]);
+      call.net.initial[i] = state_of(state[i]);
       call.net.final[i] = {mutable_data_of<Real>(final_state[i]), 0, config_.net.hidden_size};
     }
     call.net.threads = num_threads();
@@ -433,7 +432,7 @@ class Decoder : public std::enable_shared_from_this<Decoder> {
     call.net.dx = shape.write<Real>(dx);
     call.dmemory = shape.write<Real>(dmemory);
     for (int i = 0; i < traits_.states; ++i) {
-      call.net.dfinal[i] = state_of<Real>(dstate[i]);
+      call.net.dfinal[i] = state_of(dstate[i]);
       call.net.dinitial[i] = {mutable_data_of<Real>(initial[i]), 0, config_.net.hidden_size};
     }
     call.net.gradients =

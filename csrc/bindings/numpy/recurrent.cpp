@@ -65,40 +65,44 @@ struct Layout {
 
 Shape as_wanted(const std::vector<Index>& shape) { return Shape(shape.begin(), shape.end()); }
 
+template <class Variant>
+std::size_t bytes_of(const Variant& variant) {
+  return std::visit(
+      [](const auto& held) -> std::size_t {
+        if constexpr (std::is_same_v<std::decay_t<decltype(held)>, std::monostate>)
+          return 0;
+        else
+          return held.bytes();
+      },
+      variant);
+}
+
 class Recurrent;
 
 // The Python-visible tape: what the core keeps, and the arrays it refers to.
 struct PyTape {
   std::shared_ptr<const Recurrent> owner;
   Layout layout;
-  std::variant<std::monostate, Tape<float>, Tape<double>> tape;
+  std::variant<std::monostate, Tape<float>, Tape<double>, Tape<Bfloat16>> tape;
   std::vector<py::object> kept;
 
-  std::size_t bytes() const {
-    if (const auto* f32 = std::get_if<Tape<float>>(&tape)) return f32->bytes();
-    if (const auto* f64 = std::get_if<Tape<double>>(&tape)) return f64->bytes();
-    return 0;
-  }
+  std::size_t bytes() const { return bytes_of(tape); }
 };
 
 // The Python-visible packed parameters of a layer, for its calls.
 struct PyPacked {
   std::shared_ptr<const Recurrent> owner;
-  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>, PackedNet<Bfloat16>> net;
 
-  std::size_t bytes() const {
-    if (const auto* f32 = std::get_if<PackedNet<float>>(&net)) return f32->bytes();
-    if (const auto* f64 = std::get_if<PackedNet<double>>(&net)) return f64->bytes();
-    return 0;
-  }
+  std::size_t bytes() const { return bytes_of(net); }
 };
 
 class Recurrent : public std::enable_shared_from_this<Recurrent> {
  public:
   Recurrent(const std::string& cell, Index input_size, Index hidden_size, int layers, bool bias, bool bidirectional,
-            double dropout, std::uint64_t seed, const std::string& dtype, bool batch_first, bool single_step,
+            double dropout, std::uint64_t seed, const py::dtype& dtype, bool batch_first, bool single_step,
             bool reverse, double clip)
-      : dtype_(dtype), is_float32_(dtype == "float32"), batch_first_(batch_first), single_step_(single_step) {
+      : dtype_(dtype), type_(element_type(dtype)), batch_first_(batch_first), single_step_(single_step) {
     config_.input_size = input_size;
     config_.hidden_size = hidden_size;
     config_.layers = layers;
@@ -123,26 +127,28 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   // parameters: the dict of them, or what `freeze` made of one.
   py::tuple infer(py::handle parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                   py::handle mask, py::handle out) {
-    return is_float32_ ? run<float>(parameters, x, state, lengths, reset, mask, out, false)
-                       : run<double>(parameters, x, state, lengths, reset, mask, out, false);
+    return with_type(type_, [&](auto item) {
+      return run<decltype(item)>(parameters, x, state, lengths, reset, mask, out, false);
+    });
   }
   // recompute: steps of a segment, or 0 to keep every step's gates.
   py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                     py::handle mask, Index recompute, py::handle out) {
-    return is_float32_ ? run<float>(parameters, x, state, lengths, reset, mask, out, true, recompute)
-                       : run<double>(parameters, x, state, lengths, reset, mask, out, true, recompute);
+    return with_type(type_, [&](auto item) {
+      return run<decltype(item)>(parameters, x, state, lengths, reset, mask, out, true, recompute);
+    });
   }
   // Last of what it gives: a tuple of the states' norms, or None unless `norms` is true.
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients, bool norms) {
     if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
-    return is_float32_ ? differentiate<float>(tape, dy, dstate, gradients, norms)
-                       : differentiate<double>(tape, dy, dstate, gradients, norms);
+    return with_type(type_, [&](auto item) { return differentiate<decltype(item)>(tape, dy, dstate, gradients, norms); });
   }
   // state: what the stepper begins with, or None for zeros.
   std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
     const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
-    auto stepper = is_float32_ ? std::make_unique<PyStepper>(config_, traits_, weights_of<float>(weights), batch)
-                               : std::make_unique<PyStepper>(config_, traits_, weights_of<double>(weights), batch);
+    auto stepper = with_type(type_, [&](auto item) {
+      return std::make_unique<PyStepper>(dtype_, config_, traits_, weights_of<decltype(item)>(weights), batch);
+    });
     if (!state.is_none()) stepper->begin_with(state);
     return stepper;
   }
@@ -150,7 +156,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
     auto packed = std::make_unique<PyPacked>();
     packed->owner = shared_from_this();
-    is_float32_ ? pack<float>(weights, *packed) : pack<double>(weights, *packed);
+    with_type(type_, [&](auto item) { pack<decltype(item)>(weights, *packed); });
     return packed;
   }
   // Parameters that freeze to the same.
@@ -162,7 +168,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       arrays.push_back(new_array(dtype_, parameters_[i].shape));
       result[list_.key(i)] = arrays.back();
     }
-    is_float32_ ? unpack<float>(packed, arrays) : unpack<double>(packed, arrays);
+    with_type(type_, [&](auto item) { unpack<decltype(item)>(packed, arrays); });
     return result;
   }
   void check_parameters(const py::dict& parameters) const {
@@ -174,52 +180,71 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   RecurrentConfig config_;
   CellTraits traits_;
   py::dtype dtype_;
-  bool is_float32_, batch_first_, single_step_;
+  ElementType type_;
+  bool batch_first_, single_step_;
   std::vector<Parameter> parameters_;
   ParameterList list_;  // the same, as a caller's dict has them
   std::atomic<std::uint64_t> calls_{0};
 
-  bool is_plain(py::handle object, const std::vector<Index>& shape) const {
-    return fusedrnn::is_plain(object, dtype_, shape);
-  }
+  // Of a state: c, which comes second, is of the accumulator's dtype.
+  py::dtype state_dtype(int state) const { return state == 0 ? dtype_ : accumulator_of(dtype_); }
 
-  template <class Real>
-  std::vector<Weights<Real>> weights_of(const std::vector<py::array>& arrays) const {
-    return by_direction<const Real>(parameters_, [&](std::size_t i) { return data_of<Real>(arrays[i]); });
+  template <class T>
+  std::vector<Weights<T>> weights_of(const std::vector<py::array>& arrays) const {
+    return by_direction<const T>(parameters_, [&](std::size_t i) { return data_of<T>(arrays[i]); });
   }
-  template <class Real>
+  template <class T>
   void pack(const std::vector<py::array>& arrays, PyPacked& packed) const {
-    const std::vector<Weights<Real>> weights = weights_of<Real>(arrays);
+    const std::vector<Weights<T>> weights = weights_of<T>(arrays);
     const int threads = num_threads();
     const GilReleased released;
-    packed.net.template emplace<PackedNet<Real>>(config_, weights, threads);
+    packed.net.template emplace<PackedNet<T>>(config_, weights, threads);
   }
-  template <class Real>
+  template <class T>
   void unpack(const PyPacked& packed, std::vector<py::array>& arrays) const {
-    std::get<PackedNet<Real>>(packed.net).unpack(config_, gradients_of<Real>(arrays));
+    const auto to = by_direction<T>(parameters_, [&](std::size_t i) { return mutable_data_of<T>(arrays[i]); });
+    std::get<PackedNet<T>>(packed.net).unpack(config_, to);
   }
   void require_own(const PyPacked& packed) const {
     if (packed.owner.get() != this) throw py::value_error("parameters must have been frozen by this object");
   }
 
   // What a call reads its weights from: the caller's arrays, or packed ones.
-  template <class Real>
-  void set_weights(py::handle parameters, std::vector<py::array>& arrays, ForwardCall<Real>& call) const {
+  template <class T>
+  void set_weights(py::handle parameters, std::vector<py::array>& arrays, ForwardCall<T>& call) const {
     if (PyDict_Check(parameters.ptr())) {
       arrays = list_.arrays(py::reinterpret_borrow<py::dict>(parameters), "parameters");
-      call.weights = weights_of<Real>(arrays);
+      call.weights = weights_of<T>(arrays);
       return;
     }
     if (!py::isinstance<PyPacked>(parameters))
       throw py::type_error("parameters must be a dict, not " + type_name(parameters));
     const auto& packed = py::cast<const PyPacked&>(parameters);
     require_own(packed);
-    std::get<PackedNet<Real>>(packed.net).use_in(call);
+    std::get<PackedNet<T>>(packed.net).use_in(call);
   }
 
-  template <class Real>
-  std::vector<WeightGradients<Real>> gradients_of(std::vector<py::array>& arrays) const {
-    return by_direction<Real>(parameters_, [&](std::size_t i) { return mutable_data_of<Real>(arrays[i]); });
+  template <class A>
+  std::vector<WeightGradients<A>> gradients_of(std::vector<py::array>& arrays) const {
+    return by_direction<A>(parameters_, [&](std::size_t i) { return mutable_data_of<A>(arrays[i]); });
+  }
+  // Sums are of the accumulator: where parameters are narrower, the engine's, and the arrays get them rounded.
+  template <class T>
+  std::vector<py::array> sums_for(const std::vector<py::array>& gradients) const {
+    if constexpr (std::is_same_v<T, Accumulator<T>>) return gradients;
+    std::vector<py::array> sums;
+    for (const Parameter& parameter : parameters_)
+      sums.push_back(new_gradient(accumulator_of(dtype_), parameter.shape, false));
+    return sums;
+  }
+  template <class T>
+  static void round_sums(const std::vector<py::array>& sums, bool accumulate, std::vector<py::array>& gradients) {
+    if constexpr (std::is_same_v<T, Accumulator<T>>) return;
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const auto* from = data_of<Accumulator<T>>(sums[i]);
+      T* const to = mutable_data_of<T>(gradients[i]);
+      for (Index k = 0; k < sums[i].size(); ++k) to[k] = narrow<T>(accumulate ? widen(to[k]) + from[k] : from[k]);
+    }
   }
 
   Layout layout_of(const py::array& x) const {
@@ -243,26 +268,24 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (x.shape(static_cast<int>(x.ndim()) - 1) != size) wrong_shape("x", wanted_x(), x);
   }
 
-  template <class Real>
-  Sequence<const Real> sequence_of(const py::array& array, const Layout& layout) const {
-    return {data_of<Real>(array), layout.time_axis() < 0 ? 0 : stride_of(array, layout.time_axis()),
+  template <class T>
+  Sequence<const T> sequence_of(const py::array& array, const Layout& layout) const {
+    return {data_of<T>(array), layout.time_axis() < 0 ? 0 : stride_of(array, layout.time_axis()),
             layout.row_axis() < 0 ? 0 : stride_of(array, layout.row_axis())};
   }
-  template <class Real>
-  Sequence<Real> mutable_sequence_of(py::array& array, const Layout& layout) const {
-    const Sequence<const Real> view = sequence_of<Real>(array, layout);
-    return {mutable_data_of<Real>(array), view.time, view.row};
+  template <class T>
+  Sequence<T> mutable_sequence_of(py::array& array, const Layout& layout) const {
+    const Sequence<const T> view = sequence_of<T>(array, layout);
+    return {mutable_data_of<T>(array), view.time, view.row};
   }
-  template <class Real>
-  StateArray<const Real> state_of(const std::optional<py::array>& array, const Layout& layout) const {
+  StateArray<const void> state_of(const std::optional<py::array>& array, const Layout& layout) const {
     if (!array) return {};
     const int row_axis = single_step_ ? 0 : 1;
-    return {data_of<Real>(*array), single_step_ ? 0 : stride_of(*array, 0),
+    return {array->data(), single_step_ ? 0 : stride_of(*array, 0),
             layout.batched ? stride_of(*array, row_axis) : 0};
   }
-  template <class Real>
-  StateArray<Real> mutable_state_of(py::array& array, const Layout& layout) const {
-    return {mutable_data_of<Real>(array), layout.rows * config_.hidden_size, config_.hidden_size};
+  StateArray<void> mutable_state_of(py::array& array, const Layout& layout) const {
+    return {array.mutable_data(), layout.rows * config_.hidden_size, config_.hidden_size};
   }
 
   Index state_layers() const { return config_.layers * config_.directions; }
@@ -280,9 +303,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   }
   py::array state_array(py::handle part, const std::string& state, int index, const Layout& layout) const {
     const std::vector<Index> shape = layout.state_shape(state_layers(), config_.hidden_size);
-    if (is_plain(part, shape)) return py::reinterpret_borrow<py::array>(part);
+    const py::dtype dtype = state_dtype(index);
+    if (is_plain(part, dtype, shape)) return py::reinterpret_borrow<py::array>(part);
     const std::string name = state_name(state, traits_, index);
-    py::array array = require_array(part, name, dtype_, Use::input_of_layer);
+    py::array array = require_array(part, name, dtype, Use::input_of_layer);
     require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
@@ -338,14 +362,14 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::vector<py::array> new_state(const Layout& layout) const {
     std::vector<py::array> arrays;
     for (int half = 0; half < traits_.states; ++half)
-      arrays.push_back(new_array(dtype_, layout.state_shape(state_layers(), config_.hidden_size)));
+      arrays.push_back(new_array(state_dtype(half), layout.state_shape(state_layers(), config_.hidden_size)));
     return arrays;
   }
 
-  template <class Real>
+  template <class T>
   py::tuple run(py::handle parameters, py::handle x_object, py::handle state_object, py::handle lengths,
                 py::handle reset, py::handle mask, py::handle out, bool training, Index recompute = 0) {
-    ForwardCall<Real> call;
+    ForwardCall<T> call;
     std::vector<py::array> weights;
     set_weights(parameters, weights, call);
     const py::array x = require_array(x_object, "x", dtype_, Use::input_of_layer);
@@ -362,11 +386,11 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     if (!out.is_none()) require_free_output(y, x, state, weights);
     call.steps = layout.steps;
     call.rows = layout.rows;
-    call.x = sequence_of<Real>(x, layout);
-    call.y = mutable_sequence_of<Real>(y, layout);
+    call.x = sequence_of<T>(x, layout);
+    call.y = mutable_sequence_of<T>(y, layout);
     for (int i = 0; i < traits_.states; ++i) {
-      call.initial[i] = state_of<Real>(state[i], layout);
-      call.final[i] = mutable_state_of<Real>(final_state[i], layout);
+      call.initial[i] = state_of(state[i], layout);
+      call.final[i] = mutable_state_of(final_state[i], layout);
     }
     call.threads = num_threads();
     if (single_step) {
@@ -379,14 +403,14 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     call.recompute = recompute;
     if (training) call.call = calls_.fetch_add(1);
     std::unique_ptr<PyTape> kept;
-    Tape<Real>* tape = nullptr;
+    Tape<T>* tape = nullptr;
     if (training) {
       kept = std::make_unique<PyTape>();
       kept->owner = shared_from_this();
       kept->layout = layout;
       kept->kept = {x, y};
       kept->kept.insert(kept->kept.end(), weights.begin(), weights.end());
-      tape = &kept->tape.template emplace<Tape<Real>>();
+      tape = &kept->tape.template emplace<Tape<T>>();
       tape->config = config_;
     }
     run_without_gil([&](const Interrupt& interrupt) {
@@ -417,7 +441,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     }
   }
 
-  template <class Real>
+  template <class T>
   py::tuple differentiate(const PyTape& kept, py::handle dy_object, py::handle dstate_object, py::handle given,
                           bool measure) {
     const Layout& layout = kept.layout;
@@ -428,31 +452,33 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       require_unit_stride(*dy, "dy");
     }
     const auto dstate = state_arrays(dstate_object, "dstate", layout, true);
-    const Tape<Real>& tape = std::get<Tape<Real>>(kept.tape);
+    const Tape<T>& tape = std::get<Tape<T>>(kept.tape);
     py::dict result;
     std::vector<py::array> gradients = list_.gradients(given, tape.call.lists->packed_rows() > 0, result);
     if (!given.is_none()) require_free_gradients(gradients, kept, dy, dstate);
     py::array dx = new_array(dtype_, layout.sequence_shape(config_.input_size));
     std::vector<py::array> initial = new_state(layout);
-    BackwardCall<Real> call;
-    if (dy) call.dy = sequence_of<Real>(*dy, layout);
-    call.dx = mutable_sequence_of<Real>(dx, layout);
+    BackwardCall<T> call;
+    if (dy) call.dy = sequence_of<T>(*dy, layout);
+    call.dx = mutable_sequence_of<T>(dx, layout);
     for (int i = 0; i < traits_.states; ++i) {
-      call.dfinal[i] = state_of<Real>(dstate[i], layout);
-      call.dinitial[i] = mutable_state_of<Real>(initial[i], layout);
+      call.dfinal[i] = state_of(dstate[i], layout);
+      call.dinitial[i] = mutable_state_of(initial[i], layout);
     }
-    call.gradients = gradients_of<Real>(gradients);
+    std::vector<py::array> sums = sums_for<T>(gradients);
+    call.gradients = gradients_of<Accumulator<T>>(sums);
     call.accumulate = !given.is_none();
     std::vector<py::array> norms;
     for (int i = 0; measure && i < traits_.states; ++i) {
       norms.push_back(new_array(dtype_, layout.norms_shape(state_layers())));
-      call.norms[i] = {mutable_data_of<Real>(norms[i]), layout.norms_time(), layout.norms_row()};
+      call.norms[i] = {mutable_data_of<T>(norms[i]), layout.norms_time(), layout.norms_row()};
     }
     call.threads = num_threads();
     run_without_gil([&](const Interrupt& interrupt) {
       call.interrupt = interrupt;
       return run_backward(tape, call);
     });
+    round_sums<T>(sums, call.accumulate, gradients);
     const py::object measured = measure ? py::object(py::tuple(py::cast(norms))) : py::none();
     return py::make_tuple(dx, joined_state(initial), result, measured);
   }
@@ -474,7 +500,7 @@ void register_recurrent(py::module_& module) {
       .def_property_readonly("nbytes", &PyPacked::bytes, "Bytes of the packed parameters.")
       .def_static("__new__", &only_from_freeze);
   py::class_<Recurrent, std::shared_ptr<Recurrent>>(module, "Recurrent")
-      .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const std::string&, bool,
+      .def(py::init<const std::string&, Index, Index, int, bool, bool, double, std::uint64_t, const py::dtype&, bool,
                     bool, bool, double>(),
            py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bias"), py::arg("bidirectional"), py::arg("dropout"), py::arg("seed"), py::arg("dtype"),

@@ -31,7 +31,7 @@ bool may_overlap(const Proxy& a, const Proxy& b, Index itemsize) {
 }
 
 template <class Stepper>
-using RealOf = typename std::decay_t<Stepper>::element_type::real;
+using TypeOf = typename std::decay_t<Stepper>::element_type::type;
 
 }  // namespace
 
@@ -111,8 +111,8 @@ py::object PyStepper::step(py::handle x, py::handle out) {
   const Proxy &from = proxy(x), &to = proxy(y);
   const Index from_row = row_stride(from, itemsize_), to_row = row_stride(to, itemsize_);
   exclusively([&](const auto& stepper) {
-    using Real = RealOf<decltype(stepper)>;
-    stepper->step({reinterpret_cast<const Real*>(from.data), from_row}, {reinterpret_cast<Real*>(to.data), to_row},
+    using T = TypeOf<decltype(stepper)>;
+    stepper->step({reinterpret_cast<const T*>(from.data), from_row}, {reinterpret_cast<T*>(to.data), to_row},
                   num_threads());
   });
   return y;
@@ -123,20 +123,20 @@ py::object PyStepper::state() const {
   std::vector<py::array> halves;
   States<void*> data = {};
   for (int i = 0; i < traits_.states; ++i) {
-    halves.push_back(new_array(dtype_, {layers_, rows_, hidden_}));
+    halves.push_back(new_array(state_dtype(i), {layers_, rows_, hidden_}));
     data[i] = halves[i].mutable_data();
   }
   exclusively([&](const auto& stepper) {
-    using Real = RealOf<decltype(stepper)>;
-    States<StateArray<Real>> arrays;
-    for (int i = 0; i < traits_.states; ++i) arrays[i] = {static_cast<Real*>(data[i]), rows_ * hidden_, hidden_};
+    States<StateArray<void>> arrays;
+    for (int i = 0; i < traits_.states; ++i) arrays[i] = {data[i], rows_ * hidden_, hidden_};
     stepper->read_state(arrays);
   });
   return joined_state(halves);
 }
 
-py::array PyStepper::state_array(py::handle object, const std::string& name) const {
-  py::array array = require_array(object, name, dtype_, Use::input_of_layer);
+py::array PyStepper::state_array(py::handle object, int state) const {
+  const std::string name = state_name("state", traits_, state);
+  py::array array = require_array(object, name, state_dtype(state), Use::input_of_layer);
   require_shape(array, name, {Index(layers_), rows_, hidden_});
   require_unit_stride(array, name);
   return array;
@@ -145,17 +145,16 @@ py::array PyStepper::state_array(py::handle object, const std::string& name) con
 std::vector<py::array> PyStepper::state_arrays(py::handle state) const {
   std::vector<py::array> arrays;
   const auto parts = split_state(state, "state", traits_);
-  for (int i = 0; i < traits_.states; ++i) arrays.push_back(state_array(parts[i], state_name("state", traits_, i)));
+  for (int i = 0; i < traits_.states; ++i) arrays.push_back(state_array(parts[i], i));
   return arrays;
 }
 
 void PyStepper::set_state(py::handle state) {
   const std::vector<py::array> halves = state_arrays(state);
   exclusively([&](const auto& stepper) {
-    using Real = RealOf<decltype(stepper)>;
-    States<StateArray<const Real>> arrays;
+    States<StateArray<const void>> arrays;
     for (std::size_t i = 0; i < halves.size(); ++i)
-      arrays[i] = {static_cast<const Real*>(halves[i].data()), stride_of(halves[i], 0), stride_of(halves[i], 1)};
+      arrays[i] = {halves[i].data(), stride_of(halves[i], 0), stride_of(halves[i], 1)};
     stepper->write_state(arrays);
   });
   torn_ = false;

@@ -13,18 +13,18 @@ namespace fusedrnn {
 
 class PyStepper {
  public:
-  template <class Real>
-  PyStepper(const RecurrentConfig& config, const CellTraits& traits, const std::vector<Weights<Real>>& weights,
+  template <class T>
+  PyStepper(const py::dtype& dtype, const RecurrentConfig& config, const CellTraits& traits, const std::vector<Weights<T>>& weights,
             Index rows)
-      : dtype_(py::dtype::of<Real>()),
-        itemsize_(sizeof(Real)),
+      : dtype_(dtype),
+        itemsize_(sizeof(T)),
         inputs_(config.input_size),
         hidden_(config.hidden_size),
         rows_(rows),
         layers_(config.layers),
         traits_(traits),
-        stepper_(std::make_unique<Stepper<Real>>(config, weights, rows)) {
-    long_ = std::get<std::unique_ptr<Stepper<Real>>>(stepper_)->work() > kShortStep;
+        stepper_(std::make_unique<Stepper<T>>(config, weights, rows)) {
+    long_ = std::get<std::unique_ptr<Stepper<T>>>(stepper_)->work() > kShortStep;
   }
 
   py::object step(py::handle x, py::handle out);
@@ -39,7 +39,8 @@ class PyStepper {
   int layers_;
   CellTraits traits_;
   bool long_;  // steps release the GIL
-  std::variant<std::unique_ptr<Stepper<float>>, std::unique_ptr<Stepper<double>>> stepper_;
+  std::variant<std::unique_ptr<Stepper<float>>, std::unique_ptr<Stepper<double>>, std::unique_ptr<Stepper<Bfloat16>>>
+      stepper_;
   mutable std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of who has stepper_ without the GIL
   mutable unsigned forks_ = forks_of_process();                                 // as mutex_ knows them
   mutable bool torn_ = false;  // a fork came in the middle of another thread's step
@@ -54,7 +55,8 @@ class PyStepper {
   void require_rows(py::handle object, const std::string& name, bool batched, Index width) const;
   py::object output_of(py::handle out, py::handle x, bool batched) const;
   std::vector<py::array> state_arrays(py::handle state) const;
-  py::array state_array(py::handle object, const std::string& name) const;
+  py::dtype state_dtype(int state) const { return state == 0 ? dtype_ : accumulator_of(dtype_); }
+  py::array state_array(py::handle object, int state) const;
   Index row_index(py::handle item) const;
   std::vector<Index> row_indices(py::handle rows) const;
 };

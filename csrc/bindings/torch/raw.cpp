@@ -251,9 +251,9 @@ class RawCall {
   static Real* data(const TensorView& view) {
     return reinterpret_cast<Real*>(view.data);
   }
-  template <class Real>
-  StateArray<Real> state(const TensorView& view) const {
-    return {data<Real>(view), rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
+  template <class Void>
+  StateArray<Void> state(const TensorView& view) const {
+    return {view.data, rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
   }
   template <class Real>
   Sequence<Real> sequence(const TensorView& view) const {
@@ -278,7 +278,7 @@ class RawCall {
     call.weights = arrays_of<const Real>(inputs_);
     call.x = sequence<const Real>(inputs_[0]);
     call.y = sequence<Real>(y);
-    for (std::size_t i = 0; i < number_of_states(); ++i) call.initial[i] = state<const Real>(inputs_[kStates + i]);
+    for (std::size_t i = 0; i < number_of_states(); ++i) call.initial[i] = state<const void>(inputs_[kStates + i]);
     call.threads = threads;
     if (lists_) call.lists = *lists_;
     return call;
@@ -291,7 +291,7 @@ class RawCall {
   void run(int threads, const TensorView& y, const States<TensorView>& final, char* memory,
            const RawPacked* packed) const {
     ForwardCall<Real> call = call_of<Real>(threads, y);
-    for (std::size_t i = 0; i < final.size(); ++i) call.final[i] = state<Real>(final[i]);
+    for (std::size_t i = 0; i < final.size(); ++i) call.final[i] = state<void>(final[i]);
     if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
     if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
       std::optional<GilReleased> released;
@@ -319,8 +319,8 @@ class RawCall {
     call.dy = sequence<const Real>(b.dy);
     call.dx = sequence<Real>(b.gradients[0]);
     for (std::size_t i = 0; i < number_of_states(); ++i) {
-      call.dfinal[i] = state<const Real>(b.dfinal[i]);
-      call.dinitial[i] = state<Real>(b.gradients[kStates + i]);
+      call.dfinal[i] = state<const void>(b.dfinal[i]);
+      call.dinitial[i] = state<void>(b.gradients[kStates + i]);
     }
     call.gradients = arrays_of<Real>(b.gradients);
     call.threads = threads;

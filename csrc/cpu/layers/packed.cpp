@@ -16,39 +16,40 @@ constexpr double kBytesOfACycle = 4;
 bool holds(const Window& window, int slot) { return slot >= window.first && slot < window.first + window.count; }
 
 // Rows of one gate of a weight matrix from the blocks of one slot, `slots` of which a unit block has.
-template <class Real>
-void unpack_gate(const Real* packed, Index slots, Index slot, Index inner, Index hidden, Real* weight) {
+template <class T>
+void unpack_gate(const Accumulator<T>* packed, Index slots, Index slot, Index inner, Index hidden, T* weight) {
   for (Index unit = 0; unit < hidden; ++unit) {
-    const Real* from = packed + ((unit / kBlock * slots + slot) * inner) * kBlock + unit % kBlock;
-    for (Index k = 0; k < inner; ++k) weight[unit * inner + k] = from[k * kBlock];
+    const Accumulator<T>* from = packed + ((unit / kBlock * slots + slot) * inner) * kBlock + unit % kBlock;
+    for (Index k = 0; k < inner; ++k) weight[unit * inner + k] = narrow<T>(from[k * kBlock]);
   }
 }
 
-template <class Real>
-void unpack_window(const Real* packed, const Window& window, Index inner, Index hidden, Real* weight) {
+template <class T>
+void unpack_window(const Accumulator<T>* packed, const Window& window, Index inner, Index hidden, T* weight) {
   for (int slot = 0; slot < window.count; ++slot)
     unpack_gate(packed, window.count, slot, inner, hidden, weight + window.gate[slot] * hidden * inner);
 }
 
 // One slot's row of `count` (biases, the per-unit parameter) in blocks of units.
-template <class Real>
-void unpack_row(const Real* packed, Index count, Index row, Index hidden, Real* to) {
-  for (Index unit = 0; unit < hidden; ++unit) to[unit] = packed[(unit / kBlock * count + row) * kBlock + unit % kBlock];
+template <class T>
+void unpack_row(const Accumulator<T>* packed, Index count, Index row, Index hidden, T* to) {
+  for (Index unit = 0; unit < hidden; ++unit)
+    to[unit] = narrow<T>(packed[(unit / kBlock * count + row) * kBlock + unit % kBlock]);
 }
 
-template <class Real>
-void unpack_direction(const CellTraits& traits, const PackedWeights<const Real>& packed, Index input_size,
-                      Index hidden_size, const WeightGradients<Real>& to) {
+template <class T>
+void unpack_direction(const CellTraits& traits, const PackedWeights<const Accumulator<T>>& packed, Index input_size,
+                      Index hidden_size, const ParameterArrays<T>& to) {
   unpack_window(packed.weight_ih, traits.input, input_size, hidden_size, to.weight_ih);
-  const Real* recurrent = packed.weight_hh;
+  const Accumulator<T>* recurrent = packed.weight_hh;
   for (int phase = 0; phase < traits.phases; ++phase) {
     const Window& window = traits.recurrent[phase];
     unpack_window(recurrent, window, hidden_size, hidden_size, to.weight_hh);
     recurrent += blocks_of(hidden_size) * window.count * hidden_size * kBlock;
     for (int i = 0; to.bias_hh && i < window.count; ++i) {
-      Real* bias = to.bias_hh + window.gate[i] * hidden_size;
+      T* bias = to.bias_hh + window.gate[i] * hidden_size;
       if (holds(traits.input, window.first + i))
-        std::fill_n(bias, hidden_size, Real(0));
+        std::fill_n(bias, hidden_size, T{});
       else
         unpack_row(packed.bias, traits.slots, window.first + i, hidden_size, bias);
     }
@@ -75,10 +76,10 @@ Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_s
          blocks * (traits.slots + traits.per_unit.rows) * kBlock;
 }
 
-template <class Real>
-PackedWeights<Real> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, Real* memory) {
+template <class T>
+PackedWeights<T> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, T* memory) {
   const Index blocks = blocks_of(hidden_size);
-  PackedWeights<Real> packed;
+  PackedWeights<T> packed;
   packed.weight_ih = memory;
   packed.weight_hh = packed.weight_ih + blocks * traits.input.count * input_size * kBlock;
   packed.bias = packed.weight_hh + recurrent_elements(traits, blocks, hidden_size);
@@ -86,18 +87,18 @@ PackedWeights<Real> lay_out_packed(const CellTraits& traits, Index input_size, I
   return packed;
 }
 
-template <class Real>
-PackedNet<Real>::PackedNet(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, int threads) {
-  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+template <class T>
+PackedNet<T>::PackedNet(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, int threads) {
+  const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
   Index elements = 0;
   for (int layer = 0; layer < config.layers; ++layer)
     elements += config.directions * packed_elements(kernels.traits, config.input_of(layer), config.hidden_size);
-  const Index bytes = elements * static_cast<Index>(sizeof(Real));
+  const Index bytes = elements * static_cast<Index>(sizeof(Accumulator<T>));
   memory_ = Buffer(static_cast<std::size_t>(bytes));
-  std::vector<ForwardArguments<Real>> arguments;
-  Real* memory = memory_.as<Real>();
+  std::vector<ForwardArguments<T>> arguments;
+  auto* memory = memory_.as<Accumulator<T>>();
   for (int i = 0; i < config.layers * config.directions; ++i) {
-    ForwardArguments<Real> a = {};
+    ForwardArguments<T> a = {};
     a.input_size = config.input_of(i / config.directions);
     a.hidden_size = config.hidden_size;
     a.weights = weights[static_cast<std::size_t>(i)];
@@ -112,13 +113,13 @@ PackedNet<Real>::PackedNet(const RecurrentConfig& config, const std::vector<Weig
     threads = team_size(threads, static_cast<double>(bytes) / kBytesOfACycle);
   parallel(threads, [&](int thread, int given) {
     Worker worker = {thread, {1, given}, nullptr, nullptr, nullptr, nullptr};
-    for (const ForwardArguments<Real>& a : arguments) kernels.pack(a, worker);
+    for (const ForwardArguments<T>& a : arguments) kernels.pack(a, worker);
   });
 }
 
-template <class Real>
-void PackedNet<Real>::unpack(const RecurrentConfig& config, const std::vector<WeightGradients<Real>>& to) const {
-  const CellTraits& traits = fusedrnn::kernels<Real>().cells[config.cell].traits;
+template <class T>
+void PackedNet<T>::unpack(const RecurrentConfig& config, const std::vector<ParameterArrays<T>>& to) const {
+  const CellTraits& traits = fusedrnn::kernels<T>().cells[config.cell].traits;
   for (std::size_t i = 0; i < directions_.size(); ++i)
     unpack_direction(traits, directions_[i], config.input_of(static_cast<int>(i) / config.directions),
                      config.hidden_size, to[i]);
@@ -128,5 +129,6 @@ template PackedWeights<float> lay_out_packed(const CellTraits&, Index, Index, fl
 template PackedWeights<double> lay_out_packed(const CellTraits&, Index, Index, double*);
 template class PackedNet<float>;
 template class PackedNet<double>;
+template class PackedNet<Bfloat16>;
 
 }  // namespace fusedrnn

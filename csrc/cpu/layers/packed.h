@@ -13,30 +13,30 @@ namespace fusedrnn {
 Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner);
 // Elements of one direction's packed weights, and where they stand in memory of so many.
 Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_size);
-template <class Real>
-PackedWeights<Real> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, Real* memory);
+template <class T>
+PackedWeights<T> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, T* memory);
 
 // Only read once it is made: for several threads at a time.
-template <class Real>
+template <class T>
 class PackedNet {
  public:
   // Packs the weights, layers * directions of them, on at most `threads` threads. Throws std::bad_alloc.
-  PackedNet(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, int threads);
+  PackedNet(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, int threads);
 
   // Lets a call read its weights here. Every other one reads them in the reverse order: what one call read last the
   // next finds in the cache.
-  void use_in(ForwardCall<Real>& call) const {
+  void use_in(ForwardCall<T>& call) const {
     call.packed = directions_.data();
     call.reversed = turn_.fetch_add(1, std::memory_order_relaxed) % 2 != 0;
   }
   std::size_t bytes() const { return memory_.bytes(); }
 
   // Parameters that pack to the same: where two biases were added up, the sum stands in the first of them.
-  void unpack(const RecurrentConfig& config, const std::vector<WeightGradients<Real>>& to) const;
+  void unpack(const RecurrentConfig& config, const std::vector<ParameterArrays<T>>& to) const;
 
  private:
   Buffer memory_;
-  std::vector<PackedWeights<const Real>> directions_;  // (layers * directions,)
+  std::vector<PackedWeights<const Accumulator<T>>> directions_;  // (layers * directions,)
   mutable std::atomic<unsigned> turn_{0};
 };
 

@@ -33,11 +33,11 @@ struct TeamDivision {
 };
 
 // What a step of a layer's direction costs.
-template <class Real>
+template <class T>
 StepCost layer_step_cost(const CellTraits& traits, const RecurrentConfig& config, const RowLists& lists, Index late) {
   const Index steps = std::max<Index>(lists.steps(), 1);
   const Index rows = std::max<Index>((lists.packed_rows() + steps - 1) / steps, 1);
-  StepCost cost = step_cost<Real>(traits, config, rows);
+  StepCost cost = step_cost<T>(traits, config, rows);
   cost.steps = steps;
   cost.ragged = lists.packed_rows() < lists.steps() * lists.rows();
   if (steps > 1) cost.inner = config.hidden_size + late;  // of a single step, x . weight_ih is as large a part
@@ -102,24 +102,24 @@ Index chunk_rows_for(Index packed_rows, Index rows, Index row_bytes, Index bytes
   return std::max<Index>({rows, std::min(wanted, packed_rows), 1});
 }
 
-template <class Real>
+template <class T>
 Buffer buffer_of(Index count) {
-  return Buffer(static_cast<std::size_t>(count) * sizeof(Real));
+  return Buffer(static_cast<std::size_t>(count) * sizeof(T));
 }
 
-template <class Real>
-Blocked<Real> blocked(const Buffer& buffer, Index rows, Index width) {
-  return {buffer.as<Real>(), rows, width};
+template <class T>
+Blocked<T> blocked(const Buffer& buffer, Index rows, Index width) {
+  return {buffer.as<T>(), rows, width};
 }
 
-template <class Real>
-void clear_row(Real* row, Index width) {
-  std::fill_n(row, width, Real(0));
+template <class T>
+void clear_row(T* row, Index width) {
+  std::fill_n(row, width, T{});
 }
 
 // Zeros where rows do not run, for this thread's part of the rows.
-template <class Real>
-void clear_idle(const Schedule& schedule, Index steps, Sequence<Real> sequence, Index width, int thread, int threads) {
+template <class T>
+void clear_idle(const Schedule& schedule, Index steps, Sequence<T> sequence, Index width, int thread, int threads) {
   if (!sequence.data || sequence.starts) return;
   const Range mine = part_of(schedule.rows, thread, threads);
   for (Index p = mine.first; p < mine.last; ++p) {
@@ -135,15 +135,15 @@ void clear_idle(const Schedule& schedule, Index steps, Sequence<Real> sequence, 
 
 // Of one direction: each state's h at the skipped steps through which it lasts, and zeros for a final state that a
 // reset has cut off.
-template <class Real>
-void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
+template <class T>
+void repeat_states(const ForwardArguments<T>& a, int thread, int threads) {
   const Schedule& schedule = a.schedule;
   if (!schedule.repeats) return;
   const Range mine = part_of(schedule.rows, thread, threads);
   for (Index p = mine.first; p < mine.last; ++p) {
     const Index b = schedule.row[p];
     for (Index state = 0; state <= schedule.length[p]; ++state) {
-      const Real* h = state > 0 ? a.y.at(schedule.time(state - 1, p), b) : a.h0.data ? a.h0.at(b) : nullptr;
+      const T* h = state > 0 ? a.y.at(schedule.time(state - 1, p), b) : a.h0.data ? a.h0.at(b) : nullptr;
       for (Index i = 0; h && i < schedule.repeats_of(state, p); ++i)
         std::copy_n(h, a.hidden_size, a.y.at(schedule.skipped_time(state, p, i), b));
     }
@@ -154,37 +154,38 @@ void repeat_states(const ForwardArguments<Real>& a, int thread, int threads) {
 }
 
 // Workspace of one direction going forward.
-template <class Real>
+template <class T>
 struct ForwardWorkspace {
+  using A = Accumulator<T>;
   Buffer packed, h, carry, operand, pointers, gates;
 
-  void allocate(const CellTraits& traits, int threads, ForwardArguments<Real>& a) {
+  void allocate(const CellTraits& traits, int threads, ForwardArguments<T>& a) {
     const Index hidden = padded(a.hidden_size), rows = a.schedule.rows;
     if (!a.packed.weight_ih) {
-      packed = buffer_of<Real>(packed_elements(traits, a.input_size, a.hidden_size));
-      a.fresh = lay_out_packed(traits, a.input_size, a.hidden_size, packed.template as<Real>());
+      packed = buffer_of<A>(packed_elements(traits, a.input_size, a.hidden_size));
+      a.fresh = lay_out_packed(traits, a.input_size, a.hidden_size, packed.template as<A>());
       a.packed = a.fresh.read_only();
     }
-    h = buffer_of<Real>(2 * rows * hidden);
-    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
-    operand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
-    pointers = buffer_of<const Real*>(threads * a.chunk_rows);
-    a.h = h.template as<Real>();
-    a.carry = blocked<Real>(carry, rows, kBlock);
-    a.operand = operand.template as<Real>();
-    a.pointers = pointers.template as<const Real*>();
+    h = buffer_of<A>(2 * rows * hidden);
+    carry = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
+    operand = buffer_of<A>(traits.phases == 2 ? rows * hidden : 0);
+    pointers = buffer_of<const T*>(threads * a.chunk_rows);
+    a.h = h.template as<A>();
+    a.carry = blocked<A>(carry, rows, kBlock);
+    a.operand = operand.template as<A>();
+    a.pointers = pointers.template as<const T*>();
     if (a.training) return;
-    gates = buffer_of<Real>(a.chunk_rows * traits.slots * hidden);
-    a.gates = blocked<Real>(gates, a.chunk_rows, traits.slots * kBlock);
+    gates = buffer_of<A>(a.chunk_rows * traits.slots * hidden);
+    a.gates = blocked<A>(gates, a.chunk_rows, traits.slots * kBlock);
   }
 };
 
 // The caller's state, copied so that the tape does not depend on it.
-template <class Real>
-void keep_state(const StateRows<const Real>& from, Index rows, Index hidden, Buffer& kept) {
+template <class T>
+void keep_state(const StateRows<const T>& from, Index rows, Index hidden, Buffer& kept) {
   if (!from.data || kept.data()) return;
-  kept = buffer_of<Real>(rows * hidden);
-  for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<Real>() + b * hidden);
+  kept = buffer_of<T>(rows * hidden);
+  for (Index b = 0; b < rows; ++b) std::copy_n(from.at(b), hidden, kept.as<T>() + b * hidden);
 }
 
 // Segments whose entering c is kept: all but the first.
@@ -192,28 +193,29 @@ Index kept_segments(const Schedule& schedule, Index segment) {
   return std::max<Index>(schedule.steps - 1, 0) / segment;
 }
 
-template <class Real>
-void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<Real>& a) {
+template <class T>
+void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<T>& a) {
   a.segment = segment;
-  a.entering = blocked<Real>(entering, kept_segments(a.schedule, segment) * a.schedule.rows, kBlock);
+  a.entering = blocked<Accumulator<T>>(entering, kept_segments(a.schedule, segment) * a.schedule.rows, kBlock);
 }
 
-template <class Real>
-void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<Real>& a,
-               typename Tape<Real>::Direction& tape, Index packed_rows) {
+template <class T>
+void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<T>& a,
+               typename Tape<T>::Direction& tape, Index packed_rows) {
+  using A = Accumulator<T>;
   const Index hidden = padded(a.hidden_size);
   keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.initial[0]);
   keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.initial[1]);
   if (recompute > 0) {
     if (traits.states == 2)
-      tape.cells = buffer_of<Real>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
+      tape.cells = buffer_of<A>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
     return lay_out_segments(recompute, tape.cells, a);
   }
-  if (!tape.gates.data()) tape.gates = buffer_of<Real>(packed_rows * hidden * traits.slots);
-  a.gates = blocked<Real>(tape.gates, packed_rows, traits.slots * kBlock);
+  if (!tape.gates.data()) tape.gates = buffer_of<A>(packed_rows * hidden * traits.slots);
+  a.gates = blocked<A>(tape.gates, packed_rows, traits.slots * kBlock);
   if (traits.states == 2) {
-    if (!tape.cells.data()) tape.cells = buffer_of<Real>(packed_rows * hidden);
-    a.cells = blocked<Real>(tape.cells, packed_rows, kBlock);
+    if (!tape.cells.data()) tape.cells = buffer_of<A>(packed_rows * hidden);
+    a.cells = blocked<A>(tape.cells, packed_rows, kBlock);
   }
 }
 
@@ -222,31 +224,32 @@ DropoutKey dropout_key(const RecurrentConfig& config, std::uint64_t call, int la
 }
 
 // Rows of a call's sequence arrays: padded or packed.
-template <class Real>
-Index sequence_rows(const ForwardCall<Real>& call) {
+template <class T>
+Index sequence_rows(const ForwardCall<T>& call) {
   return call.lists->starts() ? call.lists->packed_rows() : call.steps * call.rows;
 }
 
-template <class Real, class Item>
-Sequence<Item> time_major(const ForwardCall<Real>& call, Item* data, Index width) {
+template <class T, class Item>
+Sequence<Item> time_major(const ForwardCall<T>& call, Item* data, Index width) {
   return {data, call.rows * width, width, call.lists->starts()};
 }
 
-template <class Real>
-Sequence<const Real> read_only(const Sequence<Real>& sequence) {
+template <class T>
+Sequence<const T> read_only(const Sequence<T>& sequence) {
   return {sequence.data, sequence.time, sequence.row, sequence.starts};
 }
 
-template <class Real>
-ForwardArguments<Real> forward_arguments(const CellTraits& traits, const RecurrentConfig& config,
-                                         const ForwardCall<Real>& call, int layer, int direction,
-                                         Sequence<const Real> x, Sequence<Real> y, bool training) {
+template <class T>
+ForwardArguments<T> forward_arguments(const CellTraits& traits, const RecurrentConfig& config,
+                                         const ForwardCall<T>& call, int layer, int direction,
+                                         Sequence<const T> x, Sequence<T> y, bool training) {
+  using A = Accumulator<T>;
   const int index = layer * config.directions + direction;
-  ForwardArguments<Real> a = {};
+  ForwardArguments<T> a = {};
   a.input_size = config.input_of(layer);
   a.hidden_size = config.hidden_size;
   a.schedule = call.lists->schedule(config.reversed(direction));
-  a.clip = static_cast<Real>(config.clip);
+  a.clip = static_cast<A>(config.clip);
   if (call.packed)
     a.packed = call.packed[index];
   else
@@ -254,23 +257,23 @@ ForwardArguments<Real> forward_arguments(const CellTraits& traits, const Recurre
   a.x = x;
   a.y = y;
   if (a.y.data) a.y.data += direction * config.hidden_size;
-  a.h0 = call.initial[0].at(index);
-  a.c0 = call.initial[1].at(index);
-  a.hn = call.final[0].at(index);
-  a.cn = call.final[1].at(index);
+  a.h0 = call.initial[0].template at<const T>(index);
+  a.c0 = call.initial[1].template at<const A>(index);
+  a.hn = call.final[0].template at<T>(index);
+  a.cn = call.final[1].template at<A>(index);
   a.training = training;
   a.late = call.late;
   a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
-                                padded(config.hidden_size) * traits.slots * sizeof(Real), kForwardChunkBytes);
+                                padded(config.hidden_size) * traits.slots * sizeof(A), kForwardChunkBytes);
   return a;
 }
 
-template <class Real>
-bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer, Sequence<const Real> x,
-                   Sequence<Real> y, Tape<Real>* tape) {
-  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
-  std::vector<ForwardArguments<Real>> arguments;
-  std::vector<ForwardWorkspace<Real>> workspace(config.directions);
+template <class T>
+bool forward_layer(const RecurrentConfig& config, const ForwardCall<T>& call, int layer, Sequence<const T> x,
+                   Sequence<T> y, Tape<T>* tape) {
+  const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
+  std::vector<ForwardArguments<T>> arguments;
+  std::vector<ForwardWorkspace<T>> workspace(config.directions);
   const bool keep_all = tape && call.recompute == 0;
   const bool direct =
       keep_all && call.late.size == 0 && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
@@ -286,27 +289,28 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<Real>& call,
     return true;
   }
   return run_layer(
-      config, layer_step_cost<Real>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts,
+      config, layer_step_cost<T>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts,
       call.threads, call.interrupt,
       [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
-        for (const ForwardArguments<Real>& direction : arguments) repeat_states(direction, thread, threads);
+        for (const ForwardArguments<T>& direction : arguments) repeat_states(direction, thread, threads);
       });
 }
 
 // Workspace of one direction that replays segments of the forward pass.
-template <class Real>
+template <class T>
 struct ReplayWorkspace {
-  ForwardArguments<Real> arguments;
-  ForwardWorkspace<Real> forward;
+  using A = Accumulator<T>;
+  ForwardArguments<T> arguments;
+  ForwardWorkspace<T> forward;
   Buffer gates, cells;
 
   // Makes the arguments of a direction's backward pass refer to a replay. No outputs are written again.
-  void attach(const CellTraits& traits, const Tape<Real>& tape, int layer, int direction, int threads,
-              BackwardArguments<Real>& backward) {
-    const ForwardCall<Real>& call = tape.call;
-    arguments = forward_arguments(traits, tape.config, call, layer, direction, backward.x, Sequence<Real>{}, true);
+  void attach(const CellTraits& traits, const Tape<T>& tape, int layer, int direction, int threads,
+              BackwardArguments<T>& backward) {
+    const ForwardCall<T>& call = tape.call;
+    arguments = forward_arguments(traits, tape.config, call, layer, direction, backward.x, Sequence<T>{}, true);
     arguments.known_y = backward.y;
     arguments.h0 = backward.h0;
     arguments.c0 = backward.c0;
@@ -316,10 +320,10 @@ struct ReplayWorkspace {
     const Schedule& schedule = arguments.schedule;
     const Index rows = schedule.offset[std::min(call.recompute, schedule.steps)],
                 hidden = padded(arguments.hidden_size);
-    gates = buffer_of<Real>(rows * hidden * traits.slots);
-    arguments.gates = blocked<Real>(gates, rows, traits.slots * kBlock);
-    cells = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
-    arguments.cells = blocked<Real>(cells, rows, kBlock);
+    gates = buffer_of<A>(rows * hidden * traits.slots);
+    arguments.gates = blocked<A>(gates, rows, traits.slots * kBlock);
+    cells = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
+    arguments.cells = blocked<A>(cells, rows, kBlock);
     backward.gates = {arguments.gates.data, rows, arguments.gates.width};
     backward.cells = {arguments.cells.data, rows, kBlock};
     backward.replay = &arguments;
@@ -327,70 +331,72 @@ struct ReplayWorkspace {
 };
 
 // Workspace of one direction going backward.
-template <class Real>
+template <class T>
 struct BackwardWorkspace {
+  using A = Accumulator<T>;
   Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx, dlate;
   States<Buffer> measured;
 
-  void allocate(const CellTraits& traits, BackwardArguments<Real>& a) {
+  void allocate(const CellTraits& traits, BackwardArguments<T>& a) {
     const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
     const Index inputs = padded(a.input_size);
-    packed_ih = buffer_of<Real>(inputs * hidden * traits.input.count);
-    packed_hh = buffer_of<Real>(recurrent_elements(traits, blocks, hidden));
-    per_unit = buffer_of<Real>(hidden * std::max(traits.per_unit.rows, 1));
-    dgates = buffer_of<Real>(a.chunk_rows * hidden * traits.slots);
-    x_panel = buffer_of<Real>(a.chunk_rows * inputs);
-    h_panel = buffer_of<Real>(a.chunk_rows * hidden);
-    operand_panel = buffer_of<Real>(traits.phases == 2 ? a.chunk_rows * hidden : 0);
-    dh = buffer_of<Real>(rows * hidden);
-    doperand = buffer_of<Real>(traits.phases == 2 ? rows * hidden : 0);
-    carry = buffer_of<Real>(traits.states == 2 ? rows * hidden : 0);
+    packed_ih = buffer_of<A>(inputs * hidden * traits.input.count);
+    packed_hh = buffer_of<A>(recurrent_elements(traits, blocks, hidden));
+    per_unit = buffer_of<A>(hidden * std::max(traits.per_unit.rows, 1));
+    dgates = buffer_of<A>(a.chunk_rows * hidden * traits.slots);
+    x_panel = buffer_of<A>(a.chunk_rows * inputs);
+    h_panel = buffer_of<A>(a.chunk_rows * hidden);
+    operand_panel = buffer_of<A>(traits.phases == 2 ? a.chunk_rows * hidden : 0);
+    dh = buffer_of<A>(rows * hidden);
+    doperand = buffer_of<A>(traits.phases == 2 ? rows * hidden : 0);
+    carry = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
     const Index early = (a.input_size - a.late.size) / kBlock * kBlock;
-    dlate = buffer_of<Real>(a.late.size > 0 ? rows * (inputs - early) : 0);
-    a.packed_ih = packed_ih.template as<Real>();
-    a.packed_hh = packed_hh.template as<Real>();
-    a.per_unit = per_unit.template as<Real>();
-    a.dgates = blocked<Real>(dgates, a.chunk_rows, kBlock);
-    a.x_panel = blocked<Real>(x_panel, a.chunk_rows, kBlock);
-    a.h_panel = blocked<Real>(h_panel, a.chunk_rows, kBlock);
-    a.operand_panel = blocked<Real>(operand_panel, a.chunk_rows, kBlock);
-    a.dh = dh.template as<Real>();
-    a.doperand = doperand.template as<Real>();
-    a.carry = blocked<Real>(carry, rows, kBlock);
-    a.dlate = dlate.template as<Real>();
+    dlate = buffer_of<A>(a.late.size > 0 ? rows * (inputs - early) : 0);
+    a.packed_ih = packed_ih.template as<A>();
+    a.packed_hh = packed_hh.template as<A>();
+    a.per_unit = per_unit.template as<A>();
+    a.dgates = blocked<A>(dgates, a.chunk_rows, kBlock);
+    a.x_panel = blocked<A>(x_panel, a.chunk_rows, kBlock);
+    a.h_panel = blocked<A>(h_panel, a.chunk_rows, kBlock);
+    a.operand_panel = blocked<A>(operand_panel, a.chunk_rows, kBlock);
+    a.dh = dh.template as<A>();
+    a.doperand = doperand.template as<A>();
+    a.carry = blocked<A>(carry, rows, kBlock);
+    a.dlate = dlate.template as<A>();
   }
 };
 
-template <class Real>
-BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<Real>& tape,
-                                           const BackwardCall<Real>& call, int layer, int direction,
-                                           Sequence<const Real> x, Sequence<const Real> y, Sequence<const Real> dy) {
+template <class T>
+BackwardArguments<T> backward_arguments(const CellTraits& traits, const Tape<T>& tape,
+                                           const BackwardCall<T>& call, int layer, int direction,
+                                           Sequence<const T> x, Sequence<const T> y, Sequence<const T> dy) {
   const RecurrentConfig& config = tape.config;
   const int index = layer * config.directions + direction;
-  const typename Tape<Real>::Direction& kept = tape.directions[index];
+  const typename Tape<T>::Direction& kept = tape.directions[index];
+  using A = Accumulator<T>;
   const Index offset = direction * config.hidden_size, packed_rows = tape.call.lists->packed_rows();
-  BackwardArguments<Real> a = {};
+  BackwardArguments<T> a = {};
   a.input_size = config.input_of(layer);
   a.hidden_size = config.hidden_size;
   a.schedule = tape.call.lists->schedule(config.reversed(direction));
-  a.clip = static_cast<Real>(config.clip);
+  a.clip = static_cast<A>(config.clip);
   a.weights = tape.call.weights[index];
   a.x = x;
   a.y = y;
   a.y.data += offset;
   a.dy = dy;
   if (a.dy.data) a.dy.data += offset;
-  a.h0 = {kept.initial[0].template as<const Real>(), config.hidden_size};
-  a.c0 = {kept.initial[1].template as<const Real>(), config.hidden_size};
-  a.dhn = call.dfinal[0].at(index);
-  a.dcn = call.dfinal[1].at(index);
-  a.dh0 = call.dinitial[0].at(index);
-  a.dc0 = call.dinitial[1].at(index);
+  a.h0 = {kept.initial[0].template as<const T>(), config.hidden_size};
+  a.c0 = {kept.initial[1].template as<const A>(), config.hidden_size};
+  a.dhn = call.dfinal[0].template at<const T>(index);
+  a.dcn = call.dfinal[1].template at<const A>(index);
+  a.dh0 = call.dinitial[0].template at<T>(index);
+  a.dc0 = call.dinitial[1].template at<A>(index);
   a.gradients = call.gradients[index];
   a.accumulate = call.accumulate;
-  a.gates = {kept.gates.template as<const Real>(), packed_rows, traits.slots * kBlock};
-  a.cells = {kept.cells.template as<const Real>(), packed_rows, kBlock};
-  a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(Real),
+  a.gates = {kept.gates.template as<const A>(), packed_rows, traits.slots * kBlock};
+  a.cells = {kept.cells.template as<const A>(), packed_rows, kBlock};
+  a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(A),
                                 kBackwardChunkBytes);
   a.late = call.late;
   a.direct = a.late.size == 0 && a.schedule.steps == 1 && single_step_gradient_pays(a.schedule.rows);
@@ -398,41 +404,42 @@ BackwardArguments<Real> backward_arguments(const CellTraits& traits, const Tape<
 }
 
 // Where a direction's norms of the states' gradients go, and memory for the gradients.
-template <class Real>
-void attach_norms(const CellTraits& traits, const Tape<Real>& tape, const BackwardCall<Real>& call, int index,
-                  BackwardWorkspace<Real>& workspace, BackwardArguments<Real>& a) {
+template <class T>
+void attach_norms(const CellTraits& traits, const Tape<T>& tape, const BackwardCall<T>& call, int index,
+                  BackwardWorkspace<T>& workspace, BackwardArguments<T>& a) {
+  using A = Accumulator<T>;
   const Index all = tape.call.steps * tape.call.rows, rows = a.schedule.repeats ? all : a.chunk_rows;
   for (int state = 0; state < traits.states && call.norms[state].data; ++state) {
     a.norms[state] = call.norms[state];
     a.norms[state].data += index * all;
-    workspace.measured[state] = buffer_of<Real>(rows * padded(a.hidden_size));
-    a.measured[state] = blocked<Real>(workspace.measured[state], rows, kBlock);
+    workspace.measured[state] = buffer_of<A>(rows * padded(a.hidden_size));
+    a.measured[state] = blocked<A>(workspace.measured[state], rows, kBlock);
   }
 }
 
 // dx += the reverse direction's, for this thread's part of the steps.
-template <class Real>
-void add_sequence(const ForwardCall<Real>& call, Sequence<const Real> from, Sequence<Real> to, Range steps,
+template <class T>
+void add_sequence(const ForwardCall<T>& call, Sequence<const T> from, Sequence<T> to, Range steps,
                   Index width) {
   if (call.rows == 0) return;  // rather than count the steps of nothing
   const Index* starts = call.lists->starts();
   for (Index t = steps.first; t < steps.last; ++t)
     for (Index b = 0; b < (starts ? starts[t + 1] - starts[t] : call.rows); ++b) {
-      const Real* source = from.at(t, b);
-      Real* target = to.at(t, b);
-      for (Index i = 0; i < width; ++i) target[i] += source[i];
+      const T* source = from.at(t, b);
+      T* target = to.at(t, b);
+      for (Index i = 0; i < width; ++i) target[i] = narrow<T>(widen(target[i]) + widen(source[i]));
     }
 }
 
-template <class Real>
-bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int layer, Sequence<const Real> x,
-                    Sequence<const Real> y, Sequence<const Real> dy, Sequence<Real> dx) {
+template <class T>
+bool backward_layer(const Tape<T>& tape, const BackwardCall<T>& call, int layer, Sequence<const T> x,
+                    Sequence<const T> y, Sequence<const T> dy, Sequence<T> dx) {
   const RecurrentConfig& config = tape.config;
-  const CellKernels<Real>& kernels = fusedrnn::kernels<Real>().cells[config.cell];
+  const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
   const Index steps = tape.call.steps, width = config.input_of(layer) - call.late.size;
-  std::vector<BackwardArguments<Real>> arguments;
-  std::vector<BackwardWorkspace<Real>> workspace(config.directions);
-  std::vector<ReplayWorkspace<Real>> replays(tape.call.recompute > 0 ? config.directions : 0);
+  std::vector<BackwardArguments<T>> arguments;
+  std::vector<BackwardWorkspace<T>> workspace(config.directions);
+  std::vector<ReplayWorkspace<T>> replays(tape.call.recompute > 0 ? config.directions : 0);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
     workspace[direction].allocate(kernels.traits, arguments.back());
@@ -442,17 +449,17 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
       replays[direction].attach(kernels.traits, tape, layer, direction, call.threads, arguments.back());
     arguments.back().dx = dx;
     if (direction == 1 && dx.data) {  // the directions run side by side: each writes a dx of its own
-      workspace[1].dx = buffer_of<Real>(sequence_rows(tape.call) * width);
-      arguments.back().dx = time_major(tape.call, workspace[1].dx.template as<Real>(), width);
+      workspace[1].dx = buffer_of<T>(sequence_rows(tape.call) * width);
+      arguments.back().dx = time_major(tape.call, workspace[1].dx.template as<T>(), width);
     }
   }
   return run_layer(
-      config, layer_step_cost<Real>(kernels.traits, config, *tape.call.lists, call.late.size), kBackwardProducts,
+      config, layer_step_cost<T>(kernels.traits, config, *tape.call.lists, call.late.size), kBackwardProducts,
       call.threads, call.interrupt,
       [&](int direction, Worker& worker) {
-        const BackwardArguments<Real>& a = arguments[direction];
+        const BackwardArguments<T>& a = arguments[direction];
         clear_idle(a.schedule, steps, a.dx, width, worker.thread, worker.threads());
-        for (const Sequence<Real>& norms : a.norms)
+        for (const Sequence<T>& norms : a.norms)
           clear_idle(a.schedule, steps, norms, 1, worker.thread, worker.threads());
         kernels.backward(a, worker);
       },
@@ -462,20 +469,20 @@ bool backward_layer(const Tape<Real>& tape, const BackwardCall<Real>& call, int 
       });
 }
 
-template <class Real>
-Sequence<const Real> dropped(const RecurrentConfig& config, const ForwardCall<Real>& call, int layer,
-                             Sequence<const Real> y, Buffer& buffer) {
+template <class T>
+Sequence<const T> dropped(const RecurrentConfig& config, const ForwardCall<T>& call, int layer,
+                             Sequence<const T> y, Buffer& buffer) {
   if (config.dropout == 0) return y;
-  buffer = buffer_of<Real>(sequence_rows(call) * config.width());
-  const Sequence<Real> to = time_major(call, buffer.as<Real>(), config.width());
+  buffer = buffer_of<T>(sequence_rows(call) * config.width());
+  const Sequence<T> to = time_major(call, buffer.as<T>(), config.width());
   apply_dropout(dropout_key(config, call.call, layer), y, to, 0, call.steps, call.rows, config.width());
   return read_only(to);
 }
 
 }  // namespace
 
-template <class Real>
-std::size_t Tape<Real>::bytes() const {
+template <class T>
+std::size_t Tape<T>::bytes() const {
   std::size_t bytes = call.lists->bytes();
   for (const Direction& d : directions) {
     bytes += d.gates.bytes() + d.cells.bytes();
@@ -498,46 +505,49 @@ Index tape_row_elements(const RecurrentConfig& config) {
   return config.layers * config.directions * kept + (config.layers - 1) * config.width();
 }
 
-template <class Real>
-void borrow_tape(const ForwardCall<Real>& call, Real* memory, Tape<Real>& tape) {
+template <class T>
+void borrow_tape(const ForwardCall<T>& call, Accumulator<T>* memory, Tape<T>& tape) {
+  using A = Accumulator<T>;
   const RecurrentConfig& config = tape.config;
-  const CellTraits& traits = kernels<Real>().cells[config.cell].traits;
+  const CellTraits& traits = kernels<T>().cells[config.cell].traits;
   const Index rows = sequence_rows(call), hidden = padded(config.hidden_size);
   const Index state = call.rows * config.hidden_size;
   const auto next = [&memory](Index elements) {
-    Buffer part = Buffer::view(memory, static_cast<std::size_t>(elements) * sizeof(Real));
+    Buffer part = Buffer::view(memory, static_cast<std::size_t>(elements) * sizeof(A));
     memory += elements;
     return part;
   };
-  const auto lent = [state](const StateRows<const Real>& rows) {
-    return Buffer::view(const_cast<Real*>(rows.data), static_cast<std::size_t>(state) * sizeof(Real));
+  const auto lent = [state](auto rows) {
+    using Item = std::remove_const_t<std::remove_pointer_t<decltype(rows.data)>>;
+    return Buffer::view(const_cast<Item*>(rows.data), static_cast<std::size_t>(state) * sizeof(Item));
   };
   tape.directions.resize(config.layers * config.directions);
   tape.outputs.resize(config.layers - 1);
   for (std::size_t i = 0; i < tape.directions.size(); ++i) {
     tape.directions[i].gates = next(rows * hidden * traits.slots);
     if (traits.states == 2) tape.directions[i].cells = next(rows * hidden);
-    for (int state = 0; state < traits.states; ++state)
-      tape.directions[i].initial[state] = lent(call.initial[state].at(static_cast<int>(i)));
+    const int index = static_cast<int>(i);
+    tape.directions[i].initial[0] = lent(call.initial[0].template at<const T>(index));
+    if (traits.states == 2) tape.directions[i].initial[1] = lent(call.initial[1].template at<const A>(index));
   }
   for (Buffer& output : tape.outputs) output = next(rows * config.width());
 }
 
-template <class Real>
-bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, Tape<Real>* tape) {
+template <class T>
+bool run_forward(const RecurrentConfig& config, const ForwardCall<T>& call, Tape<T>* tape) {
   if (tape) {
     tape->directions.resize(config.layers * config.directions);
     tape->outputs.resize(config.layers - 1);
   }
-  Sequence<const Real> x = call.x;
+  Sequence<const T> x = call.x;
   Buffer previous, masked;
   for (int layer = 0; layer < config.layers; ++layer) {
-    Sequence<Real> y = call.y;
+    Sequence<T> y = call.y;
     Buffer output;
     if (layer + 1 < config.layers) {
       if (tape) output = std::move(tape->outputs[layer]);
-      if (!output.data()) output = buffer_of<Real>(sequence_rows(call) * config.width());
-      y = time_major(call, output.as<Real>(), config.width());
+      if (!output.data()) output = buffer_of<T>(sequence_rows(call) * config.width());
+      y = time_major(call, output.as<T>(), config.width());
     }
     if (!forward_layer(config, call, layer, x, y, tape)) return false;
     if (layer + 1 == config.layers) break;
@@ -550,23 +560,23 @@ bool run_forward(const RecurrentConfig& config, const ForwardCall<Real>& call, T
   return true;
 }
 
-template <class Real>
-bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
+template <class T>
+bool run_backward(const Tape<T>& tape, const BackwardCall<T>& call) {
   const RecurrentConfig& config = tape.config;
   const auto output_of = [&](int layer) {
     if (layer + 1 == config.layers) return read_only(tape.call.y);
-    return time_major(tape.call, tape.outputs[layer].template as<const Real>(), config.width());
+    return time_major(tape.call, tape.outputs[layer].template as<const T>(), config.width());
   };
-  Sequence<const Real> dy = call.dy;
+  Sequence<const T> dy = call.dy;
   Buffer gradient, masked;
   for (int layer = config.layers; layer-- > 0;) {
-    const Sequence<const Real> x =
+    const Sequence<const T> x =
         layer == 0 ? tape.call.x : dropped(config, tape.call, layer - 1, output_of(layer - 1), masked);
-    Sequence<Real> dx = call.dx;
+    Sequence<T> dx = call.dx;
     Buffer below;
     if (layer > 0) {
-      below = buffer_of<Real>(sequence_rows(tape.call) * config.width());
-      dx = time_major(tape.call, below.template as<Real>(), config.width());
+      below = buffer_of<T>(sequence_rows(tape.call) * config.width());
+      dx = time_major(tape.call, below.template as<T>(), config.width());
     }
     if (!backward_layer(tape, call, layer, x, output_of(layer), dy, dx)) return false;
     if (layer > 0 && config.dropout > 0)
@@ -578,13 +588,14 @@ bool run_backward(const Tape<Real>& tape, const BackwardCall<Real>& call) {
   return true;
 }
 
-template struct Tape<float>;
-template struct Tape<double>;
-template void borrow_tape(const ForwardCall<float>&, float*, Tape<float>&);
-template void borrow_tape(const ForwardCall<double>&, double*, Tape<double>&);
-template bool run_forward(const RecurrentConfig&, const ForwardCall<float>&, Tape<float>*);
-template bool run_forward(const RecurrentConfig&, const ForwardCall<double>&, Tape<double>*);
-template bool run_backward(const Tape<float>&, const BackwardCall<float>&);
-template bool run_backward(const Tape<double>&, const BackwardCall<double>&);
+#define FUSEDRNN_INSTANTIATE(T)                                                      \
+  template struct Tape<T>;                                                           \
+  template void borrow_tape(const ForwardCall<T>&, Accumulator<T>*, Tape<T>&);       \
+  template bool run_forward(const RecurrentConfig&, const ForwardCall<T>&, Tape<T>*); \
+  template bool run_backward(const Tape<T>&, const BackwardCall<T>&);
+FUSEDRNN_INSTANTIATE(float)
+FUSEDRNN_INSTANTIATE(double)
+FUSEDRNN_INSTANTIATE(Bfloat16)
+#undef FUSEDRNN_INSTANTIATE
 
 }  // namespace fusedrnn

@@ -10,12 +10,12 @@ bool packed_step_pays(Index rows);           // from packed weights
 bool single_step_gradient_pays(Index rows);  // its gradients, from the weights where they lie
 
 // Like run_forward without a tape, for a call of one step of every row: lists and interrupt are not asked.
-template <class Real>
-void run_single_step(const RecurrentConfig& config, const ForwardCall<Real>& call);
+template <class T>
+void run_single_step(const RecurrentConfig& config, const ForwardCall<T>& call);
 
 // The same of one layer in training, whose directions have one step of every row and keep its gates.
-template <class Real>
-void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<Real>>& directions,
+template <class T>
+void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<T>>& directions,
                        int threads);
 
 }  // namespace fusedrnn

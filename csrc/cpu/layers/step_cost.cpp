@@ -6,15 +6,15 @@
 
 namespace fusedrnn {
 
-template <class Real>
+template <class T>
 StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
-  const Kernels<Real>& table = kernels<Real>();
+  const Kernels<T>& table = kernels<T>();
   StepCost cost;
   cost.rows = rows;
   cost.blocks = blocks_of(config.hidden_size);
   cost.columns = traits.gates;
   cost.inner = std::max(config.input_size, config.layers > 1 ? config.width() : 0) + config.hidden_size;
-  cost.real_bytes = sizeof(Real);
+  cost.real_bytes = sizeof(Accumulator<T>);  // of packed weights
   cost.lanes = table.lanes;
   cost.tile_rows = table.tile_rows;
   cost.steps = 1;
@@ -22,6 +22,7 @@ StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Inde
 }
 template StepCost step_cost<float>(const CellTraits&, const RecurrentConfig&, Index);
 template StepCost step_cost<double>(const CellTraits&, const RecurrentConfig&, Index);
+template StepCost step_cost<Bfloat16>(const CellTraits&, const RecurrentConfig&, Index);
 
 double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
   double inner = 0;

@@ -6,7 +6,7 @@
 namespace fusedrnn {
 
 // What a step of `rows` rows costs, at the layer that costs most.
-template <class Real>
+template <class T>
 StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Index rows);
 // Multiply-adds of a step of all layers.
 double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows);

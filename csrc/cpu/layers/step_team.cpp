@@ -24,5 +24,6 @@ void StepTeam<Real>::run(Kernel kernel, const StepArguments<Real>* layers, std::
 
 template class StepTeam<float>;
 template class StepTeam<double>;
+template class StepTeam<Bfloat16>;
 
 }  // namespace fusedrnn

@@ -11,21 +11,21 @@
 namespace fusedrnn {
 
 // For one thread at a time.
-template <class Real>
+template <class T>
 class Stepper {
  public:
-  using real = Real;
+  using type = T;
 
   // Packs the weights, one for each layer of one direction; the state is zero, and so is the one that a reset restores.
   // Throws std::bad_alloc.
-  Stepper(const RecurrentConfig& config, const std::vector<Weights<Real>>& weights, Index rows);
+  Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, Index rows);
 
   // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.
-  void step(StateRows<const Real> x, StateRows<Real> y, int threads);
+  void step(StateRows<const T> x, StateRows<T> y, int threads);
 
   // State arrays are (L, B, H).
-  void read_state(const States<StateArray<Real>>& to) const;
-  void write_state(const States<StateArray<const Real>>& from);
+  void read_state(const States<StateArray<void>>& to) const;
+  void write_state(const States<StateArray<const void>>& from);
   void keep_as_first();   // the state, as what a reset sets it to
   void reset(Index row);  // to the first state
 
@@ -34,19 +34,27 @@ class Stepper {
 
  private:
   CellTraits traits_;
-  typename StepTeam<Real>::Kernel step_;
+  typename StepTeam<T>::Kernel step_;
   Index rows_, hidden_;
   double work_;
-  StepTeam<Real> team_;
+  StepTeam<T> team_;
   std::vector<Buffer> packed_;
   States<Buffer> state_, first_;  // (L, B, H): between two steps, and what a reset sets it to
   Buffer h_next_;                 // of the step that runs; c is written where it is read
   Buffer operand_, kept_;
   unsigned steps_ = 0;
-  std::vector<StepArguments<Real>> layers_;
+  std::vector<StepArguments<T>> layers_;
 
-  StateRows<Real> rows_of(const Buffer& state, std::size_t layer) const {
-    return {state.as<Real>() + static_cast<Index>(layer) * rows_ * hidden_, hidden_};
+  // Of a buffer of h, of T, or of c, of its accumulator.
+  template <class Item>
+  StateRows<Item> rows_of(const Buffer& state, std::size_t layer) const {
+    return {state.as<Item>() + static_cast<Index>(layer) * rows_ * hidden_, hidden_};
+  }
+  // visit(number of the state, of what type it is) for each.
+  template <class Visit>
+  void each_state(const Visit& visit) const {
+    visit(0, T{});
+    if (traits_.states == 2) visit(1, Accumulator<T>{});
   }
 };
 

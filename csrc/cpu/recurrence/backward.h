@@ -263,7 +263,7 @@ class Backward {
     const Index first = block * kBlock;
     if (first >= early) return copy_padded(late + first - early, a.input_size - first, to);
     copy_padded(x + first, early - first, to);
-    for (Index i = early; i < smaller(first + kBlock, a.input_size); ++i) to[i - first] = late[i - early];
+    for (Index i = early; i < smaller(first + kBlock, a.input_size); ++i) to[i - first] = widen(late[i - early]);
   }
   // The row's h before a step, or null where it is zero.
   const T* previous_row(Index s, Index p, const StateRows<const T>& initial, const Sequence<const T>& y) {
@@ -453,7 +453,7 @@ class Backward {
         grad.c = V::load(a.carry.at(block, p) + u);
       }
       Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
-      for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
+      for (int k = 0; k < slots; ++k) store(rounded<T>(dvalue[k]), dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(A(0)) : dprevious.c).store(a.carry.at(block, p) + u);
       if constexpr (kMeasured) grad.h.store(a.measured[kH].at(block, kept_row) + u);
@@ -497,9 +497,9 @@ class Backward {
         const State<V> previous = {load(a.h_panel.at(block, r) + u), V(A(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(A(0))};
         Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
-        for (int k = 0; k < slots; ++k) store(dvalue[k], dslot + k * slot_stride + u);
+        for (int k = 0; k < slots; ++k) store(rounded<T>(dvalue[k]), dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
-        store(Cell::recomputed_operand(value, previous), a.operand_panel.at(block, r) + u);
+        store(rounded<T>(Cell::recomputed_operand(value, previous)), a.operand_panel.at(block, r) + u);
       }
     }
   }

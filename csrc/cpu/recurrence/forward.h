@@ -353,7 +353,7 @@ class Forward {
         V value[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
         const State<V> previous = {load(h_now + u), V(A(0))};
-        store(Cell::operand(value, previous, clip), operand + u);
+        store(rounded<T>(Cell::operand(value, previous, clip)), operand + u);
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       }
     }
@@ -377,7 +377,7 @@ class Forward {
       if (a.training)
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       if (y) store_partial(next.h, y + u, units);
-      store(cut ? V(A(0)) : next.h, h_next + u);
+      store(cut ? V(A(0)) : rounded<T>(next.h), h_next + u);
       if (last && a.hn.data) store_partial(next.h, a.hn.at(b) + unit + u, units);
       if constexpr (has_c) {
         if (a.training) next.c.store(a.cells.at(block, schedule.offset[s] + p - cells_row) + u);

@@ -80,7 +80,7 @@ class StepTile {
     }
     State<V> previous = {load_partial(a.h.at(row) + unit, units), V(A(0))}, next;
     if constexpr (first_of_two) {
-      Cell::operand(value, previous, clip).store(a.operand + row * blocks * kBlock + unit);
+      rounded<T>(Cell::operand(value, previous, clip)).store(a.operand + row * blocks * kBlock + unit);
       for (int slot = summed.first; slot < summed.end(); ++slot) value[slot].store(kept(row, slot) + unit);
     } else {
       if constexpr (has_c) previous.c = V::load_partial(a.c.at(row) + unit, units);

@@ -25,6 +25,50 @@ FUSEDRNN_INLINE void store_partial(Vec<Real> a, Real* to, int count) {
   a.store_partial(to, count);
 }
 
+// bfloat16: the upper half of a float32, as integers of both widths, which every compiler turns into one instruction.
+typedef std::uint32_t WideBits __attribute__((vector_size(kVectorBytes)));
+typedef std::uint16_t NarrowBits __attribute__((vector_size(kVectorBytes / 2)));
+
+FUSEDRNN_INLINE Vec<float> widened(NarrowBits bits) {
+  return Vec<float>((Vec<float>::Native)(__builtin_convertvector(bits, WideBits) << 16));
+}
+// To nearest, a tie going to the even neighbour; a nan stays one.
+FUSEDRNN_INLINE WideBits rounded_bits(Vec<float> a) {
+  const WideBits bits = (WideBits)a.native, rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  return a.native == a.native ? rounded : (bits & 0xffff0000u) | 0x00400000u;
+}
+FUSEDRNN_INLINE NarrowBits narrowed(Vec<float> a) {
+  return __builtin_convertvector(rounded_bits(a) >> 16, NarrowBits);
+}
+
+FUSEDRNN_INLINE Vec<float> load(const Bfloat16* from) {
+  NarrowBits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return widened(bits);
+}
+FUSEDRNN_INLINE Vec<float> load_partial(const Bfloat16* from, int count) {
+  NarrowBits bits = {};
+  __builtin_memcpy(&bits, from, static_cast<std::size_t>(count) * sizeof *from);
+  return widened(bits);
+}
+FUSEDRNN_INLINE void store(Vec<float> a, Bfloat16* to) {
+  const NarrowBits bits = narrowed(a);
+  __builtin_memcpy(to, &bits, sizeof bits);
+}
+FUSEDRNN_INLINE void store_partial(Vec<float> a, Bfloat16* to, int count) {
+  const NarrowBits bits = narrowed(a);
+  __builtin_memcpy(to, &bits, static_cast<std::size_t>(count) * sizeof *to);
+}
+
+// What a number is once an array of T has held it.
+template <class T>
+FUSEDRNN_INLINE Vec<Accumulator<T>> rounded(Vec<Accumulator<T>> a) {
+  if constexpr (sizeof(T) == sizeof(Accumulator<T>))
+    return a;
+  else
+    return Vec<float>((Vec<float>::Native)rounded_bits(a));
+}
+
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME
 }  // namespace fusedrnn

@@ -6,6 +6,7 @@ from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arrays.buffers import Buffers
+from fusedrnn.arrays.dtypes import numpy_dtype
 from fusedrnn.arrays.host import HOST, Host
 from fusedrnn.options import Options
 
@@ -21,7 +22,7 @@ def compiled(options: Options, dtype: str) -> _core.Recurrent:
         bidirectional=options.bidirectional,
         dropout=options.dropout,
         seed=options.seed,
-        dtype=dtype,
+        dtype=numpy_dtype(dtype),
         batch_first=options.batch_first,
         single_step=options.single_step,
         reverse=options.reverse,
