@@ -11,8 +11,8 @@ import numpy as np
 from fusedrnn.arrays.device import parse
 from fusedrnn.arrays.dtypes import numpy_dtype
 
-DTYPES = ("float32", "float64")
-DEVICE_DTYPES = (*DTYPES, "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16")
+DEVICE_DTYPES = (*DTYPES, "float16")
 # Beyond this a size cannot be a whole number of bytes in memory, whatever it counts.
 _LARGEST = 2**48
 
