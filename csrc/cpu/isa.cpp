@@ -38,13 +38,10 @@ struct Build {
   const Operations<double>& (*operations_f64)();
 };
 
-#define FUSEDRNN_BUILD(isa, level, extensions, runs)                                                        \
-  {level extensions,                                                                                        \
-   runs,                                                                                                    \
-   kernels_##isa##_float,                                                                                   \
-   kernels_##isa##_double,                                                                                  \
-   kernels_##isa##_Bfloat16,                                                                                \
-   operations_##isa##_float,                                                                                \
+#define FUSEDRNN_BUILD(isa, level, extensions, runs)   \
+  {level extensions,         runs,                     \
+   kernels_##isa##_float,    kernels_##isa##_double,   \
+   kernels_##isa##_Bfloat16, operations_##isa##_float, \
    operations_##isa##_double},
 const std::vector<Build>& builds() {
   static const std::vector<Build> all = {FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_BUILD)};

@@ -128,7 +128,7 @@ class Decoder:
         hard: bool,
         bias: bool,
         seed: int,
-        dtype: np.dtype[Any],
+        dtype: str,
         batch_first: bool,
         clip: float,
     ) -> None: ...

@@ -9,10 +9,10 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 
 from fusedrnn.arrays.device import parse
-from fusedrnn.arrays.dtypes import numpy_dtype
+from fusedrnn.arrays.dtypes import FLOATS, numpy_dtype
 
-DTYPES = ("float32", "float64", "bfloat16")
-DEVICE_DTYPES = (*DTYPES, "float16")
+# What layers and cells compute in on the CPU; on a device it is all of FLOATS.
+CPU_DTYPES = ("float32", "float64", "bfloat16")
 # Beyond this a size cannot be a whole number of bytes in memory, whatever it counts.
 _LARGEST = 2**48
 
@@ -69,7 +69,7 @@ def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
 
 def require_dtype(value: Any, device: str = "cpu") -> str:
     """Return the name of a dtype that the device's engine computes in, given as name, NumPy type or dtype."""
-    choices = DTYPES if device == "cpu" else DEVICE_DTYPES
+    choices = CPU_DTYPES if device == "cpu" else FLOATS
     if isinstance(value, str) and value == "bfloat16" and value in choices:
         return str(numpy_dtype(value).name)
     if isinstance(value, (str, type, np.dtype)):

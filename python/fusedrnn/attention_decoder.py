@@ -110,6 +110,9 @@ class _HostStream:
         self._compiled.state = value
 
 
+_HOST_DTYPES = ("float32", "float64")  # what the CPU's decoder computes in, which a layer does in bfloat16 too
+
+
 class _HostEngine:
     """The compiled decoder of the CPU."""
 
@@ -330,6 +333,11 @@ class AttentionDecoder(Recurrent):
         return f"rnn_{options['nonlinearity']}"
 
     def _new_engine(self, options: Options) -> _Engine:
+        if options.device == "cpu" and options.dtype not in _HOST_DTYPES:
+            raise ValueError(
+                f"dtype must be {' or '.join(map(repr, _HOST_DTYPES))} for an AttentionDecoder on the CPU, not "
+                f"{options.dtype!r}"
+            )
         host = _HostEngine(options, self.memory_size, self.attention_size, self.attention == "hard")
         if options.device == "cpu":
             return host

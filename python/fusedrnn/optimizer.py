@@ -11,10 +11,10 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fusedrnn.arguments import DEVICE_DTYPES, require_integer, require_number
+from fusedrnn.arguments import require_integer, require_number
 from fusedrnn.arrays.checks import require_shape, require_writable
 from fusedrnn.arrays.device import Device, owner_of
-from fusedrnn.arrays.dtypes import accumulator
+from fusedrnn.arrays.dtypes import FLOATS, accumulator
 from fusedrnn.arrays.host import require_unmasked
 from fusedrnn.arrays.sharing import sharing
 from fusedrnn.gradients import Array, Gradients
@@ -53,8 +53,8 @@ def _require_floats(array: Any, label: str) -> None:
     if not isinstance(array, np.ndarray) and owner_of(array) is None:
         raise TypeError(f"{label} must be a numpy.ndarray or a CUDA device's array, not {type(array).__name__}")
     require_unmasked(array, label)
-    if array.dtype.name not in DEVICE_DTYPES:
-        raise TypeError(f"{label} must be an array of {' or '.join(DEVICE_DTYPES)}, not of {array.dtype}")
+    if array.dtype.name not in FLOATS:
+        raise TypeError(f"{label} must be an array of {' or '.join(FLOATS)}, not of {array.dtype}")
 
 
 def _place(array: Any) -> str:

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 
 from fusedrnn import reference
@@ -60,7 +61,12 @@ class Case:
 
     @property
     def eps(self) -> float:
-        return float(np.finfo(self.dtype).eps)
+        return float(ml_dtypes.finfo(self.dtype).eps)
+
+    @property
+    def sums(self) -> str:
+        """Type of c and of all sums."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
 
     @property
     def two_states(self) -> bool:
@@ -116,6 +122,18 @@ CASES += [
 CASES += [
     Case(cell, 2, 1, dtype, 6, 5, 7, 17, ragged=True, reset=dtype == "float64", reverse=True, clip=clip)
     for cell, (dtype, clip) in itertools.product(LAYERS, (("float32", None), ("float64", CLIP)))
+]
+
+# bfloat16: every cell at three shapes, with all options by turns. Few steps where there are kinks, which are further
+# away then: it is a coarse type.
+BFLOAT16_CASES = [
+    Case(cell, layers, directions, "bfloat16", *sizes, **options)
+    for turn, cell in enumerate(LAYERS)
+    for layers, directions, sizes, options in (
+        (2, 2, (2, 2, 7, 5) if cell == "rnn_relu" else (7, 17, 1, 17), {"ragged": True, "reset": True}),
+        (1, 1 + turn % 2, (2, 2, 17, 7) if cell == "rnn_relu" else (17, 7, 17, 129), {"masked": True, "reset": True}),
+        (1, 1, (2, 2, 7, 4), {"clip": CLIP, "reverse": turn % 2 == 1}),
+    )
 ]
 
 # Short of everything, and of one thing at a time; results are empty, states and their gradients pass through.
@@ -192,12 +210,12 @@ def make_inputs(case: Case, rng: np.random.Generator, *, shortest: int = 0) -> I
     Masks skip two fifths of the steps, the first row's all.
     """
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(case.dtype)
+    def normal(*shape: int, dtype: str = case.dtype) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
 
     def state() -> Any:
         shape = (case.num_layers * case.directions, case.batch, case.hidden_size)
-        return (normal(*shape), normal(*shape)) if case.two_states else normal(*shape)
+        return (normal(*shape), normal(*shape, dtype=case.sums)) if case.two_states else normal(*shape)
 
     x = normal(case.time, case.batch, case.input_size)
     dy = normal(case.time, case.batch, case.directions * case.hidden_size)

@@ -14,8 +14,8 @@ GUARD = 5
 
 def poison(shape: Any, dtype: Any) -> np.ndarray:
     """An array of nans with a payload that no computation leaves behind."""
-    words = np.full(shape, -0x2152 if np.dtype(dtype).itemsize == 4 else -0x215241, f"i{np.dtype(dtype).itemsize}")
-    return words.view(dtype)
+    size = np.dtype(dtype).itemsize
+    return np.full(shape, {2: -0x21, 4: -0x2152, 8: -0x215241}[size], f"i{size}").view(dtype)
 
 
 def guarded(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:

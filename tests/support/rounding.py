@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 from cases import Case, Inputs
 from oracles import Result, assert_results_close, map_result, run_reference
@@ -195,7 +196,7 @@ def error_bounds(
     other: str = "float64",
 ) -> Result:
     """Greatest difference between two right answers: one in the case's dtype, and one in `other`."""
-    eps = case.eps + float(np.finfo(other).eps)
+    eps = case.eps + float(ml_dtypes.finfo(other).eps)
     return map_result(lambda array: array.bound(eps), run_rounded(case, parameters, inputs, dropout_masks))
 
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "bindings/gil.h"
 #include "bindings/sentences.h"
 #include "cpu/runtime/pool.h"
 
@@ -22,15 +23,20 @@ std::string shape_text(const py::array& array) {
 
 std::string dtype_text(const py::dtype& dtype) { return py::str(dtype).cast<std::string>(); }
 
+bool is_float(const py::dtype& dtype) { return dtype.kind() == 'f' || is_bfloat16(dtype); }
+
 std::string contiguous_copy(const std::string& name) { return "numpy.ascontiguousarray(" + name + ")"; }
 
 bool has_flag(const py::array& array, int flag) { return (array.flags() & flag) == flag; }
 
 // What to do about floating-point numbers of another width: nothing is converted silently.
 std::string remedy(const std::string& name, const py::dtype& wanted, const py::dtype& came, Use use) {
-  if (use == Use::other || wanted.kind() != 'f' || came.kind() != 'f') return "";
-  const std::string convert = "; pass " + name + ".astype(np." + dtype_text(wanted) + ")";
-  const bool known = came.byteorder() == '=' && (came.itemsize() == 4 || came.itemsize() == 8);
+  if (use == Use::other || !is_float(wanted) || !is_float(came)) return "";
+  const bool narrow = is_bfloat16(wanted);  // NumPy knows it by its name alone
+  const std::string convert =
+      "; pass " + name + ".astype(" + (narrow ? "\"bfloat16\"" : "np." + dtype_text(wanted)) + ")";
+  const bool plain = came.byteorder() == '=' && (came.itemsize() == 4 || came.itemsize() == 8);
+  const bool known = plain || is_bfloat16(came);
   if (use != Use::input_of_layer || !known) return convert;
   return convert + ", or make the layer with dtype=\"" + dtype_text(came) + "\"";
 }
@@ -74,6 +80,10 @@ bool is_base_array(py::handle object) {
          reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_);
 }
 
+bool is_bfloat16(const py::dtype& dtype) {
+  return dtype.itemsize() == 2 && dtype.kind() == 'V' && dtype_text(dtype) == "bfloat16";
+}
+
 ElementType element_type(const py::dtype& dtype) {
   if (dtype.itemsize() == 2) return ElementType::bfloat16;
   return dtype.itemsize() == 4 ? ElementType::float32 : ElementType::float64;
@@ -100,13 +110,15 @@ py::array require_array(py::handle object, const std::string& name, const py::dt
   return array;
 }
 
-py::array require_floats(py::handle object, const std::string& name) {
+py::array require_floats(py::handle object, const std::string& name, bool or_bfloat16) {
+  const std::string wanted = or_bfloat16 ? "float32, float64 or bfloat16" : "float32 or float64";
   if (!py::isinstance<py::array>(object))
-    throw py::type_error(name + " must be a numpy.ndarray of float32 or float64, not " + type_name(object));
+    throw py::type_error(name + " must be a numpy.ndarray of " + wanted + ", not " + type_name(object));
+  const py::dtype came = py::reinterpret_borrow<py::array>(object).dtype();
+  if (or_bfloat16 && is_bfloat16(came)) return require_array(object, name, came);
   const bool is_float64 = py::isinstance<py::array_t<double>>(object);
   if (!is_float64 && !py::isinstance<py::array_t<float>>(object))
-    throw py::type_error(
-        sentence::dtype(name, "float32 or float64", dtype_text(py::reinterpret_borrow<py::array>(object).dtype()), ""));
+    throw py::type_error(sentence::dtype(name, wanted, dtype_text(came), ""));
   return require_array(object, name, is_float64 ? py::dtype::of<double>() : py::dtype::of<float>());
 }
 
@@ -193,6 +205,32 @@ py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, 
   py::array array = new_array(dtype, shape);
   if (!written) std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
   return array;
+}
+
+py::array widened(const py::array& array) {
+  if (!is_bfloat16(array.dtype())) return array;
+  py::array wide = new_array(py::dtype::of<float>(), {array.shape(), array.shape() + array.ndim()});
+  const Bfloat16* const from = data_of<Bfloat16>(array);
+  float* const to = mutable_data_of<float>(wide);
+  const Index count = array.size();
+  const GilReleased released;
+  std::transform(from, from + count, to, [](Bfloat16 value) { return widen(value); });
+  return wide;
+}
+
+void round_into(const py::array& from, py::array& to, bool adding) {
+  const float* const sum = data_of<float>(from);
+  Bfloat16* const item = mutable_data_of<Bfloat16>(to);
+  const Index count = from.size();
+  const GilReleased released;
+  for (Index i = 0; i < count; ++i) item[i] = narrow<Bfloat16>(adding ? widen(item[i]) + sum[i] : sum[i]);
+}
+
+py::array rounded(const py::array& array, const py::dtype& dtype) {
+  if (!is_bfloat16(dtype)) return array;
+  py::array result = new_array(dtype, {array.shape(), array.shape() + array.ndim()});
+  round_into(array, result, false);
+  return result;
 }
 
 }  // namespace fusedrnn

@@ -40,8 +40,8 @@ void require_unmasked(const py::array& array, const std::string& name);
 enum class Use { input, input_of_layer, other };
 // The object as an array of exactly this dtype and kind, aligned, or TypeError / ValueError.
 py::array require_array(py::handle object, const std::string& name, const py::dtype& dtype, Use use = Use::other);
-// The object as an array of float32 or float64.
-py::array require_floats(py::handle object, const std::string& name);
+// The object as an array of float32, float64 or, where `or_bfloat16`, that.
+py::array require_floats(py::handle object, const std::string& name, bool or_bfloat16 = false);
 void require_shape(const py::array& array, const std::string& name, const Shape& shape);
 // Elements are next to each other along the last axis, and strides are whole elements.
 void require_unit_stride(const py::array& array, const std::string& name);
@@ -62,12 +62,20 @@ py::array new_array(const py::dtype& dtype, const std::vector<Index>& shape);
 // Zeros, unless a kernel will write it all.
 py::array new_gradient(const py::dtype& dtype, const std::vector<Index>& shape, bool written);
 
+// Whether a dtype is ml_dtypes's bfloat16, which is none of NumPy's kinds.
+bool is_bfloat16(const py::dtype& dtype);
 // What an array's elements are to the engine.
 enum class ElementType { float32, float64, bfloat16 };
 // Of a layer: its dtype must be one of the three; ml_dtypes's of 16 bits.
 ElementType element_type(const py::dtype& dtype);
 // What sums and cell states of that dtype are.
 py::dtype accumulator_of(const py::dtype& dtype);
+// An array of bfloat16 in float32, and one of float32 rounded to bfloat16: for work that is done in float32. Any other
+// array, and one that is to be of another dtype than bfloat16, itself. They are contiguous.
+py::array widened(const py::array& array);
+py::array rounded(const py::array& array, const py::dtype& dtype);
+// float32 to bfloat16, on top of what is there where `adding`.
+void round_into(const py::array& from, py::array& to, bool adding);
 // work(T{}) of the type.
 template <class Work>
 auto with_type(ElementType type, const Work& work) {

@@ -127,9 +127,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   // parameters: the dict of them, or what `freeze` made of one.
   py::tuple infer(py::handle parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
                   py::handle mask, py::handle out) {
-    return with_type(type_, [&](auto item) {
-      return run<decltype(item)>(parameters, x, state, lengths, reset, mask, out, false);
-    });
+    return with_type(
+        type_, [&](auto item) { return run<decltype(item)>(parameters, x, state, lengths, reset, mask, out, false); });
   }
   // recompute: steps of a segment, or 0 to keep every step's gates.
   py::tuple forward(const py::dict& parameters, py::handle x, py::handle state, py::handle lengths, py::handle reset,
@@ -141,7 +140,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   // Last of what it gives: a tuple of the states' norms, or None unless `norms` is true.
   py::tuple backward(const PyTape& tape, py::handle dy, py::handle dstate, py::handle gradients, bool norms) {
     if (tape.owner.get() != this) throw py::value_error(sentence::foreign_tape());
-    return with_type(type_, [&](auto item) { return differentiate<decltype(item)>(tape, dy, dstate, gradients, norms); });
+    return with_type(type_,
+                     [&](auto item) { return differentiate<decltype(item)>(tape, dy, dstate, gradients, norms); });
   }
   // state: what the stepper begins with, or None for zeros.
   std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
@@ -228,23 +228,12 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   std::vector<WeightGradients<A>> gradients_of(std::vector<py::array>& arrays) const {
     return by_direction<A>(parameters_, [&](std::size_t i) { return mutable_data_of<A>(arrays[i]); });
   }
-  // Sums are of the accumulator: where parameters are narrower, the engine's, and the arrays get them rounded.
-  template <class T>
-  std::vector<py::array> sums_for(const std::vector<py::array>& gradients) const {
-    if constexpr (std::is_same_v<T, Accumulator<T>>) return gradients;
+  // Arrays for sums of the accumulator's type, where the parameters are narrower; `written` as for new_gradient.
+  std::vector<py::array> new_sums(bool written) const {
     std::vector<py::array> sums;
     for (const Parameter& parameter : parameters_)
-      sums.push_back(new_gradient(accumulator_of(dtype_), parameter.shape, false));
+      sums.push_back(new_gradient(accumulator_of(dtype_), parameter.shape, written));
     return sums;
-  }
-  template <class T>
-  static void round_sums(const std::vector<py::array>& sums, bool accumulate, std::vector<py::array>& gradients) {
-    if constexpr (std::is_same_v<T, Accumulator<T>>) return;
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      const auto* from = data_of<Accumulator<T>>(sums[i]);
-      T* const to = mutable_data_of<T>(gradients[i]);
-      for (Index k = 0; k < sums[i].size(); ++k) to[k] = narrow<T>(accumulate ? widen(to[k]) + from[k] : from[k]);
-    }
   }
 
   Layout layout_of(const py::array& x) const {
@@ -281,8 +270,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
   StateArray<const void> state_of(const std::optional<py::array>& array, const Layout& layout) const {
     if (!array) return {};
     const int row_axis = single_step_ ? 0 : 1;
-    return {array->data(), single_step_ ? 0 : stride_of(*array, 0),
-            layout.batched ? stride_of(*array, row_axis) : 0};
+    return {array->data(), single_step_ ? 0 : stride_of(*array, 0), layout.batched ? stride_of(*array, row_axis) : 0};
   }
   StateArray<void> mutable_state_of(py::array& array, const Layout& layout) const {
     return {array.mutable_data(), layout.rows * config_.hidden_size, config_.hidden_size};
@@ -306,7 +294,8 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const py::dtype dtype = state_dtype(index);
     if (is_plain(part, dtype, shape)) return py::reinterpret_borrow<py::array>(part);
     const std::string name = state_name(state, traits_, index);
-    py::array array = require_array(part, name, dtype, Use::input_of_layer);
+    const bool own = dtype.is(dtype_);  // else no other layer would take it
+    py::array array = require_array(part, name, dtype, own ? Use::input_of_layer : Use::input);
     require_shape(array, name, as_wanted(shape));
     require_unit_stride(array, name);
     return array;
@@ -465,9 +454,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       call.dfinal[i] = state_of(dstate[i], layout);
       call.dinitial[i] = mutable_state_of(initial[i], layout);
     }
-    std::vector<py::array> sums = sums_for<T>(gradients);
+    constexpr bool narrow = !std::is_same_v<T, Accumulator<T>>;
+    std::vector<py::array> sums = narrow ? new_sums(tape.call.lists->packed_rows() > 0) : gradients;
     call.gradients = gradients_of<Accumulator<T>>(sums);
-    call.accumulate = !given.is_none();
+    call.accumulate = !given.is_none() && !narrow;
     std::vector<py::array> norms;
     for (int i = 0; measure && i < traits_.states; ++i) {
       norms.push_back(new_array(dtype_, layout.norms_shape(state_layers())));
@@ -478,7 +468,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       call.interrupt = interrupt;
       return run_backward(tape, call);
     });
-    round_sums<T>(sums, call.accumulate, gradients);
+    for (std::size_t i = 0; narrow && i < sums.size(); ++i) round_into(sums[i], gradients[i], !given.is_none());
     const py::object measured = measure ? py::object(py::tuple(py::cast(norms))) : py::none();
     return py::make_tuple(dx, joined_state(initial), result, measured);
   }

@@ -14,8 +14,8 @@ namespace fusedrnn {
 class PyStepper {
  public:
   template <class T>
-  PyStepper(const py::dtype& dtype, const RecurrentConfig& config, const CellTraits& traits, const std::vector<Weights<T>>& weights,
-            Index rows)
+  PyStepper(const py::dtype& dtype, const RecurrentConfig& config, const CellTraits& traits,
+            const std::vector<Weights<T>>& weights, Index rows)
       : dtype_(dtype),
         itemsize_(sizeof(T)),
         inputs_(config.input_size),

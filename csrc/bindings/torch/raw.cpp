@@ -73,6 +73,17 @@ struct Form {
   }
 };
 
+// work(T{}) of the type of elements of so many bits.
+template <class Work>
+auto with_elements(int bits, const Work& work) {
+  if (bits == 16) return work(Bfloat16{});
+  return bits == 32 ? work(float{}) : work(double{});
+}
+
+// Whether sums and c are of a wider type than the tensors.
+template <class T>
+constexpr bool kNarrow = !std::is_same_v<T, Accumulator<T>>;
+
 struct RawLayers {
   RecurrentConfig config;
   CellTraits traits;
@@ -100,7 +111,7 @@ struct Samples {
 struct RawPacked {
   std::shared_ptr<const RawLayers> layers;
   std::vector<Samples> from;
-  std::variant<std::monostate, PackedNet<float>, PackedNet<double>> net;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>, PackedNet<Bfloat16>> net;
 };
 
 // A call whose tensors have been read, and are kept. It is to be run at once: their storages may change afterwards.
@@ -137,7 +148,7 @@ class RawCall {
     auto packed = std::make_unique<RawPacked>();
     packed->layers = layers_;
     packed->from = samples();
-    layers_->bits == 32 ? pack_weights<float>(threads, *packed) : pack_weights<double>(threads, *packed);
+    with_elements(layers_->bits, [&](auto item) { pack_weights<decltype(item)>(threads, *packed); });
     return packed;
   }
   // Whether `pack` would make the same again, as far as addresses and samples tell.
@@ -155,8 +166,7 @@ class RawCall {
     const py::object new_y = is_step() ? new_final[0] : make(x, sequence_shape(layers_->config.width()), y);
     const py::object new_tape = training ? make(x, tape_shape(), tape) : py::none();
     if (is_step()) y = final[0];
-    layers_->bits == 32 ? run<float>(threads, y, final, tape.data, packed)
-                        : run<double>(threads, y, final, tape.data, packed);
+    with_elements(layers_->bits, [&](auto item) { run<decltype(item)>(threads, y, final, tape.data, packed); });
     return py::make_tuple(new_y, new_final, new_tape);
   }
 
@@ -183,7 +193,7 @@ class RawCall {
       else
         gradients[i] = layers_->tensors->make_like(given_[i], inputs_[i], b.gradients[i]);
     }
-    layers_->bits == 32 ? differentiate<float>(threads, b) : differentiate<double>(threads, b);
+    with_elements(layers_->bits, [&](auto item) { differentiate<decltype(item)>(threads, b); });
     return gradients;
   }
 
@@ -230,7 +240,10 @@ class RawCall {
     const Index hidden = layers_->config.hidden_size;
     return is_step() ? Shape{rows_, hidden} : Shape{layers_->config.layers * layers_->config.directions, rows_, hidden};
   }
-  Shape tape_shape() const { return {tape_row_elements(layers_->config) * sequence_rows()}; }
+  // A tape is of the accumulator's type: of tensors of 16 bits, two elements for each of its own.
+  Shape tape_shape() const {
+    return {tape_row_elements(layers_->config) * sequence_rows() * (layers_->bits == 16 ? 2 : 1)};
+  }
 
   py::object make(py::handle like, const Shape& shape, TensorView& view) const {
     return layers_->tensors->make(like, layers_->bits, shape, view);
@@ -252,8 +265,35 @@ class RawCall {
     return reinterpret_cast<Real*>(view.data);
   }
   template <class Void>
-  StateArray<Void> state(const TensorView& view) const {
-    return {view.data, rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
+  StateArray<Void> state(void* data) const {
+    return {data, rows_ * layers_->config.hidden_size, layers_->config.hidden_size};
+  }
+  // A state, or its gradient, that the engine reads; a narrow tensor of c in a copy, which is `wide`.
+  template <class T>
+  StateArray<const void> read_state_of(std::size_t i, const TensorView& view, Buffer& wide) const {
+    if (!kNarrow<T> || i == 0 || !view.data) return state<const void>(view.data);
+    auto* const to = take_wide<T>(view, wide);
+    std::transform(data<T>(view), data<T>(view) + view.numel(), to, [](T value) { return widen(value); });
+    return state<const void>(to);
+  }
+  // One that it writes; that of c goes on from `wide` to its tensor by round_state.
+  template <class T>
+  StateArray<void> written_state(std::size_t i, const TensorView& view, Buffer& wide) const {
+    return state<void>(kNarrow<T> && i > 0 && view.data ? reinterpret_cast<char*>(take_wide<T>(view, wide))
+                                                        : view.data);
+  }
+  template <class T>
+  static Accumulator<T>* take_wide(const TensorView& view, Buffer& wide) {
+    wide = Buffer(static_cast<std::size_t>(view.numel()) * sizeof(Accumulator<T>));
+    return wide.as<Accumulator<T>>();
+  }
+  template <class T>
+  static void round_state(const Buffer& wide, const TensorView& view) {
+    if (wide.data()) round<T>(wide.as<Accumulator<T>>(), view);
+  }
+  template <class T>
+  static void round(const Accumulator<T>* from, const TensorView& view) {
+    std::transform(from, from + view.numel(), data<T>(view), [](Accumulator<T> value) { return narrow<T>(value); });
   }
   template <class Real>
   Sequence<Real> sequence(const TensorView& view) const {
@@ -270,15 +310,17 @@ class RawCall {
                               [&](std::size_t i) { return data<Real>(views[first_weight() + i]); });
   }
 
-  template <class Real>
-  ForwardCall<Real> call_of(int threads, const TensorView& y) const {
-    ForwardCall<Real> call;
+  // `c0`: c's copy, if it takes one, for as long as the call lives.
+  template <class T>
+  ForwardCall<T> call_of(int threads, const TensorView& y, Buffer& c0) const {
+    ForwardCall<T> call;
     call.steps = steps_;
     call.rows = rows_;
-    call.weights = arrays_of<const Real>(inputs_);
-    call.x = sequence<const Real>(inputs_[0]);
-    call.y = sequence<Real>(y);
-    for (std::size_t i = 0; i < number_of_states(); ++i) call.initial[i] = state<const void>(inputs_[kStates + i]);
+    call.weights = arrays_of<const T>(inputs_);
+    call.x = sequence<const T>(inputs_[0]);
+    call.y = sequence<T>(y);
+    for (std::size_t i = 0; i < number_of_states(); ++i)
+      call.initial[i] = read_state_of<T>(i, inputs_[kStates + i], c0);
     call.threads = threads;
     if (lists_) call.lists = *lists_;
     return call;
@@ -287,51 +329,74 @@ class RawCall {
     return std::make_shared<const RowLists>(steps_, rows_, nullptr, Flags(), Flags());
   }
 
-  template <class Real>
+  template <class T>
   void run(int threads, const TensorView& y, const States<TensorView>& final, char* memory,
            const RawPacked* packed) const {
-    ForwardCall<Real> call = call_of<Real>(threads, y);
-    for (std::size_t i = 0; i < final.size(); ++i) call.final[i] = state<void>(final[i]);
-    if (packed) std::get<PackedNet<Real>>(packed->net).use_in(call);
+    Buffer c0, cn;
+    ForwardCall<T> call = call_of<T>(threads, y, c0);
+    for (std::size_t i = 0; i < number_of_states(); ++i) call.final[i] = written_state<T>(i, final[i], cn);
+    if (packed) std::get<PackedNet<T>>(packed->net).use_in(call);
     if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
       std::optional<GilReleased> released;
       if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
-      return run_single_step(layers_->config, call);
+      run_single_step(layers_->config, call);
+    } else {
+      if (!lists_) call.lists = whole();
+      Tape<T> tape;
+      tape.config = layers_->config;
+      if (memory) borrow_tape(call, reinterpret_cast<Accumulator<T>*>(memory), tape);
+      run_without_gil([&](const Interrupt& interrupt) {
+        call.interrupt = interrupt;
+        return run_forward(layers_->config, call, memory ? &tape : nullptr);
+      });
     }
-    if (!lists_) call.lists = whole();
-    Tape<Real> tape;
-    tape.config = layers_->config;
-    if (memory) borrow_tape(call, reinterpret_cast<Real*>(memory), tape);
-    run_without_gil([&](const Interrupt& interrupt) {
-      call.interrupt = interrupt;
-      return run_forward(layers_->config, call, memory ? &tape : nullptr);
-    });
+    if (number_of_states() > 1) round_state<T>(cn, final[1]);
   }
 
-  template <class Real>
+  template <class T>
   void differentiate(int threads, const BackwardViews& b) const {
-    ForwardCall<Real> forward = call_of<Real>(threads, b.y);
+    Buffer c0, dcn, dc0;
+    ForwardCall<T> forward = call_of<T>(threads, b.y, c0);
     if (!lists_) forward.lists = whole();
-    Tape<Real> tape;
+    Tape<T> tape;
     tape.config = layers_->config;
-    borrow_tape(forward, data<Real>(b.tape), tape);
-    BackwardCall<Real> call;
-    call.dy = sequence<const Real>(b.dy);
-    call.dx = sequence<Real>(b.gradients[0]);
+    borrow_tape(forward, data<Accumulator<T>>(b.tape), tape);
+    BackwardCall<T> call;
+    call.dy = sequence<const T>(b.dy);
+    call.dx = sequence<T>(b.gradients[0]);
     for (std::size_t i = 0; i < number_of_states(); ++i) {
-      call.dfinal[i] = state<const void>(b.dfinal[i]);
-      call.dinitial[i] = state<void>(b.gradients[kStates + i]);
+      call.dfinal[i] = read_state_of<T>(i, b.dfinal[i], dcn);
+      call.dinitial[i] = written_state<T>(i, b.gradients[kStates + i], dc0);
     }
-    call.gradients = arrays_of<Real>(b.gradients);
+    std::vector<Buffer> memory;
+    const std::vector<TensorView> sums = sums_for<T>(b.gradients, memory);
+    call.gradients = arrays_of<Accumulator<T>>(sums);
     call.threads = threads;
     tape.call = std::move(forward);
     run_without_gil([&](const Interrupt& interrupt) {
-      if (tape.call.lists->packed_rows() == 0) clear<Real>(b.gradients);  // else the kernels write all of them
+      if (tape.call.lists->packed_rows() == 0) clear<Accumulator<T>>(sums);  // else the kernels write all of them
       call.interrupt = interrupt;
-      return run_backward(tape, call);
+      if (!run_backward(tape, call)) return false;
+      round_sums<T>(sums, b.gradients);
+      return true;
     });
+    if (number_of_states() > 1) round_state<T>(dc0, b.gradients[kStates + 1]);
   }
 
+  // Where the sums of the weights' gradients go: into the gradients themselves, or where those are narrow into memory
+  // of their own.
+  template <class T>
+  std::vector<TensorView> sums_for(const std::vector<TensorView>& gradients, std::vector<Buffer>& memory) const {
+    std::vector<TensorView> sums = gradients;
+    for (std::size_t i = first_weight(); kNarrow<T> && i < sums.size(); ++i)
+      if (sums[i].data) sums[i].data = reinterpret_cast<char*>(take_wide<T>(sums[i], memory.emplace_back()));
+    return sums;
+  }
+  template <class T>
+  void round_sums(const std::vector<TensorView>& sums, const std::vector<TensorView>& gradients) const {
+    for (std::size_t i = first_weight(); kNarrow<T> && i < sums.size(); ++i)
+      if (sums[i].data) round<T>(data<Accumulator<T>>(sums[i]), gradients[i]);
+  }
   template <class Real>
   void clear(const std::vector<TensorView>& gradients) const {
     for (std::size_t i = first_weight(); i < gradients.size(); ++i)
@@ -353,7 +418,7 @@ class RawRecurrent {
     config.directions = bidirectional ? 2 : 1;
     config.bias = bias;
     made.traits = cells[static_cast<std::size_t>(config.cell)];
-    made.bits = dtype == "float32" ? 32 : 64;
+    made.bits = dtype == "bfloat16" ? 16 : dtype == "float32" ? 32 : 64;
     made.tensors = std::move(tensors);
     made.parameters = parameters_of(made.traits, config);
     layers_ = std::make_shared<const RawLayers>(std::move(made));

@@ -20,7 +20,7 @@ struct DlTensor {
   std::uint64_t byte_offset;
 };
 constexpr std::int32_t kDlCpu = 1;
-constexpr std::uint8_t kDlFloat = 2;
+constexpr std::uint8_t kDlFloat = 2, kDlBfloat = 4;
 
 struct DlExchange {
   std::uint32_t major, minor;
@@ -95,7 +95,8 @@ bool Tensors::look(py::handle tensor, TensorView& view) const {
   if (found.ndim > TensorView::kMaxDims) return false;
   view.data = static_cast<char*>(found.data) + found.byte_offset;
   view.dims = found.ndim;
-  view.bits = found.device_type == kDlCpu && found.code == kDlFloat && found.lanes == 1 ? found.bits : 0;
+  const bool known = found.bits == 16 ? found.code == kDlBfloat : found.code == kDlFloat;
+  view.bits = found.device_type == kDlCpu && known && found.lanes == 1 ? found.bits : 0;
   std::copy_n(found.shape, found.ndim, view.shape.begin());
   std::copy_n(found.strides, found.ndim, view.strides.begin());
   return true;
@@ -111,7 +112,7 @@ bool Tensors::look_by_attribute(py::handle tensor, TensorView& view) const {
   view.data = reinterpret_cast<char*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
   view.dims = static_cast<int>(shape.size());
   const std::string dtype = py::str(tensor.attr("dtype"));
-  const int bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : 0;
+  const int bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : dtype == "torch.bfloat16" ? 16 : 0;
   view.bits = tensor.attr("is_cpu").cast<bool>() ? bits : 0;
   return true;
 }

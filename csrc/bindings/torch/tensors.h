@@ -16,7 +16,7 @@ struct TensorView {
   static constexpr int kMaxDims = 3;
   char* data = nullptr;  // null: no tensor, or no elements
   int dims = 0;
-  int bits = 0;  // of an element, a float in the CPU's memory; 0: something else
+  int bits = 0;  // of an element, a float in the CPU's memory, of 16 bits bfloat16; 0: something else
   std::array<Index, kMaxDims> shape{}, strides{};
 
   bool has_shape(const Shape& wanted) const;

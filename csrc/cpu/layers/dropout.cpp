@@ -3,8 +3,8 @@
 namespace fusedrnn {
 
 template <class T>
-void apply_dropout(const DropoutKey& key, Sequence<const T> from, Sequence<T> to, Index first, Index last,
-                   Index rows, Index width) {
+void apply_dropout(const DropoutKey& key, Sequence<const T> from, Sequence<T> to, Index first, Index last, Index rows,
+                   Index width) {
   if (rows == 0) return;  // rather than count the steps of nothing
   const std::uint64_t stream = DropoutHash::stream(key.seed, key.call, key.layer);
   const std::uint64_t threshold = DropoutHash::threshold(key.probability);
@@ -23,6 +23,7 @@ void apply_dropout(const DropoutKey& key, Sequence<const T> from, Sequence<T> to
 
 template void apply_dropout(const DropoutKey&, Sequence<const float>, Sequence<float>, Index, Index, Index, Index);
 template void apply_dropout(const DropoutKey&, Sequence<const double>, Sequence<double>, Index, Index, Index, Index);
-template void apply_dropout(const DropoutKey&, Sequence<const Bfloat16>, Sequence<Bfloat16>, Index, Index, Index, Index);
+template void apply_dropout(const DropoutKey&, Sequence<const Bfloat16>, Sequence<Bfloat16>, Index, Index, Index,
+                            Index);
 
 }  // namespace fusedrnn

@@ -12,7 +12,7 @@ struct DropoutKey {
 
 // to(t, b, unit) = from(t, b, unit) * mask(t, b, unit) / (1 - p) for the steps [first, last); may be in place.
 template <class T>
-void apply_dropout(const DropoutKey& key, Sequence<const T> from, Sequence<T> to, Index first, Index last,
-                   Index rows, Index width);
+void apply_dropout(const DropoutKey& key, Sequence<const T> from, Sequence<T> to, Index first, Index last, Index rows,
+                   Index width);
 
 }  // namespace fusedrnn

@@ -15,6 +15,13 @@ constexpr double kBytesOfACycle = 4;
 
 bool holds(const Window& window, int slot) { return slot >= window.first && slot < window.first + window.count; }
 
+// Whether h feeds a slot.
+bool holds_recurrent(const CellTraits& traits, int slot) {
+  bool found = false;
+  for (int phase = 0; phase < traits.phases; ++phase) found |= holds(traits.recurrent[phase], slot);
+  return found;
+}
+
 // Rows of one gate of a weight matrix from the blocks of one slot, `slots` of which a unit block has.
 template <class T>
 void unpack_gate(const Accumulator<T>* packed, Index slots, Index slot, Index inner, Index hidden, T* weight) {
@@ -28,6 +35,22 @@ template <class T>
 void unpack_window(const Accumulator<T>* packed, const Window& window, Index inner, Index hidden, T* weight) {
   for (int slot = 0; slot < window.count; ++slot)
     unpack_gate(packed, window.count, slot, inner, hidden, weight + window.gate[slot] * hidden * inner);
+}
+
+// The two of T whose sum a packed bias is. It is one of two numbers of T, so what rounding it to T takes away is a
+// number of T as well; where T is its own accumulator that is 0.
+template <class T>
+void split_sum(Accumulator<T> sum, T& first, T& second) {
+  first = narrow<T>(sum);
+  const Accumulator<T> rest = sum - widen(first);
+  second = narrow<T>(rest - rest == 0 ? rest : 0);  // of an infinite sum there is no rest
+}
+
+// Such pairs from one slot's row.
+template <class T>
+void unpack_sums(const Accumulator<T>* packed, Index count, Index row, Index hidden, T* first, T* second) {
+  for (Index unit = 0; unit < hidden; ++unit)
+    split_sum(packed[(unit / kBlock * count + row) * kBlock + unit % kBlock], first[unit], second[unit]);
 }
 
 // One slot's row of `count` (biases, the per-unit parameter) in blocks of units.
@@ -46,17 +69,17 @@ void unpack_direction(const CellTraits& traits, const PackedWeights<const Accumu
     const Window& window = traits.recurrent[phase];
     unpack_window(recurrent, window, hidden_size, hidden_size, to.weight_hh);
     recurrent += blocks_of(hidden_size) * window.count * hidden_size * kBlock;
-    for (int i = 0; to.bias_hh && i < window.count; ++i) {
-      T* bias = to.bias_hh + window.gate[i] * hidden_size;
-      if (holds(traits.input, window.first + i))
-        std::fill_n(bias, hidden_size, T{});
-      else
-        unpack_row(packed.bias, traits.slots, window.first + i, hidden_size, bias);
-    }
+    for (int i = 0; to.bias_hh && i < window.count; ++i)
+      if (!holds(traits.input, window.first + i))
+        unpack_row(packed.bias, traits.slots, window.first + i, hidden_size, to.bias_hh + window.gate[i] * hidden_size);
   }
-  for (int i = 0; to.bias_ih && i < traits.input.count; ++i)
-    unpack_row(packed.bias, traits.slots, traits.input.first + i, hidden_size,
-               to.bias_ih + traits.input.gate[i] * hidden_size);
+  for (int i = 0; to.bias_ih && i < traits.input.count; ++i) {
+    const Index gate = traits.input.gate[i] * hidden_size;
+    if (holds_recurrent(traits, traits.input.first + i))
+      unpack_sums(packed.bias, traits.slots, traits.input.first + i, hidden_size, to.bias_ih + gate, to.bias_hh + gate);
+    else
+      unpack_row(packed.bias, traits.slots, traits.input.first + i, hidden_size, to.bias_ih + gate);
+  }
   for (int row = 0; row < traits.per_unit.rows; ++row)
     unpack_row(packed.per_unit, traits.per_unit.rows, row, hidden_size, to.per_unit + row * hidden_size);
 }

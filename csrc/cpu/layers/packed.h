@@ -31,7 +31,8 @@ class PackedNet {
   }
   std::size_t bytes() const { return memory_.bytes(); }
 
-  // Parameters that pack to the same: where two biases were added up, the sum stands in the first of them.
+  // Parameters that pack to the same: where two biases were added up, two of the same sum, the second of them 0 unless
+  // T is narrow.
   void unpack(const RecurrentConfig& config, const std::vector<ParameterArrays<T>>& to) const;
 
  private:

@@ -200,15 +200,14 @@ void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<T>
 }
 
 template <class T>
-void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<T>& a,
-               typename Tape<T>::Direction& tape, Index packed_rows) {
+void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<T>& a, typename Tape<T>::Direction& tape,
+               Index packed_rows) {
   using A = Accumulator<T>;
   const Index hidden = padded(a.hidden_size);
   keep_state(a.h0, a.schedule.rows, a.hidden_size, tape.initial[0]);
   keep_state(a.c0, a.schedule.rows, a.hidden_size, tape.initial[1]);
   if (recompute > 0) {
-    if (traits.states == 2)
-      tape.cells = buffer_of<A>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
+    if (traits.states == 2) tape.cells = buffer_of<A>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
     return lay_out_segments(recompute, tape.cells, a);
   }
   if (!tape.gates.data()) tape.gates = buffer_of<A>(packed_rows * hidden * traits.slots);
@@ -241,8 +240,8 @@ Sequence<const T> read_only(const Sequence<T>& sequence) {
 
 template <class T>
 ForwardArguments<T> forward_arguments(const CellTraits& traits, const RecurrentConfig& config,
-                                         const ForwardCall<T>& call, int layer, int direction,
-                                         Sequence<const T> x, Sequence<T> y, bool training) {
+                                      const ForwardCall<T>& call, int layer, int direction, Sequence<const T> x,
+                                      Sequence<T> y, bool training) {
   using A = Accumulator<T>;
   const int index = layer * config.directions + direction;
   ForwardArguments<T> a = {};
@@ -289,9 +288,8 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<T>& call, in
     return true;
   }
   return run_layer(
-      config, layer_step_cost<T>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts,
-      call.threads, call.interrupt,
-      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
+      config, layer_step_cost<T>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts, call.threads,
+      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
       [&](int thread, int threads) {
         clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
         for (const ForwardArguments<T>& direction : arguments) repeat_states(direction, thread, threads);
@@ -367,9 +365,9 @@ struct BackwardWorkspace {
 };
 
 template <class T>
-BackwardArguments<T> backward_arguments(const CellTraits& traits, const Tape<T>& tape,
-                                           const BackwardCall<T>& call, int layer, int direction,
-                                           Sequence<const T> x, Sequence<const T> y, Sequence<const T> dy) {
+BackwardArguments<T> backward_arguments(const CellTraits& traits, const Tape<T>& tape, const BackwardCall<T>& call,
+                                        int layer, int direction, Sequence<const T> x, Sequence<const T> y,
+                                        Sequence<const T> dy) {
   const RecurrentConfig& config = tape.config;
   const int index = layer * config.directions + direction;
   const typename Tape<T>::Direction& kept = tape.directions[index];
@@ -419,8 +417,7 @@ void attach_norms(const CellTraits& traits, const Tape<T>& tape, const BackwardC
 
 // dx += the reverse direction's, for this thread's part of the steps.
 template <class T>
-void add_sequence(const ForwardCall<T>& call, Sequence<const T> from, Sequence<T> to, Range steps,
-                  Index width) {
+void add_sequence(const ForwardCall<T>& call, Sequence<const T> from, Sequence<T> to, Range steps, Index width) {
   if (call.rows == 0) return;  // rather than count the steps of nothing
   const Index* starts = call.lists->starts();
   for (Index t = steps.first; t < steps.last; ++t)
@@ -470,8 +467,8 @@ bool backward_layer(const Tape<T>& tape, const BackwardCall<T>& call, int layer,
 }
 
 template <class T>
-Sequence<const T> dropped(const RecurrentConfig& config, const ForwardCall<T>& call, int layer,
-                             Sequence<const T> y, Buffer& buffer) {
+Sequence<const T> dropped(const RecurrentConfig& config, const ForwardCall<T>& call, int layer, Sequence<const T> y,
+                          Buffer& buffer) {
   if (config.dropout == 0) return y;
   buffer = buffer_of<T>(sequence_rows(call) * config.width());
   const Sequence<T> to = time_major(call, buffer.as<T>(), config.width());
@@ -588,9 +585,9 @@ bool run_backward(const Tape<T>& tape, const BackwardCall<T>& call) {
   return true;
 }
 
-#define FUSEDRNN_INSTANTIATE(T)                                                      \
-  template struct Tape<T>;                                                           \
-  template void borrow_tape(const ForwardCall<T>&, Accumulator<T>*, Tape<T>&);       \
+#define FUSEDRNN_INSTANTIATE(T)                                                       \
+  template struct Tape<T>;                                                            \
+  template void borrow_tape(const ForwardCall<T>&, Accumulator<T>*, Tape<T>&);        \
   template bool run_forward(const RecurrentConfig&, const ForwardCall<T>&, Tape<T>*); \
   template bool run_backward(const Tape<T>&, const BackwardCall<T>&);
 FUSEDRNN_INSTANTIATE(float)

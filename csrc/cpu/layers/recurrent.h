@@ -26,9 +26,9 @@ struct StateArray {
 template <class T>
 struct ForwardCall {
   Index steps = 0, rows = 0;
-  std::vector<Weights<T>> weights;                 // layers * directions
+  std::vector<Weights<T>> weights;                              // layers * directions
   const PackedWeights<const Accumulator<T>>* packed = nullptr;  // inference: as many, in place of weights
-  bool reversed = false;                              // with them, a single step: in the reverse order of memory
+  bool reversed = false;  // with them, a single step: in the reverse order of memory
   Sequence<const T> x;
   Sequence<T> y;
   States<StateArray<const void>> initial;
@@ -36,7 +36,7 @@ struct ForwardCall {
   std::shared_ptr<const RowLists> lists;
   std::uint64_t call = 0;  // which forward call of the layer this is: dropout's counter
   Index recompute = 0;     // training: keep states every so many steps only; 0: keep all
-  LateInput<T> late;    // of a net of one layer and direction, with every step kept
+  LateInput<T> late;       // of a net of one layer and direction, with every step kept
   int threads = 1;         // most that may work on it
   Interrupt interrupt;
 };
@@ -62,7 +62,7 @@ struct BackwardCall {
   Sequence<T> dx;
   States<StateArray<void>> dinitial;
   std::vector<WeightGradients<Accumulator<T>>> gradients;  // layers * directions
-  bool accumulate = false;                       // add to them
+  bool accumulate = false;                                 // add to them
   // (T, B) of direction 0 of layer 0, others following at T * B each: 2-norms of each state's gradient, unless null.
   States<Sequence<T>> norms;
   LateInput<T> late;  // where the forward call had one

@@ -55,7 +55,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<T>& call) 
   using A = Accumulator<T>;
   const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
   const Workspace<T> workspace(kernels.traits, config.hidden_size, call.rows,
-                                  config.layers > 1 ? call.rows * config.width() : 0);
+                               config.layers > 1 ? call.rows * config.width() : 0);
   std::vector<StepArguments<T>> steps;
   steps.reserve(static_cast<std::size_t>(config.layers * config.directions));
   StateRows<const T> x = {call.x.data, call.x.row};
@@ -92,8 +92,7 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<T>& call) 
 }
 
 template <class T>
-void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<T>>& directions,
-                       int threads) {
+void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<T>>& directions, int threads) {
   const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
   const Index rows = directions[0].schedule.rows;
   const Workspace<T> workspace(kernels.traits, config.hidden_size, rows, 0);

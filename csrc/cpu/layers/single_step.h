@@ -15,7 +15,6 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<T>& call);
 
 // The same of one layer in training, whose directions have one step of every row and keep its gates.
 template <class T>
-void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<T>>& directions,
-                       int threads);
+void train_single_step(const RecurrentConfig& config, const std::vector<ForwardArguments<T>>& directions, int threads);
 
 }  // namespace fusedrnn

@@ -7,9 +7,10 @@
 
 namespace fusedrnn {
 
-LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, const char* out, const char* in) {
+LinearInputs check_linear(py::handle x, py::handle weight, py::handle bias, const char* out, const char* in,
+                          bool or_bfloat16) {
   LinearInputs inputs;
-  inputs.x = require_floats(x, "x");
+  inputs.x = require_floats(x, "x", or_bfloat16);
   if (inputs.x.ndim() < 1) throw py::value_error(std::string("x must have shape (..., ") + in + "), not ()");
   const Index features = inputs.x.shape(static_cast<int>(inputs.x.ndim()) - 1);
   if (features < 1)

@@ -20,8 +20,7 @@ namespace {
 enum class Reduction { mean, sum, none };
 
 struct LinearCrossEntropyTape {
-  py::array x, weight;
-  std::optional<py::array> bias;
+  LinearInputs inputs;
   py::array_t<std::int64_t> targets;  // negative where ignored
   py::array normalizers;  // (2, rows): the largest logit, and the log of the sum of exponentials relative to it
   Reduction reduction;
@@ -45,7 +44,7 @@ py::array_t<std::int64_t> targets_of(py::handle object, const LinearCrossEntropy
   if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u')
     throw py::type_error("targets must be an array of integers, not of " + py::str(given.dtype()).cast<std::string>());
   require_shape(given, "targets", Shape(tape.outer.begin(), tape.outer.end()));
-  const Index classes = tape.weight.shape(0);
+  const Index classes = tape.inputs.weight.shape(0);
   const py::array_t<std::int64_t> wide(given.attr("astype")("int64"));
   py::array_t<std::int64_t> targets(given.size());
   const py::array_t<std::int64_t> flat(wide.attr("reshape")(-1));
@@ -61,44 +60,53 @@ py::array_t<std::int64_t> targets_of(py::handle object, const LinearCrossEntropy
   return targets;
 }
 
+// The dtype of losses, and of all sums.
+py::dtype sums_of(const LinearCrossEntropyTape& tape) { return accumulator_of(tape.inputs.x.dtype()); }
+
+// The inputs as the kernels read them.
+LinearInputs wide_inputs(const LinearCrossEntropyTape& tape) {
+  LinearInputs wide = {widened(tape.inputs.x), widened(tape.inputs.weight), std::nullopt};
+  if (tape.inputs.bias) wide.bias = widened(*tape.inputs.bias);
+  return wide;
+}
+
 LinearCrossEntropyTape check(py::handle x, py::handle weight, py::handle bias, py::handle targets,
                              const std::string& reduction, std::int64_t ignore_index) {
   LinearCrossEntropyTape tape;
   tape.reduction = reduction_of(reduction);
-  LinearInputs inputs = check_linear(x, weight, bias, "V", "H");
-  tape.x = std::move(inputs.x);
-  tape.weight = std::move(inputs.weight);
-  tape.bias = std::move(inputs.bias);
-  for (int axis = 0; axis + 1 < tape.x.ndim(); ++axis) tape.outer.push_back(tape.x.shape(axis));
+  tape.inputs = check_linear(x, weight, bias, "V", "H", true);
+  const py::array& features = tape.inputs.x;
+  for (int axis = 0; axis + 1 < features.ndim(); ++axis) tape.outer.push_back(features.shape(axis));
   tape.targets = targets_of(targets, tape, ignore_index);
   tape.counted = 0;
   for (Index n = 0; n < tape.targets.size(); ++n) tape.counted += tape.targets.data()[n] >= 0;
-  tape.normalizers = new_array(tape.x.dtype(), {2, static_cast<Index>(tape.targets.size())});
+  tape.normalizers = new_array(sums_of(tape), {2, static_cast<Index>(tape.targets.size())});
   return tape;
 }
 
 template <class Real>
-LinearCrossEntropyArguments<Real> arguments_of(const LinearCrossEntropyTape& tape) {
+LinearCrossEntropyArguments<Real> arguments_of(const LinearCrossEntropyTape& tape, const LinearInputs& inputs) {
   LinearCrossEntropyArguments<Real> a = {};
   a.rows = tape.targets.size();
-  a.in_features = tape.weight.shape(1);
-  a.out_features = tape.weight.shape(0);
-  a.x = data_of<Real>(tape.x);
-  a.weight = data_of<Real>(tape.weight);
-  a.bias = tape.bias ? data_of<Real>(*tape.bias) : nullptr;
+  a.in_features = inputs.weight.shape(1);
+  a.out_features = inputs.weight.shape(0);
+  a.x = data_of<Real>(inputs.x);
+  a.weight = data_of<Real>(inputs.weight);
+  a.bias = inputs.bias ? data_of<Real>(*inputs.bias) : nullptr;
   a.targets = tape.targets.data();
   a.maximum = const_cast<Real*>(data_of<Real>(tape.normalizers));
   a.log_sum = a.maximum + a.rows;
   return a;
 }
 
-// A number as a NumPy scalar of the arrays' dtype.
-py::object scalar(const py::array& like, double value) { return like.dtype().attr("type")(value); }
+// A number as a NumPy scalar.
+py::object scalar(const py::dtype& dtype, double value) { return dtype.attr("type")(value); }
 
 template <class Real>
 py::object forward_as(const LinearCrossEntropyTape& tape) {
-  py::array losses = new_array(tape.x.dtype(), tape.outer);
-  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  py::array losses = new_array(sums_of(tape), tape.outer);
+  const LinearInputs inputs = wide_inputs(tape);
+  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape, inputs);
   a.losses = mutable_data_of<Real>(losses);
   run_without_gil([&](const Interrupt& interrupt) {
     return run_linear_forward(a, operations<Real>().linear_cross_entropy, interrupt);
@@ -106,15 +114,15 @@ py::object forward_as(const LinearCrossEntropyTape& tape) {
   if (tape.reduction == Reduction::none) return py::object(std::move(losses));
   double sum = 0;
   for (Index n = 0; n < a.rows; ++n) sum += static_cast<double>(a.losses[n]);
-  return scalar(tape.x, tape.reduction == Reduction::sum ? sum
-                        : tape.counted                   ? sum / static_cast<double>(tape.counted)
-                                                         : std::numeric_limits<double>::quiet_NaN());
+  return scalar(sums_of(tape), tape.reduction == Reduction::sum ? sum
+                               : tape.counted                   ? sum / static_cast<double>(tape.counted)
+                                                                : std::numeric_limits<double>::quiet_NaN());
 }
 
 py::tuple forward(py::handle x, py::handle weight, py::handle bias, py::handle targets, const std::string& reduction,
                   std::int64_t ignore_index) {
   auto tape = std::make_unique<LinearCrossEntropyTape>(check(x, weight, bias, targets, reduction, ignore_index));
-  py::object loss = tape->x.itemsize() == 4 ? forward_as<float>(*tape) : forward_as<double>(*tape);
+  py::object loss = sums_of(*tape).itemsize() == 4 ? forward_as<float>(*tape) : forward_as<double>(*tape);
   return py::make_tuple(std::move(loss), std::move(tape));
 }
 
@@ -141,11 +149,11 @@ double number_of(py::handle object, const std::string& name, const std::string& 
 template <class Real>
 py::array scales_of(const LinearCrossEntropyTape& tape, py::handle dloss) {
   const Index rows = tape.targets.size();
-  py::array scales = new_array(tape.x.dtype(), {rows});
+  py::array scales = new_array(sums_of(tape), {rows});
   Real* scale = mutable_data_of<Real>(scales);
   const bool each = tape.reduction == Reduction::none;
   if (each && py::isinstance<py::array>(dloss) && py::reinterpret_borrow<py::array>(dloss).ndim() > 0) {
-    const py::array values = require_array(dloss, "dloss", tape.x.dtype(), Use::input);
+    const py::array values = require_array(dloss, "dloss", sums_of(tape), Use::input);
     require_shape(values, "dloss", Shape(tape.outer.begin(), tape.outer.end()));
     require_contiguous(values, "dloss");
     std::copy_n(data_of<Real>(values), rows, scale);
@@ -160,26 +168,27 @@ py::array scales_of(const LinearCrossEntropyTape& tape, py::handle dloss) {
 template <class Real>
 py::tuple backward_as(const LinearCrossEntropyTape& tape, py::handle dloss) {
   const py::array scales = scales_of<Real>(tape, dloss);
-  std::vector<Index> shape = tape.outer;
-  shape.push_back(tape.weight.shape(1));
-  const Index classes = tape.weight.shape(0);
+  const LinearInputs inputs = wide_inputs(tape);
+  const Index classes = inputs.weight.shape(0), features = inputs.weight.shape(1);
   const bool any = tape.targets.size() > 0;
-  py::array dx = new_array(tape.x.dtype(), shape);
-  py::array dweight = new_gradient(tape.x.dtype(), {classes, static_cast<Index>(tape.weight.shape(1))}, any);
-  py::array dbias = new_gradient(tape.x.dtype(), {classes}, any);
-  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape);
+  const py::dtype sums = sums_of(tape), dtype = tape.inputs.x.dtype();
+  py::array dx = new_array(sums, shape_with(inputs.x, features));
+  py::array dweight = new_gradient(sums, {classes, features}, any);
+  py::array dbias = new_gradient(sums, {classes}, any);
+  LinearCrossEntropyArguments<Real> a = arguments_of<Real>(tape, inputs);
   a.scale = data_of<Real>(scales);
   a.dx = mutable_data_of<Real>(dx);
   a.dweight = mutable_data_of<Real>(dweight);
-  a.dbias = tape.bias ? mutable_data_of<Real>(dbias) : nullptr;
+  a.dbias = inputs.bias ? mutable_data_of<Real>(dbias) : nullptr;
   run_without_gil([&](const Interrupt& interrupt) {
     return run_linear_backward(a, operations<Real>().linear_cross_entropy, interrupt);
   });
-  return py::make_tuple(dx, dweight, tape.bias ? py::object(dbias) : py::none());
+  return py::make_tuple(rounded(dx, dtype), rounded(dweight, dtype),
+                        inputs.bias ? py::object(rounded(dbias, dtype)) : py::none());
 }
 
 py::tuple backward(const LinearCrossEntropyTape& tape, py::handle dloss) {
-  return tape.x.itemsize() == 4 ? backward_as<float>(tape, dloss) : backward_as<double>(tape, dloss);
+  return sums_of(tape).itemsize() == 4 ? backward_as<float>(tape, dloss) : backward_as<double>(tape, dloss);
 }
 
 }  // namespace

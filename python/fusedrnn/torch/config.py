@@ -39,12 +39,12 @@ class Config:
     def engines(self) -> dict[torch.dtype, _core.RawRecurrent]:
         """The compiled object for each dtype."""
         sizes = (self.cell, self.input_size, self.hidden_size, self.layers, self.bidirectional, self.bias)
-        names = {torch.float32: "float32", torch.float64: "float64"}
+        names = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
         return {dtype: _core.RawRecurrent(*sizes, name, TENSORS) for dtype, name in names.items()}
 
     @functools.cached_property
     def tape_row(self) -> int:
-        """Elements of the tape for each row of a sequence."""
+        """Elements of the tape for each row of a sequence, each of the type of sums."""
         return self.engines[torch.float32].tape_row
 
     @functools.cached_property

@@ -58,7 +58,9 @@ def tape_form(call: Call, x: Tensor) -> tuple[Any, torch.dtype]:
     """Size and dtype of the tape for inputs like x."""
     if call.on_device:
         return device.tape_bytes(call, x), torch.uint8
-    return call.config.tape_row * (x.shape[0] if call.form == "packed" else call.steps * call.rows), x.dtype
+    rows = x.shape[0] if call.form == "packed" else call.steps * call.rows
+    # A tape is float32 where tensors are bfloat16, and lies in elements of theirs.
+    return call.config.tape_row * rows * (2 if x.dtype is torch.bfloat16 else 1), x.dtype
 
 
 class Layers(torch.autograd.Function):

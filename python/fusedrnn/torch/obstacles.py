@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.torch import device
 from fusedrnn.torch.call import Call
 
-_FLOATS = (torch.float32, torch.float64)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 _PLAIN = (Tensor, Parameter)
 
 
@@ -71,7 +71,9 @@ def place_obstacle(tensor: Tensor) -> str | None:
         return None if tensor.dtype in device.DTYPES else f"the engine does not compute in {tensor.dtype}"
     if tensor.device.type != "cpu":
         return f"tensors on {tensor.device.type} are torch's: the engine is one for the CPU and for CUDA"
-    return None if tensor.dtype in _FLOATS else f"the engine computes in float32 and float64, not in {tensor.dtype}"
+    if tensor.dtype in _FLOATS:
+        return None
+    return f"the engine computes in float32, float64 and bfloat16, not in {tensor.dtype}"
 
 
 def call_obstacle(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Any]) -> str | None:
