@@ -15,9 +15,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         try:
             import ml_dtypes
         except ImportError as error:
-            raise ValueError(
-                "dtype 'bfloat16' needs ml_dtypes, which pip install 'fusedrnn[bfloat16]' brings"
-            ) from error
+            raise ValueError("dtype 'bfloat16' needs ml_dtypes: pip install 'fusedrnn[bfloat16]'") from error
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     dtype: np.dtype[Any] = np.dtype(name)

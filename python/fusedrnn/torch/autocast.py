@@ -21,9 +21,9 @@ def under_autocast(
 ) -> tuple[Tensor, State, torch.dtype | None, torch.dtype | None, str | None]:
     """Under autocast: an input and states as the engine takes them, a dtype for weights, one for outputs, any obstacle.
 
-    None for a dtype that does not change. Autocast leaves float64 alone. Where torch would compute in bfloat16 on the
-    CPU, the engine computes in float32, and rounds what torch returns rounded. On a device it computes in autocast's
-    dtype, torch's own layers in float16.
+    None for a dtype that does not change. Autocast leaves float64 alone. Elsewhere layers are computed in autocast's
+    dtype, and what torch returns in float32 is widened. A cell of the CPU is computed in float32, and what torch returns
+    rounded is rounded: casting all weights at every step takes longer than the products of a few rows.
     """
     on_device = device.kind.holds(x)
     kind = "cuda" if on_device else "cpu"
@@ -37,8 +37,10 @@ def under_autocast(
             return x, states, None, None, f"autocast to {low} of {name} of {t.dtype}"
     if on_device:
         return x.to(low), tuple(s.to(low) for s in states), low, None, None
-    narrow = low if module._autocast_narrows or (x, *states)[-1].dtype == low else None
-    return x.float(), tuple(s.float() for s in states), None, narrow, None
+    narrows = module._autocast_narrows or (x, *states)[-1].dtype == low
+    if module._is_cell:
+        return x.float(), tuple(s.float() for s in states), None, low if narrows else None, None
+    return x.to(low), tuple(s.to(low) for s in states), low, None if narrows else torch.float32, None
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def has_amx() -> bool:
 
 
 def torch_is_faster_under_autocast(call: Call, x: Tensor) -> bool:
-    """Whether torch's own bfloat16, on matrix units, outruns float32 on the engine.
+    """Whether torch's own bfloat16, on matrix units, outruns the engine's.
 
     The bounds are on rows times units squared. torch has a fused layer for the LSTM alone, and this gains less in
     training.

@@ -131,21 +131,21 @@ def bind_or_ask(call: Call, x: Tensor, states: State, weights: Sequence[Any]) ->
 
 
 class Prepared(NamedTuple):
-    """How a call runs, on which input, states and weights, and the dtype to round its outputs to."""
+    """How a call runs, on which input, states and weights, and the dtype to bring its outputs to."""
 
     how: Run
     x: Tensor
     states: State
     weights: Sequence[Any]
-    narrow: torch.dtype | None
+    outputs: torch.dtype | None
 
 
 def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, standard: bool) -> Prepared | str:
     """How a call that fits together runs, or why torch's own forward has to run it; it can run `standard` calls."""
     reason = module._static_obstacle() or mode_obstacle() or odd
-    given, low, narrow = (x, states), None, None
+    given, low, outputs = (x, states), None, None
     if torch._C._is_any_autocast_enabled():
-        x, states, low, narrow, found = under_autocast(module, x, states)
+        x, states, low, outputs, found = under_autocast(module, x, states)
         reason = reason or found
         if standard and reason is None and torch_is_faster_under_autocast(call, x):
             return ""
@@ -161,13 +161,13 @@ def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
         weights = weights if low is None else weights_under_autocast(weights, low)
         reason = bind_or_ask(call, x, states, weights)
     if reason is None:
-        call.keeper = module if not computed and may_keep(module) else None
-        return Prepared(run, x, states, weights, narrow)
+        call.keeper = module if not computed and low is None and may_keep(module) else None
+        return Prepared(run, x, states, weights, outputs)
     if standard and not computed:
         return reason
     warn_once(module, reason, "torch's own operations" if standard else "step by step in torch's operations")
     if not standard:
-        return Prepared(through_torch, x, states, weights, narrow)
+        return Prepared(through_torch, x, states, weights, outputs)
     if not module._is_cell:
         module._flat_weights = list(weights)  # check_input reads it, and torch's own forward leaves it there
         module.check_input(given[0], call.batch_sizes)
@@ -205,11 +205,11 @@ def module_forward(
         found = own(input, hx)  # any error of torch's own comes before the warning
         warn_once(module, prepared or "")
         return found
-    how, x, states, weights, narrow = prepared
+    how, x, states, weights, outputs = prepared
     dropout = module.dropout if module.training and not module._is_cell else 0.0
     y, states = run_layers(how, call, x, states, weights, dropout)
-    if narrow is not None:
-        y, states = y.to(narrow), tuple(s.to(narrow) for s in states)
+    if outputs is not None:
+        y, states = y.to(outputs), tuple(s.to(outputs) for s in states)
     return unfit_cell(module, input, states) if module._is_cell else unfit_layer(module, input, y, states)
 
 
