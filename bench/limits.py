@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.cases import Case
+from bench.cases import SUMS, Case
 
 BOUND_FROM = 256
 """Smallest hidden size at which reading the weights is said to bind at batch 1; below it, latency does."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +109,49 @@ def test_gradients_to_add_to(name: str, how: str) -> None:
     grads.parameters[name] = spoil(grads.parameters[name])
     with pytest.raises(error, match=name):
         layer.backward(tape, grads=grads)
+
+
+@pytest.mark.parametrize("how", [how for how in SPOILED if how != "byte order"])  # ml_dtypes has one
+@pytest.mark.parametrize("name", ["x", "state[0]", "state[1]", "out", "dy", "dstate[0]", "dstate[1]", "weight_hh_l1"])
+def test_arrays_of_a_bfloat16_layer(name: str, how: str) -> None:
+    layer = make_lstm(dtype="bfloat16")
+    spoil, error = SPOILED[how]
+    base, half = name[:-3] if name.endswith("]") else name, int(name[-2]) if name.endswith("]") else None
+    state = (zeros(4, B, H, dtype="bfloat16"), zeros(4, B, H))
+    arguments: dict[str, Any] = {"x": zeros(T, B, F, dtype="bfloat16"), "state": state, "dstate": state}
+    arguments |= {"out": zeros(T, B, 2 * H, dtype="bfloat16"), "dy": zeros(T, B, 2 * H, dtype="bfloat16")}
+    tape = layer.forward(arguments["x"])[2]
+    if half is not None:
+        arguments[base] = tuple(spoil(part) if k == half else part for k, part in enumerate(state))
+    elif base == "weight_hh_l1":
+        layer.parameters[base] = spoil(layer.parameters[base])
+    else:
+        arguments[base] = spoil(arguments[base])
+    with pytest.raises(error, match=re.escape(name)):
+        if base in ("dy", "dstate"):
+            layer.backward(tape, arguments["dy"], arguments["dstate"])
+        else:
+            layer(arguments["x"], arguments["state"], out=arguments["out"])
+
+
+@pytest.mark.parametrize("kind", [fr.LSTM, fr.LSTMCell])
+def test_c_of_bfloat16_is_float32(kind: Any) -> None:
+    layer, narrow, wide = kind(F, H, dtype="bfloat16"), *(zeros(1, B, H, dtype=d) for d in ("bfloat16", "float32"))
+    x = zeros(1, B, F, dtype="bfloat16")
+    if kind is fr.LSTMCell:
+        x, narrow, wide = x[0], narrow[0], wide[0]
+    for state, message in (
+        ((narrow, narrow), r"state\[1\] must be an array of float32, not of bfloat16; pass .*astype\(np.float32\)$"),
+        (
+            (wide, wide),
+            r"state\[0\] must be an array of bfloat16, not of float32; pass .*astype\(.bfloat16.\), or make",
+        ),
+        ((narrow, wide.astype(np.float64)), r"state\[1\] must be an array of float32, not of float64"),
+    ):
+        for call in (layer, layer.forward):
+            with pytest.raises(TypeError, match=message):
+                call(x, state)
+    layer(x, (narrow, wide))
 
 
 def test_a_missing_or_unknown_parameter_is_named() -> None:
@@ -488,6 +533,8 @@ FUNCTION_ERRORS: list[tuple[Callable[[], Any], str, Any]] = [
     (lambda: fr.LSTM(F, H).load_parameters({}), "mapping", ValueError),
     (lambda: fr.LSTM(F, H).to(device="cuda"), "device", ValueError),
     (lambda: fr.LSTM(F, H).to(dtype="float16"), "dtype", ValueError),
+    (lambda: fr.AttentionDecoder(F, H, 3, 4, dtype="bfloat16"), "dtype", ValueError),
+    (lambda: fr.AttentionDecoder(F, H, 3, 4).to(dtype="bfloat16"), "dtype", ValueError),
 ]
 
 
@@ -500,6 +547,19 @@ def test_other_functions(call: Callable[[], Any], name: str, error: Any) -> None
 @pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("f8"), float, "f4", "<f8", "double"])
 def test_dtypes_that_mean_float(dtype: Any) -> None:
     assert fr.GRU(F, H, dtype=dtype).dtype == np.dtype(dtype)
+
+
+def test_bfloat16_by_name_type_and_dtype() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    for dtype in ("bfloat16", bfloat16, np.dtype(bfloat16)):
+        layer = fr.GRU(F, H, dtype=dtype)
+        assert layer.dtype == bfloat16 and repr(layer) == "GRU(2, 5, dtype='bfloat16', reset_after=True)"
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ValueError, match=r"dtype 'bfloat16' needs ml_dtypes: pip install 'fusedrnn\[bfloat16\]'"):
+        fr.LSTM(F, H, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -107,8 +107,10 @@ def test_sixteen_bits_round_the_parameter_alone(
     optimizer = make(kind, there)
     optimizer.step(device.put(gradient))
     make(kind, wide).step({name: array.astype(np.float32) for name, array in gradient.items()})
+    make(kind, start).step(gradient)
     for name, array in device.get(there).items():
         assert array.dtype == narrow
+        assert_same(start[name], wide[name].astype(narrow))
         if device.real:  # whose float32 may round otherwise
             np.testing.assert_allclose(array.astype(float), wide[name], rtol=2.0**-7)
         else:

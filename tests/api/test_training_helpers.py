@@ -51,6 +51,19 @@ def test_clipping_in_every_form(form: str, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(array, before[name] * (0.5 / norm), rtol=4e-7)
 
 
+def test_clipping_in_bfloat16(rng: np.random.Generator) -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    grads = [rng.standard_normal(shape).astype(bfloat16) for shape in ((3, 5), (7,), (0,), (40, 60))]
+    before = [array.astype(np.float64) for array in grads]
+    norm = fr.clip_grad_norm(grads, 2.5)
+    assert norm == pytest.approx(norm_of(before), rel=1e-12)
+    for array, given in zip(grads, before, strict=True):
+        # The factor and the product are float32's, and rounded once: seldom to the other of two neighbours.
+        exact = given * (2.5 / norm)
+        assert array.dtype == bfloat16
+        np.testing.assert_allclose(array.astype(np.float64), exact, rtol=2.0**-8 * (1 + 2.0**-15), atol=0)
+
+
 def test_clipping_leaves_small_gradients_alone(rng: np.random.Generator) -> None:
     grads = some_gradients(rng)
     before = copied(grads.parameters)

@@ -17,8 +17,13 @@ CASES = [
     *small_cases(dtype="float32", ragged=True),
     *small_cases(dtype="float64", num_layers=2, directions=2, hidden_size=17, reset=True),
     *small_cases(dtype="float32", batch=13, hidden_size=64, directions=2, ragged=True, reset=True),
+    *small_cases(dtype="bfloat16", num_layers=2, directions=2, hidden_size=17, ragged=True),
 ]
-LARGE = small_cases(dtype="float32", time=40, batch=13, hidden_size=70, num_layers=2, directions=2, ragged=True)
+LARGE = [
+    case
+    for dtype in ("float32", "bfloat16")
+    for case in small_cases(dtype=dtype, time=40, batch=13, hidden_size=70, num_layers=2, directions=2, ragged=True)
+]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitwise import assert_same, threads
-from cases import CASES, EMPTY_CASES, Case, Inputs, make_inputs, make_layer, small_cases
+from cases import BFLOAT16_CASES, CASES, EMPTY_CASES, Case, Inputs, make_inputs, make_layer, small_cases
 
 import fusedrnn as fr
 
@@ -22,7 +22,7 @@ def step(layer: Any, inputs: Inputs, recompute: int | None) -> tuple[Any, Any, A
     return (y, state), grads, tape
 
 
-@pytest.mark.parametrize("case", [*CASES[::5], *EMPTY_CASES])
+@pytest.mark.parametrize("case", [*CASES[::5], *EMPTY_CASES, *BFLOAT16_CASES])
 def test_gradients_are_the_same_to_the_last_bit(case: Case, rng: np.random.Generator) -> None:
     layer = make_layer(case)
     inputs = make_inputs(case, rng)
@@ -41,8 +41,10 @@ def test_the_backward_pass_may_run_twice(case: Case, rng: np.random.Generator) -
     assert_same(layer.backward(tape, inputs.dy, inputs.dstate), once)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("case", small_cases(time=30, num_layers=3))
-def test_masks_of_dropout_are_drawn_again(case: Case, rng: np.random.Generator) -> None:
+def test_masks_of_dropout_are_drawn_again(case: Case, dtype: str, rng: np.random.Generator) -> None:
+    case = dataclasses.replace(case, dtype=dtype)
     inputs = make_inputs(case, rng)
     ours, theirs = (step(make_layer(case, dropout=0.5), inputs, k)[:2] for k in (4, None))
     assert_same(ours, theirs)

@@ -473,7 +473,7 @@ def test_autocast_of_states_in_other_dtypes_than_the_input(kind: Any, dtypes: An
     with torch.no_grad():
         exact = tensors_in(own(x.float(), tuple(s.float() for s in hx) if isinstance(hx, tuple) else hx.float()))
     for a, b in zip(found, exact, strict=True):
-        # A cell is computed in float32 and rounded once; a layer in bfloat16, and so an RNNCell, whose graph is torch's.
+        # A cell is computed in float32 and rounded once; a layer in bfloat16, and an RNNCell, whose graph is torch's.
         roundings = 1 if kind in (nn.LSTMCell, nn.GRUCell) else 16
         assert float((a.detach().float() - b).abs().max()) <= roundings * torch.finfo(torch.bfloat16).eps
     loss_of(found).backward()

@@ -21,9 +21,9 @@ def under_autocast(
 ) -> tuple[Tensor, State, torch.dtype | None, torch.dtype | None, str | None]:
     """Under autocast: an input and states as the engine takes them, a dtype for weights, one for outputs, any obstacle.
 
-    None for a dtype that does not change. Autocast leaves float64 alone. Elsewhere layers are computed in autocast's
-    dtype, and what torch returns in float32 is widened. A cell of the CPU is computed in float32, and what torch returns
-    rounded is rounded: casting all weights at every step takes longer than the products of a few rows.
+    None for a dtype that does not change. Autocast leaves float64 alone. The engine computes in autocast's dtype, and
+    on the CPU widens what torch returns in float32. But a cell of the CPU it computes in float32, and rounds what torch
+    returns rounded: casting all weights at every step takes longer than the products of a few rows.
     """
     on_device = device.kind.holds(x)
     kind = "cuda" if on_device else "cpu"
@@ -50,13 +50,15 @@ def has_amx() -> bool:
     return ask is not None and bool(ask())
 
 
-def torch_is_faster_under_autocast(call: Call, x: Tensor) -> bool:
-    """Whether torch's own bfloat16, on matrix units, outruns the engine's.
+def torch_is_faster(call: Call, x: Tensor) -> bool:
+    """Whether torch's own bfloat16, on matrix units, outruns the engine, which does not use them.
 
     The bounds are on rows times units squared. torch has a fused layer for the LSTM alone, and this gains less in
     training.
     """
-    if not has_amx() or x.dtype == torch.float64 or device.kind.holds(x) or not torch.is_autocast_enabled("cpu"):
+    if not has_amx() or x.dtype == torch.float64 or device.kind.holds(x):
+        return False
+    if x.dtype != torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
         return False
     bound = 1 << 24
     if call.config.cell == "lstm" and call.form != "step":

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusedrnn.torch import device
-from fusedrnn.torch.autocast import torch_is_faster_under_autocast, under_autocast, weights_under_autocast
+from fusedrnn.torch.autocast import torch_is_faster, under_autocast, weights_under_autocast
 from fusedrnn.torch.call import Call
 from fusedrnn.torch.engine import apply_layers, bind, bind_copies, infer
 from fusedrnn.torch.fitting import State, fit_cell, fit_layer, unfit_cell, unfit_layer
@@ -147,8 +147,8 @@ def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
     if torch._C._is_any_autocast_enabled():
         x, states, low, outputs, found = under_autocast(module, x, states)
         reason = reason or found
-        if standard and reason is None and torch_is_faster_under_autocast(call, x):
-            return ""
+    if standard and reason is None and torch_is_faster(call, x):
+        return ""
     weights = stored_weights(module, call.names)
     computed = weights is None
     if weights is None:

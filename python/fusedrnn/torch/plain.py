@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.torch import device
+from fusedrnn.torch.autocast import torch_is_faster
 from fusedrnn.torch.call import Call
 from fusedrnn.torch.config import config_of
 from fusedrnn.torch.dispatch import module_forward, run
@@ -48,7 +49,7 @@ def plain_call(module: Any, input: Any, hx: Any) -> Any:
     if states is None or weights is None or module._static_obstacle() or device.kind.holds(input):
         return None
     call = plain_cell(module, input) if module._is_cell else plain_layer(module, input)
-    if call is None:
+    if call is None or (input.dtype is torch.bfloat16 and torch_is_faster(call, input)):
         return None
     call.bound = bind(call, input, states or call.config.no_states, weights)
     if call.bound is None:
