@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import bench
 from bench import environment
-from bench.cases import CPU_CASES, CPU_TABLES, DRAWN_TABLES, GATES, NO_CELL, PLAIN, Case
+from bench.cases import CPU_CASES, CPU_TABLES, DRAWN_TABLES, DTYPE_TABLES, GATES, NO_CELL, PLAIN, Case, in_dtype
 from bench.options import file_path, one_of, pattern, positive_integer, positive_seconds, thread_count
 from bench.peers import PEERS, Peer
 
@@ -31,6 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_names("--tables", table, "the same, as an option")
     add_names("--cells", cell, f"only these cells: {', '.join(cells)}")
     add_names("--peers", peer, f"only these: {', '.join(PEERS)}; all that are installed")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64", "bfloat16"),
+        help=f"run the cases of {', '.join(DTYPE_TABLES)} in this dtype, and no others; each table's own",
+    )
     parser.add_argument("--filter", type=pattern, help="only cases whose name this regular expression finds")
     parser.add_argument("--quick", action="store_true", help="few cases of each table, 5 rounds, half a second a case")
     parser.add_argument("--list", action="store_true", help="print the names of the cases chosen and stop")
@@ -69,14 +74,14 @@ def choose_cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     tables = {*options.named, *(options.tables or [])} or set(CPU_TABLES)
     chosen = [
         case
-        for case in CPU_CASES
+        for case in (CPU_CASES if options.dtype is None else in_dtype(CPU_CASES, options.dtype))
         if case.table in tables
         and (options.cells is None or case.cell in options.cells)
         and (options.filter is None or options.filter.search(case.name))
         and (case.quick or not options.quick)
     ]
     if not chosen:
-        parser.error("no case is left: see --list without --cells, --filter and --quick")
+        parser.error("no case is left: see --list without --cells, --dtype, --filter and --quick")
     return chosen
 
 

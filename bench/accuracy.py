@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from bench.cases import Case
 from bench.limits import Limits
 from bench.peers import FUSEDRNN, TORCH, Outputs
-from bench.problem import Problem, make_problem
+from bench.problem import Array, Problem, make_problem
 from bench.runner import Figure, Figures, Row, Run
 
 MEASURES = ("rms", "largest")
@@ -19,7 +20,7 @@ Errors = dict[str, dict[str, tuple[float, float]]]
 
 
 def from_reference(problem: Problem) -> Outputs:
-    """The reference's results, in float64 from the same float32 arrays."""
+    """The reference's results, in float64 from the same arrays."""
     from fusedrnn import reference
 
     y, state, tape = reference.forward(problem.case.cell, problem.parameters, problem.x)
@@ -39,11 +40,23 @@ def quantities(y: object, state: object, dx: object, grads: Mapping[str, object]
     }
 
 
+def rounded(problem: Problem) -> Problem:
+    """A problem whose arrays, of whatever type, hold what the case's dtype holds."""
+    from fusedrnn.arrays.dtypes import numpy_dtype
+
+    def held(array: Array) -> Array:
+        return array.astype(numpy_dtype(problem.case.dtype)).astype(array.dtype)
+
+    parameters = {name: held(array) for name, array in problem.parameters.items()}
+    return replace(problem, x=held(problem.x), dy=held(problem.dy), parameters=parameters)
+
+
 def from_fusedrnn(problem: Problem) -> Outputs:
     """fusedrnn's results."""
     layer = FUSEDRNN.layer(problem)
-    y, state, tape = layer.forward(problem.x)
-    grads = layer.backward(tape, problem.dy)
+    x, dy = (array.astype(layer.dtype, copy=False) for array in (problem.x, problem.dy))
+    y, state, tape = layer.forward(x)
+    grads = layer.backward(tape, dy)
     return quantities(y, state, grads.x, grads.parameters)
 
 
@@ -52,11 +65,13 @@ def from_torch(problem: Problem) -> Outputs:
     import torch
 
     module = TORCH.module_of(problem)
-    x = torch.from_numpy(problem.x.copy()).requires_grad_()
+    dtype = getattr(torch, problem.case.dtype)
+    x = torch.tensor(problem.x, dtype=dtype).requires_grad_()
     y, state = module(x)
-    y.backward(torch.from_numpy(problem.dy))
-    state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
-    return quantities(y.detach(), state, x.grad, {name: value.grad for name, value in module.named_parameters()})
+    y.backward(torch.tensor(problem.dy, dtype=dtype))
+    state = tuple(map(TORCH.get, state)) if isinstance(state, tuple) else TORCH.get(state)
+    grads = {name: TORCH.get(value.grad) for name, value in module.named_parameters()}
+    return quantities(TORCH.get(y), state, TORCH.get(x.grad), grads)
 
 
 def relative(actual: Outputs, wanted: Outputs) -> dict[str, tuple[float, float]]:
@@ -73,7 +88,7 @@ def relative(actual: Outputs, wanted: Outputs) -> dict[str, tuple[float, float]]
 def errors(cell: str, sizes: tuple[int, int, int, int], dtype: str, with_torch: bool) -> Errors:
     """All quantities at once, for the cases of the same shape that follow each other."""
     batch, steps, inputs, hidden = sizes
-    problem = make_problem(Case("accuracy", cell, batch, steps, inputs, hidden, True, dtype))
+    problem = rounded(make_problem(Case("accuracy", cell, batch, steps, inputs, hidden, True, dtype)))
     wanted = from_reference(problem)
     found = {FUSEDRNN.name: relative(from_fusedrnn(problem), wanted)}
     if with_torch:

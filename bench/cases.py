@@ -28,6 +28,9 @@ NO_CELL = "none"
 PEEPHOLES = {"lstm_peephole": 3, "lstm_peephole_coupled": 2}
 """Rows of the peephole array, for the cells that have one."""
 
+SUMS = {"float16": "float32", "bfloat16": "float32"}
+"""In what narrow numbers are added up."""
+
 STATES = {cell: ("h", "c") if "lstm" in cell else ("h",) for cell in GATES}
 """Names of the arrays that are each cell's state."""
 
@@ -199,6 +202,8 @@ BESIDE_OTHERS_CASES = (
     (20, [False], ((1, 1024),)),
 )
 """Steps, jobs and (batch, hidden size): short calls and long ones."""
+DTYPE_TABLES = ("train", "infer", "stack", "accuracy")
+"""Tables of which `--dtype` runs the cases in another dtype."""
 ACCURACY_QUANTITIES = ("y", "state", "dx", "dweight_ih", "dweight_hh", "dbias")
 LONG_STEPS = 200_000
 
@@ -266,6 +271,11 @@ def without_cell(variant: str, sizes: Iterable[tuple[int, int, int, int]], *, tr
 def across(batches: Iterable[int], hiddens: Iterable[int]) -> list[tuple[int, int]]:
     """(batch, hidden size) for all of both, the hidden size outermost."""
     return [(batch, hidden) for hidden, batch in product(hiddens, batches)]
+
+
+def in_dtype(cases: Iterable[Case], dtype: str) -> list[Case]:
+    """The cases of `DTYPE_TABLES` in another dtype, each once."""
+    return list(dict.fromkeys(replace(case, dtype=dtype) for case in cases if case.table in DTYPE_TABLES))
 
 
 def aligned(case: Case) -> Case:

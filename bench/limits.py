@@ -41,7 +41,7 @@ class Limits:
         """Add one reading; nothing where the library or the instruction set is missing."""
         engine = core()
         if engine is not None and (not isa or isa in engine.isas()):
-            reading = engine.fma_peak(threads, isa or None, dtype)
+            reading = engine.fma_peak(threads, isa or None, SUMS.get(dtype, dtype))
             self.peaks.setdefault((dtype, threads, isa), []).append(reading)
 
     def measure_bandwidth(self, working_set: int, threads: int) -> None:

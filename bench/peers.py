@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.cases import Case
+from bench.cases import ITEM_BYTES, Case
 
 if TYPE_CHECKING:
     from bench.problem import Array, Problem
@@ -113,8 +113,8 @@ class Fusedrnn(Peer):
         return array
 
     def get(self, array: Any) -> Array:
-        """What the layer gave, on the host."""
-        return array
+        """What the layer gave, on the host, 16 bits as float32."""
+        return array.astype("float32") if array.dtype.itemsize == 2 else array
 
     def layer(self, problem: Problem) -> Any:
         """The layer of the problem's cell, with the problem's weights."""
@@ -281,7 +281,7 @@ class Jax(Peer):
     allocates = "results and scratch fresh for each call, from XLA's allocator"
 
     def refuses(self, case: Case) -> str | None:
-        return None
+        return "compared in wider dtypes" if ITEM_BYTES[case.dtype] == 2 else None
 
     def prepare(self, problem: Problem) -> Work:
         import jax
@@ -326,6 +326,8 @@ class Numpy(Peer):
     allocates = "every temporary fresh, from NumPy's allocator"
 
     def refuses(self, case: Case) -> str | None:
+        if ITEM_BYTES[case.dtype] == 2:
+            return "no products of such a dtype"
         return "inference only" if case.training else None
 
     def prepare(self, problem: Problem) -> Work:

@@ -153,12 +153,12 @@ def tolerance(case: Case) -> float:
     A sum of K = I + H products rounds by about eps * sqrt(K); the factor covers what the steps add to each other and
     the activations' own errors. A wrong weight, gate or bias is off by thousands of times more.
 
-    On a CUDA device errors grow with the steps too. In 16 bits that would allow anything; a quarter of the largest
+    On a CUDA device errors grow with the steps too. In 16 bits either would allow anything; a quarter of the largest
     value still tells a wrong answer from a rough one.
     """
     eps = EPS[case.arithmetic]
     if case.device == "cpu":
-        return ERROR_FACTOR * eps * math.sqrt(case.inputs + case.hidden)
+        return min(ERROR_FACTOR * eps * math.sqrt(case.inputs + case.hidden), 0.25)
     return min(GPU_ERROR_FACTOR * eps * math.sqrt(case.hidden) * (1 + math.log2(case.steps)), 0.25)
 
 

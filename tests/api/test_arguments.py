@@ -144,7 +144,7 @@ def test_c_of_bfloat16_is_float32(kind: Any) -> None:
         ((narrow, narrow), r"state\[1\] must be an array of float32, not of bfloat16; pass .*astype\(np.float32\)$"),
         (
             (wide, wide),
-            r"state\[0\] must be an array of bfloat16, not of float32; pass .*astype\(.bfloat16.\), or make",
+            r"state\[0\] must be an array of bfloat16, not of float32; pass .*astype\(.bfloat16.\)",
         ),
         ((narrow, wide.astype(np.float64)), r"state\[1\] must be an array of float32, not of float64"),
     ):
@@ -553,7 +553,7 @@ def test_bfloat16_by_name_type_and_dtype() -> None:
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     for dtype in ("bfloat16", bfloat16, np.dtype(bfloat16)):
         layer = fr.GRU(F, H, dtype=dtype)
-        assert layer.dtype == bfloat16 and repr(layer) == "GRU(2, 5, dtype='bfloat16', reset_after=True)"
+        assert layer.dtype == bfloat16 and repr(layer) == "GRU(2, 5, reset_after=True, dtype='bfloat16')"
 
 
 def test_bfloat16_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
