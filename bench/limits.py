@@ -41,8 +41,8 @@ class Limits:
         """Add one reading; nothing where the library or the instruction set is missing."""
         engine = core()
         if engine is not None and (not isa or isa in engine.isas()):
-            reading = engine.fma_peak(threads, isa or None, SUMS.get(dtype, dtype))
-            self.peaks.setdefault((dtype, threads, isa), []).append(reading)
+            dtype = SUMS.get(dtype, dtype)
+            self.peaks.setdefault((dtype, threads, isa), []).append(engine.fma_peak(threads, isa or None, dtype))
 
     def measure_bandwidth(self, working_set: int, threads: int) -> None:
         """Add a few readings; nothing where the library is missing."""
@@ -67,8 +67,8 @@ class Limits:
             self.bandwidths.setdefault(bandwidth, []).extend(readings)
 
     def peak(self, dtype: str, threads: int, isa: str = "") -> float | None:
-        """The FMA peak in GFLOP/s, or None if nothing was measured."""
-        return max(self.peaks.get((dtype, threads, isa), []), default=None)
+        """The FMA peak in GFLOP/s, of what sums are in where numbers are narrow; None if nothing was measured."""
+        return max(self.peaks.get((SUMS.get(dtype, dtype), threads, isa), []), default=None)
 
     def bandwidth(self, working_set: int, threads: int) -> float | None:
         """The bandwidth in GB/s, or None if nothing was measured."""

@@ -8,6 +8,7 @@ picture has the held-out bits after each pass over the text.
     python examples/char_lm.py                      # LSTM-256; fails unless it ends below 1.80 bits
     python examples/char_lm.py --cell gru           # any other cell
     python examples/char_lm.py --device cuda        # on a GPU, with CuPy arrays
+    python examples/char_lm.py --dtype bfloat16     # and again in float32: fails unless they end within 0.01 bits
     python examples/char_lm.py --quick              # a small net for a few seconds; must beat the unigram model
     python examples/char_lm.py --save lm.safetensors
     python examples/char_lm.py --load lm.safetensors --temperature 0.5
@@ -35,6 +36,7 @@ WINDOW = 64
 FULL = {"hidden": 256, "layers": 1, "embedding": 64, "dropout": 0.2, "epochs": 8}
 QUICK = {"hidden": 64, "layers": 1, "embedding": 32, "dropout": 0.0, "epochs": 1}
 FULL_TARGET = 1.80
+DTYPE_TARGET = 0.01  # bits by which a run in bfloat16 may end above one in float32
 # Chosen on the last tenth of the training part. The relu net scores better at higher rates, but its states blow up.
 LEARNING_RATE = dict.fromkeys(CELLS, 12e-3) | {
     "gru": 4e-3,
@@ -69,6 +71,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     model.add_argument("--load", type=Path, metavar="PATH", help="start from saved weights; trains only with --epochs")
     model.add_argument("--save", type=Path, metavar="PATH", help="write the weights at the end (safetensors)")
     model.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    model.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the computations; bfloat16 trains a second model, in float32, to compare with (default: float32)",
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--quick", action="store_true", help="a small net and one pass, for a smoke test")
     training.add_argument("--epochs", type=count, help=f"passes over the training text (default: {FULL['epochs']})")
@@ -144,17 +152,44 @@ def plot(curve: list[float], name: str, rows: dict[str, float], output: Path) ->
         )
 
 
-def build(corpus: Corpus, options: argparse.Namespace, settings: dict) -> LanguageModel:
+def build(corpus: Corpus, options: argparse.Namespace, settings: dict, dtype: str) -> LanguageModel:
     """A fresh model, or the one in the file `--load` names; a ValueError where the file does not fit the text."""
+    where = {"device": options.device, "dtype": dtype}
     if options.load:
-        model = LanguageModel.load(options.load, dropout=settings["dropout"], seed=options.seed, device=options.device)
+        model = LanguageModel.load(options.load, dropout=settings["dropout"], seed=options.seed, **where)
         if "".join(model.symbols) != corpus.symbols:
             raise ValueError(f"{options.load} was trained on other characters than this Python version's topics have")
         return model
     architecture = {name: settings[name] for name in ("hidden", "layers", "embedding", "dropout")}
-    return LanguageModel(
-        corpus.symbols, cell=options.cell or "lstm", seed=options.seed, device=options.device, **architecture
+    return LanguageModel(corpus.symbols, cell=options.cell or "lstm", seed=options.seed, **where, **architecture)
+
+
+def fit(model: LanguageModel, corpus: Corpus, options: argparse.Namespace, epochs: int) -> tuple[list[float], float]:
+    """Train a model: its held-out bits after each pass, and the seconds."""
+    curve: list[float] = []
+    started = time.perf_counter()
+    train(
+        model,
+        *corpus.streams(BATCH, WINDOW),
+        window=WINDOW,
+        epochs=epochs,
+        peak=options.learning_rate or LEARNING_RATE[model.settings["cell"]],
+        unit="char",
+        after_epoch=lambda: curve.append(held_out_bits(model, corpus)),
     )
+    return curve, time.perf_counter() - started
+
+
+def excess_over_float32(
+    narrow: tuple[list[float], float], corpus: Corpus, options: argparse.Namespace, settings: dict
+) -> float:
+    """Train the same in float32, print how a narrower run compares, and return by how many bits it ended above."""
+    wide = fit(build(corpus, options, settings, "float32"), corpus, options, settings["epochs"])
+    print(f"\n{'training in':<14}{'bits':>7}{'seconds':>10}")
+    for dtype, (curve, seconds) in ((options.dtype, narrow), ("float32", wide)):
+        print(f"{dtype:<14}{curve[-1]:>7.3f}{seconds:>10.1f}")
+    print(f"float32 took {wide[1] / narrow[1]:.2f} times as long")
+    return narrow[0][-1] - wide[0][-1]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,23 +200,15 @@ def main(arguments: list[str] | None = None) -> int:
     settings = (QUICK if options.quick else FULL) | chosen
     corpus = load_corpus()
     try:
-        model = build(corpus, options, settings)
+        model = build(corpus, options, settings, options.dtype)
     except (ValueError, SafetensorError) as error:
         print(f"error: cannot make or load the model: {error}", file=sys.stderr)
         return 2
-    curve: list[float] = []  # held-out bits after each pass
+    curve, excess = [], 0.0  # held-out bits after each pass, and how far they end above those of float32
     if not options.load or options.epochs:
-        peak = options.learning_rate or LEARNING_RATE[model.settings["cell"]]
-        streams = corpus.streams(BATCH, WINDOW)
-        train(
-            model,
-            *streams,
-            window=WINDOW,
-            epochs=settings["epochs"],
-            peak=peak,
-            unit="char",
-            after_epoch=lambda: curve.append(held_out_bits(model, corpus)),
-        )
+        curve, seconds = fit(model, corpus, options, settings["epochs"])
+        if options.dtype != "float32":
+            excess = excess_over_float32((curve, seconds), corpus, options, settings)
     bits, rows = curve[-1] if curve else held_out_bits(model, corpus), baselines(corpus)
     report(model, corpus, rows | {name_of(model): bits}, options)
     if curve:
@@ -197,6 +224,10 @@ def main(arguments: list[str] | None = None) -> int:
         target = rows["unigram"]
     elif target is None and options.cell in (None, "lstm") and not (chosen or options.load or options.learning_rate):
         target = FULL_TARGET
+    # A small net's single pass ends further from where it would have ended than the dtype moves it.
+    if not options.quick and not excess <= DTYPE_TARGET:
+        print(f"error: {excess:.3f} bits above float32, wanted at most {DTYPE_TARGET}", file=sys.stderr)
+        return 1
     # Written so that nan, from a run that diverged, misses any target.
     if target is not None and not bits < target:
         print(f"error: {bits:.3f} bits per character, wanted below {target:.3f}", file=sys.stderr)

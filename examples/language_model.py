@@ -63,11 +63,14 @@ class LanguageModel:
         Of the initial weights and the dropout masks.
     device : str
         'cpu', or 'cuda': then every array is CuPy's, and so must those be that the methods are given.
+    dtype : str
+        What layer and readout compute in. Of 16 bits, they get the weights rounded, anew for each window: an update is
+        smaller than the distance between two such numbers, and would be lost in them.
 
     Attributes
     ----------
     parameters : dict of str to ndarray
-        All weights, live: an edit shows at the next call.
+        All weights, in float32 and live: an edit shows at the next call.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class LanguageModel:
         input_dropout: float = 0.0,
         seed: int = 0,
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
         self.symbols = symbols
         self.settings = {"cell": cell, "hidden": hidden, "layers": layers, "embedding": embedding}
@@ -89,7 +93,7 @@ class LanguageModel:
         self.generator = np.random.default_rng(seed)
         between = dropout if layers > 1 else 0.0
         width = embedding or hidden
-        self.recurrent = CELLS[cell](width, hidden, layers, dropout=between, seed=seed, device=device)
+        self.recurrent = CELLS[cell](width, hidden, layers, dropout=between, seed=seed, device=device, dtype=dtype)
         # The layer has said what is missing, if the device cannot be used.
         self.arrays = np if device == "cpu" else importlib.import_module("cupy")
         self.masks = self.generator if device == "cpu" else self.arrays.random.default_rng(seed)
@@ -105,7 +109,7 @@ class LanguageModel:
         self.readout_bias = self.on_device(np.zeros(size, dtype=np.float32))
         self.parameters = {
             "embedding": self.embedding,
-            **{f"recurrent.{name}": array for name, array in self.recurrent.parameters.items()},
+            **{f"recurrent.{name}": self._wide(array) for name, array in self.recurrent.parameters.items()},
             **({} if self.tied else {"readout.weight": self.readout_weight}),
             "readout.bias": self.readout_bias,
         }
@@ -121,6 +125,24 @@ class LanguageModel:
     def to_host(self, array) -> np.ndarray:
         """An array of the model's on the host."""
         return array if self.arrays is np else self.arrays.asnumpy(array)
+
+    def _narrow(self, array):
+        """An array as layer and readout take it."""
+        return array.astype(self.recurrent.dtype, copy=False)
+
+    @staticmethod
+    def _wide(array):
+        return array.astype(np.float32, copy=False)
+
+    def _round_weights(self) -> None:
+        """Bring the layer's weights up to date where they are not those of `parameters` themselves."""
+        for name, array in self.recurrent.parameters.items():
+            if array is not self.parameters[f"recurrent.{name}"]:
+                array[...] = self.parameters[f"recurrent.{name}"].astype(array.dtype)
+
+    def _readout(self) -> tuple:
+        """Weight and bias as the readout takes them."""
+        return self._narrow(self.readout_weight), self._narrow(self.readout_bias)
 
     def _sum_by_code(self, codes, rows):
         size = len(self.symbols)
@@ -148,13 +170,14 @@ class LanguageModel:
         gradients : dict of str to ndarray
             One array for each of `parameters`.
         """
+        self._round_weights()
         x = self.embedding[inputs]
         input_scale = drawn_scale(self.masks, x.shape, self.input_dropout)
-        y, state, tape = self.recurrent.forward(x * input_scale, state)
+        y, state, tape = self.recurrent.forward(self._narrow(x * input_scale), state)
         scale = drawn_scale(self.masks, y.shape, self.dropout)
-        loss, readout_tape = fr.linear_cross_entropy_forward(y * scale, self.readout_weight, self.readout_bias, targets)
+        loss, readout_tape = fr.linear_cross_entropy_forward(self._narrow(y * scale), *self._readout(), targets)
         dy, dweight, dbias = fr.linear_cross_entropy_backward(readout_tape)
-        grads = self.recurrent.backward(tape, dy * scale)
+        grads = self.recurrent.backward(tape, self._narrow(dy * scale))
         dembedding = self._sum_by_code(inputs.ravel(), (grads.x * input_scale).reshape(-1, x.shape[-1]))
         gradients = {
             "embedding": dembedding + dweight if self.tied else dembedding,
@@ -162,27 +185,29 @@ class LanguageModel:
             **({} if self.tied else {"readout.weight": dweight}),
             "readout.bias": dbias,
         }
-        return float(loss), state, gradients
+        return float(loss), state, {name: self._wide(array) for name, array in gradients.items()}
 
     def bits_per_symbol(self, codes: np.ndarray, window: int = 1024) -> float:
         """Bits per symbol of `codes[1:]`, read once from left to right with the state carried all the way."""
+        self._round_weights()
         nats = 0.0
         state = None
         codes = self.on_device(codes)
         for inputs, targets in fr.tbptt_windows(codes[:-1, None], codes[1:, None], window=window):
-            y, state = self.recurrent(self.embedding[inputs], state)
-            nats += float(fr.linear_cross_entropy(y, self.readout_weight, self.readout_bias, targets, reduction="sum"))
+            y, state = self.recurrent(self._narrow(self.embedding[inputs]), state)
+            nats += float(fr.linear_cross_entropy(y, *self._readout(), targets, reduction="sum"))
         return nats / (len(codes) - 1) / np.log(2.0)
 
     def sample(self, length: int, temperature: float, seed: int, prompt: Sequence[str] = "\n") -> Iterator[str]:
         """Yield `length` symbols, each drawn from softmax(logits / temperature) and fed back as the next input."""
+        self._round_weights()
         generator = np.random.default_rng(seed)
         codes = [self.symbols.index(symbol) for symbol in prompt]
         weight, bias = self.to_host(self.readout_weight), self.to_host(self.readout_bias)
         state = None
         for _ in range(length):
-            y, state = self.recurrent(self.embedding[self.on_device(np.array(codes))][:, None], state)
-            logits = fr.linear(self.to_host(y[-1]), weight, bias)
+            y, state = self.recurrent(self._narrow(self.embedding[self.on_device(np.array(codes))])[:, None], state)
+            logits = fr.linear(self._wide(self.to_host(y[-1])), weight, bias)
             codes = fr.sample(logits, generator, temperature=temperature).tolist()
             yield self.symbols[codes[0]]
 
@@ -192,14 +217,14 @@ class LanguageModel:
         save_file({name: self.to_host(array) for name, array in self.parameters.items()}, path, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path, *, dropout: float = 0.0, seed: int = 0, device: str = "cpu") -> LanguageModel:
+    def load(cls, path: Path, *, dropout: float = 0.0, seed: int = 0, **options: str) -> LanguageModel:
         """Build a model from a file that `save` wrote; a ValueError says what is wrong with any other file."""
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         try:
             symbols, settings = (json.loads(metadata[name]) for name in ("symbols", "settings"))
-            model = cls(symbols, dropout=dropout, seed=seed, device=device, **settings)
+            model = cls(symbols, dropout=dropout, seed=seed, **options, **settings)
         except (KeyError, TypeError, json.JSONDecodeError):
             raise ValueError(f"{path} was not written by this example") from None
         for name, parameter in model.parameters.items():
