@@ -287,7 +287,7 @@ class _Layer(Recurrent):
             Gradient of the final state, shaped as it. Zeros where None.
         grads : Gradients, optional
             Of an earlier call: this call's parameter gradients are added into its arrays, which the result shares.
-            An interrupted call leaves them partly added to.
+            Of 16 bits, each call's sums are rounded there. An interrupted call leaves them partly added to.
         norms : bool
             Measure how the gradient fares on its way back (Bengio et al. 1994; Pascanu et al. 2013): ``grads.norms.h``,
             and for LSTMs ``grads.norms.c``, are the 2-norms over the units of dE/dh_t and dE/dc_t, with all later steps
@@ -333,7 +333,8 @@ class RNN(_Layer):
         Bound the input of every gate's activation to [-clip, clip], as the ONNX operators do; no gradient flows where
         it acts. None: no bound.
     dtype : {'float32', 'float64', 'bfloat16', 'float16'}
-        The 16-bit ones on a CUDA device only; c of an LSTM's state is then float32.
+        bfloat16 is that of ml_dtypes, float16 on a CUDA device only. With either, gates, sums and c of an LSTM's state
+        are float32.
     device : str
         'cpu', 'cuda' (CuPy's current device) or 'cuda:N'. On a device all arrays are CuPy's and work goes on CuPy's
         current stream.

@@ -63,7 +63,7 @@ class Recurrent:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of every array: float32 or float64; on a CUDA device also bfloat16 or float16, whose c is float32."""
+        """Type of every array: float32, float64 or bfloat16, on a CUDA device also float16. Of 16 bits, c is float32."""
         return numpy_dtype(self._options.dtype)
 
     @property
@@ -163,7 +163,7 @@ class Recurrent:
         device : str, optional
             'cpu', 'cuda' or 'cuda:N'.
         dtype : dtype, optional
-            float32 or float64; on a CUDA device also bfloat16 or float16.
+            float32, float64 or bfloat16; on a CUDA device also float16.
 
         Where either changes the parameters are new arrays; earlier tapes, steppers and buffers belong to the old ones.
 

@@ -94,7 +94,7 @@ def linear_cross_entropy(
     Parameters
     ----------
     x : ndarray
-        (..., H), float32 or float64, C-contiguous.
+        (..., H), float32, float64 or bfloat16, C-contiguous. Of bfloat16 all is computed in float32.
     weight : ndarray
         (V, H), of x's dtype, C-contiguous.
     bias : ndarray or None
@@ -108,14 +108,14 @@ def linear_cross_entropy(
     out : ReadoutBuffers, optional
         CUDA only: memory to write, from `readout_buffers`; needed while a graph is captured.
 
-    On a CUDA device all arrays are CuPy's, there also bfloat16 or float16. The host does not see the targets: one that
+    On a CUDA device all arrays are CuPy's, there also float16. The host does not see the targets: one that
     is no class gives a loss and gradients of nan.
 
     Returns
     -------
     scalar or ndarray
-        Of x's dtype; for 'none' in the targets' shape, 0 where ignored. On a device always an array, without axes for
-        'mean' and 'sum', and float32 for the 16-bit dtypes.
+        Of x's dtype, or float32 for the 16-bit ones; for 'none' in the targets' shape, 0 where ignored. On a device
+        always an array, without axes for 'mean' and 'sum'.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def linear_cross_entropy_backward(tape: Any, dloss: Any = 1.0) -> tuple[Array, A
         From `linear_cross_entropy_forward`. It is not written: it may be used again.
     dloss : float or ndarray
         Gradient of the loss: a number, or for reduction 'none' also an array of the targets' shape; on a device also an
-        array without axes, of the loss's dtype.
+        array without axes. Arrays are of the loss's dtype.
 
     Returns
     -------

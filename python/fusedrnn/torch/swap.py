@@ -51,7 +51,8 @@ def why_not(module: nn.Module) -> str | None:
     Notes
     -----
     Some calls of such a module run torch's own forward all the same: under torch.func transforms, forward-mode
-    differentiation, tracing, dispatch modes and float16 autocast, and with tensor subclasses. The first call of each
+    differentiation, tracing, dispatch modes and float16 autocast, with tensor subclasses, and in bfloat16 where the CPU
+    has matrix units for it and the call is large. The first call of each
     kind gives a warning. With options that torch lacks they run step by step in torch's operations. An RNNCell runs
     torch's own on the CPU wherever a graph may be recorded, which is as fast there, and gives no warning.
     """
