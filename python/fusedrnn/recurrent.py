@@ -63,7 +63,7 @@ class Recurrent:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of every array: float32, float64 or bfloat16, on a CUDA device also float16. Of 16 bits, c is float32."""
+        """Type of every array: float32, float64, bfloat16, on a CUDA device also float16. Of 16 bits c is float32."""
         return numpy_dtype(self._options.dtype)
 
     @property

@@ -151,8 +151,7 @@ def _state_for(module: Recurrent, halves: dict[str, Array], convert: bool) -> St
             raise ValueError(f"there must be an array {name!r} beside {next(iter(halves))!r}")
         if name in halves and name not in wanted:
             raise ValueError(f"there must be no array {name!r}, which a layer of {type(module).__name__} does not have")
-    cell = module.dtype if module.device == "cpu" else accumulator(module.dtype)
-    dtypes = dict(zip(_STATE, (module.dtype, cell), strict=True))
+    dtypes = dict(zip(_STATE, (module.dtype, accumulator(module.dtype)), strict=True))
     for name in wanted:
         came = halves[name].dtype
         if came.kind in "biuc" or (came != dtypes[name] and not convert):

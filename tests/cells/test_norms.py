@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bitwise import assert_same, threads
 from cases import (
+    BFLOAT16_CASES,
     CASES,
     CLIP,
     EMPTY_CASES,
@@ -27,7 +28,7 @@ from rounding import norm_bounds
 import fusedrnn as fr
 from fusedrnn import reference
 
-ALL = [*CASES[::7], *CASES[-8:], *masked_cases.SHORT]
+ALL = [*CASES[::7], *CASES[-8:], *masked_cases.SHORT, *BFLOAT16_CASES[::3]]
 assert {case.batch for case in ALL} >= {case.batch for case in CASES}
 # Every kind of cell, gap and cut in one direction of one layer, for the loop below.
 PLAIN = [
