@@ -11,7 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bitwise import assert_same
-from cases import CASES, CLIP, EMPTY_CASES, LAYERS, Case, Inputs, make_clear_inputs, make_inputs, make_layer
+from cases import (
+    BFLOAT16_CASES,
+    CASES,
+    CLIP,
+    EMPTY_CASES,
+    LAYERS,
+    Case,
+    Inputs,
+    make_clear_inputs,
+    make_inputs,
+    make_layer,
+)
 from cases import small_cases as small
 from device_runs import host, run, shortened, widened, widened_inputs
 from devices import TestDevice, stand_in
@@ -32,7 +43,7 @@ def make_twins(case: Case, **options: Any) -> tuple[Any, Any]:
     return make_layer(case, **options), make_layer(case, device="cuda", **options)
 
 
-@pytest.mark.parametrize("case", CHOSEN + EMPTY_CASES)
+@pytest.mark.parametrize("case", CHOSEN + EMPTY_CASES + [c for c in BFLOAT16_CASES if not c.masked])
 def test_every_output_and_gradient(device: TestDevice, case: Case, rng: np.random.Generator) -> None:
     cpu, layer = make_twins(case)
     assert_same(host(layer, device), cpu.parameters)
@@ -363,10 +374,13 @@ def test_layers_move_pickle_and_copy(device: TestDevice, rng: np.random.Generato
         np.testing.assert_allclose(device.get(twin(device.put(inputs.x))[0]), expected, rtol=0, atol=1e-13)
     back = copy.deepcopy(layer).to(device="cpu")
     assert_same(back.parameters, cpu.parameters)
-    half = layer.to(dtype="bfloat16")
-    assert half.parameters["weight_ih_l0"].dtype == ml_dtypes.bfloat16
+    half = copy.deepcopy(layer).to(dtype="float16")
+    assert half.parameters["weight_ih_l0"].dtype == np.float16
     with pytest.raises(ValueError, match="dtype"):
         half.to(device="cpu")
+    half = layer.to(dtype="bfloat16")
+    assert half.parameters["weight_ih_l0"].dtype == ml_dtypes.bfloat16
+    assert_same(copy.deepcopy(half).to(device="cpu").parameters, host(half, device))
     assert_same(
         device.get(half.to(dtype="float32").parameters["bias_ih_l0"]),
         cpu.parameters["bias_ih_l0"].astype(ml_dtypes.bfloat16).astype(np.float32),
