@@ -126,7 +126,7 @@ def test_options_of_a_device(device: TestDevice) -> None:
         with pytest.raises(ValueError, match=words):
             fr.LSTM(3, 4, device="cuda", **options)
     for options, words in (
-        ({"dtype": "bfloat16"}, "dtype"),
+        ({"dtype": "float16"}, "dtype"),
         ({"precision": "tf32"}, "precision"),
         ({"engine": "stepwise"}, "engine must be 'auto' on the CPU"),
     ):
