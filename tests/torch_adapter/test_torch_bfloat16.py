@@ -165,6 +165,34 @@ def test_inference_and_training_have_the_same_bits(kind: Any) -> None:
                 assert all(torch.equal(a, b) for a, b in zip(tensors_in(module(x)), expected, strict=True))
 
 
+@pytest.mark.parametrize("write", ["version", "data", "load", "numpy"])
+@each_layer
+def test_copies_that_autocast_keeps_follow_the_parameters(kind: Any, write: str) -> None:
+    module = accelerated(kind(**SIZE, num_layers=2)).eval()
+    x = torch.randn(3, 2, SIZE["input_size"])
+
+    def run() -> Any:
+        with torch.autocast("cpu", LOW):
+            with torch.inference_mode():
+                kept = [module(x)[0] for _ in range(3)]
+            fresh = module(x)[0].detach()
+        assert all(torch.equal(y, fresh) for y in kept)
+        return fresh
+
+    before = run()
+    parameter = module.weight_hh_l1
+    if write == "version":
+        with torch.no_grad():
+            parameter[2, 3] += 1
+    elif write == "data":
+        parameter.data.mul_(2)
+    elif write == "load":
+        module.load_state_dict({name: 2 * value for name, value in module.state_dict().items()})
+    else:
+        parameter.detach().numpy()[...] *= 2
+    assert not torch.equal(run(), before)
+
+
 @each_layer
 def test_weights_have_no_gradient_where_no_row_runs(kind: Any) -> None:
     module = accelerated(kind(**SIZE, dtype=LOW))

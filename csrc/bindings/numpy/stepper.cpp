@@ -136,7 +136,8 @@ py::object PyStepper::state() const {
 
 py::array PyStepper::state_array(py::handle object, int state) const {
   const std::string name = state_name("state", traits_, state);
-  py::array array = require_array(object, name, state_dtype(state), Use::input_of_layer);
+  const py::dtype dtype = state_dtype(state);
+  py::array array = require_array(object, name, dtype, dtype.is(dtype_) ? Use::input_of_layer : Use::input);
   require_shape(array, name, {Index(layers_), rows_, hidden_});
   require_unit_stride(array, name);
   return array;

@@ -431,6 +431,20 @@ class RawRecurrent {
     return shapes;
   }
 
+  // Addresses and samples of parameters, which change with most writes to them; none where they cannot be read.
+  std::optional<py::bytes> samples(const py::sequence& weights) const {
+    std::string found;
+    for (const py::handle weight : weights) {
+      TensorView view;
+      if (!layers_->tensors->read(weight, layers_->bits, view) || !view.is_contiguous() || !view.data)
+        return std::nullopt;
+      const Samples samples(view, layers_->bits);
+      found.append(reinterpret_cast<const char*>(&samples.data), sizeof samples.data);
+      found.append(samples.bytes.data(), samples.bytes.size());
+    }
+    return py::bytes(found);
+  }
+
   // A call on these tensors, or none where the engine cannot read them as they are: one is of another class, dtype,
   // device or shape, has other strides, or its storage has become too small for it.
   std::optional<RawCall> bind(const std::string& form, Index steps, Index rows, const Lists& lists, py::handle x,
@@ -457,6 +471,7 @@ void register_raw(py::module_& module) {
       .def(py::init<const std::string&, Index, Index, int, bool, bool, const std::string&, std::shared_ptr<Tensors>>())
       .def_property_readonly("tape_row", &RawRecurrent::tape_row)
       .def_property_readonly("parameter_shapes", &RawRecurrent::parameter_shapes)
+      .def("samples", &RawRecurrent::samples)
       .def("bind", &RawRecurrent::bind);
   py::class_<RawPacked>(module, "RawPacked", "The parameters of calls, packed.");
   py::class_<RawCall>(module, "RawCall", "A call whose tensors have been read, to be run at once.")

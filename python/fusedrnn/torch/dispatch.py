@@ -21,7 +21,7 @@ from fusedrnn.torch.autocast import torch_is_faster, under_autocast, weights_und
 from fusedrnn.torch.call import Call
 from fusedrnn.torch.engine import apply_layers, bind, bind_copies, infer
 from fusedrnn.torch.fitting import State, fit_cell, fit_layer, unfit_cell, unfit_layer
-from fusedrnn.torch.frozen import may_keep
+from fusedrnn.torch.frozen import may_keep, narrowed
 from fusedrnn.torch.obstacles import call_obstacle, has_symbols, mode_obstacle, odd_tensor, tensor_obstacle
 from fusedrnn.torch.options import add_options, has_options, refuse_nested
 from fusedrnn.torch.rerun import LAYERS, torch_forward
@@ -130,6 +130,12 @@ def bind_or_ask(call: Call, x: Tensor, states: State, weights: Sequence[Any]) ->
     return None if call.bound is not None else call_obstacle(call, x, states, weights)
 
 
+def narrowed_weights(module: Any, call: Call, weights: Sequence[Any], low: torch.dtype) -> list[Tensor] | None:
+    """The weights in autocast's dtype where a module keeps such copies."""
+    engine = call.config.engines.get(weights[0].dtype)
+    return None if engine is None or not may_keep(module) else narrowed(module, weights, low, engine)
+
+
 class Prepared(NamedTuple):
     """How a call runs, on which input, states and weights, and the dtype to bring its outputs to."""
 
@@ -158,10 +164,12 @@ def prepare(module: Any, call: Call, x: Tensor, states: State, odd: str | None, 
             return reason
         weights = computed_weights(module, call.names)
     if reason is None:
-        weights = weights if low is None else weights_under_autocast(weights, low)
+        if low is not None:
+            kept = None if computed else narrowed_weights(module, call, weights, low)
+            weights = kept or weights_under_autocast(weights, low)
         reason = bind_or_ask(call, x, states, weights)
     if reason is None:
-        call.keeper = module if not computed and low is None and may_keep(module) else None
+        call.keeper = module if not computed and may_keep(module) else None
         return Prepared(run, x, states, weights, outputs)
     if standard and not computed:
         return reason

@@ -51,24 +51,66 @@ def find(module: Any) -> Frozen | None:
     return found if found is not None and found.module() is module else None
 
 
+@dataclass(slots=True)
+class Narrowed:
+    """Copies of a module's parameters in autocast's dtype, and what of those tells whether they have been written."""
+
+    of: Frozen
+    samples: bytes
+    copies: list[Tensor]
+
+
+_narrowed: dict[int, Narrowed] = {}
+
+
 def forget(module: Any) -> None:
     """Drop what is kept for a module."""
     _frozen.pop(id(module), None)
+    _narrowed.pop(id(module), None)
+
+
+def _note(module: Any, weights: Sequence[Tensor], table: dict[int, Any]) -> Frozen:
+    """What tells whether a module's tensors are still the same; its entry in a table goes with the module."""
+    key = id(module)
+
+    def drop(gone: ref[Any]) -> None:
+        found = table.get(key)
+        if found is not None and (found.of if isinstance(found, Narrowed) else found).module is gone:
+            del table[key]
+
+    versions, aliases = [w._version for w in weights], [w.detach() for w in weights]
+    return Frozen(ref(module, drop), list(weights), versions, aliases)
 
 
 def remember(module: Any, weights: Sequence[Tensor]) -> None:
     """Note what a call reads, unless torch counts no versions of it, as of tensors made in inference mode."""
     if any(w.is_inference() for w in weights):
-        return forget(module)
-    key = id(module)
+        _frozen.pop(id(module), None)
+    else:
+        _frozen[id(module)] = _note(module, weights, _frozen)
 
-    def drop(gone: ref[Any]) -> None:
-        found = _frozen.get(key)
-        if found is not None and found.module is gone:
-            del _frozen[key]
 
-    versions, aliases = [w._version for w in weights], [w.detach() for w in weights]
-    _frozen[key] = Frozen(ref(module, drop), list(weights), versions, aliases)
+def narrowed(module: Any, weights: Sequence[Any], low: torch.dtype, engine: _core.RawRecurrent) -> list[Tensor] | None:
+    """Copies of a module's parameters in autocast's dtype, kept for later calls; None where that cannot be.
+
+    `engine` is one for the parameters' dtype. Casting takes as long as the products of a few rows.
+    """
+    samples = engine.samples(weights)
+    if samples is None or any(w.is_inference() for w in weights):
+        return None
+    found = _narrowed.get(id(module))
+    if (
+        found is not None
+        and found.of.module() is module
+        and found.of.is_of(weights)
+        and found.samples == samples
+        and found.copies[0].dtype is low
+    ):
+        return found.copies
+    with torch.inference_mode(False):  # as of tensors that are made in it torch counts no versions
+        copies = [w.detach().to(low) for w in weights]
+    _narrowed[id(module)] = Narrowed(_note(module, weights, _narrowed), samples, copies)
+    return copies
 
 
 def may_keep(module: Any) -> bool:
