@@ -110,6 +110,8 @@ void register_machine(py::module_& module) {
   module.attr("version") = FUSEDRNN_VERSION;
   module.def("isa", &isa_name, "Name of the instruction set in use.");
   module.def("isas", &runnable_isas, "Names of those that this build and processor offer, best first.");
+  module.def("pair_isa", &pair_isa_name, "Name of the instruction set in use for bfloat16.");
+  module.def("pair_isas", &runnable_pair_isas, "Names of those that this build and processor offer, best first.");
   module.def(
       "x86_level",
       [](std::uint32_t leaf1_ecx, std::uint32_t leaf7_ebx, std::uint32_t extended_ecx, std::uint64_t saved_state) {

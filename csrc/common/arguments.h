@@ -125,16 +125,32 @@ using Weights = ParameterArrays<const T>;
 template <class A>
 using WeightGradients = ParameterArrays<A>;
 
+// Numbers of 16 bits are multiplied in pairs, and packed in groups of so many along the inner dimension, the last one
+// filled up with zeros: what one tile of AMX holds.
+constexpr Index kPairGroup = 32;
+// Steps of the inner dimension that such a product takes at a time, and elements of so many steps of 64 columns.
+constexpr Index kPairSteps = 1024, kReadyElements = 64 * kPairSteps;
+// The inner dimension of packed weights of T.
+template <class T>
+FUSEDRNN_INLINE constexpr Index packed_inner(Index inner) {
+  return sizeof(T) > 2 ? inner : (inner + kPairGroup - 1) / kPairGroup * kPairGroup;
+}
+
 // One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
-// on every instruction set the same.
-template <class Real>
+// on every instruction set the same. Of 16 bits, two steps of the inner dimension I or H take turns: (.., I / 2, 16,
+// 2).
+template <class Weight, class Sum>
 struct PackedWeights {
-  Real* weight_ih = nullptr;  // (blocks, input.count, I, 16)
-  Real* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
-  Real* bias = nullptr;       // (blocks, slots, 16): the sum of what a slot is fed
-  Real* per_unit = nullptr;   // (blocks, rows of it, 16)
-  FUSEDRNN_INLINE PackedWeights<const Real> read_only() const { return {weight_ih, weight_hh, bias, per_unit}; }
+  Weight* weight_ih = nullptr;  // (blocks, input.count, I, 16)
+  Weight* weight_hh = nullptr;  // of each phase in turn: (blocks, its recurrent count, H, 16)
+  Sum* bias = nullptr;          // (blocks, slots, 16): the sum of what a slot is fed
+  Sum* per_unit = nullptr;      // (blocks, rows of it, 16)
+  FUSEDRNN_INLINE PackedWeights<const Weight, const Sum> read_only() const {
+    return {weight_ih, weight_hh, bias, per_unit};
+  }
 };
+template <class T>
+using Packed = PackedWeights<const T, const Accumulator<T>>;
 
 // A contiguous part of [0, count).
 struct Range {
@@ -166,7 +182,7 @@ struct LateStep {
   StateRows<const A> gradient;          // backward: of the late input
   StateRows<A> dh;                      // backward, added to: of the h before the step; null where nobody wants it
   Range blocks;                         // of units, which this thread adds to in dh
-  Blocked<A> h_panel;                   // at a chunk's end: h before the step of the chunk's rows
+  Blocked<T> h_panel;                   // at a chunk's end: h before the step of the chunk's rows
   Index chunk_row = 0, chunk_rows = 0;  // packed rows of the chunk
   bool adding = false;                  // at a chunk's end: whether gradients of weights have begun
 };
@@ -204,14 +220,17 @@ struct ForwardArguments {
   Blocked<A> entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
   Sequence<const T> known_y;  // replaying a segment: y, which holds the h it starts from
   Index chunk_rows;           // most packed rows of a chunk of time
-  PackedWeights<const A> packed;
+  Packed<T> packed;
   LateInput<T> late;  // its size is part of input_size, not of x
   // Workspace, shared by the threads of the direction.
-  PackedWeights<A> fresh;  // `packed`, to be written from `weights` first; null: it was before
-  A* h;                    // (2, rows, padded H): states before and after a step, by position
-  Blocked<A> carry;        // c by position
-  A* operand;              // (rows, padded H): a second phase's left operand
-  const T** pointers;      // (threads, chunk_rows)
+  PackedWeights<T, A> fresh;  // `packed`, to be written from `weights` first; null: it was before
+  Blocked<A> carry;           // c by position
+  const void** pointers;      // (threads, chunk_rows)
+  // Left operands, of the micro-kernel's type, which is A or T.
+  void* h;        // (2, rows, padded H): states before and after a step, by position
+  void* operand;  // (rows, padded H): a second phase's
+  void* x_rows;   // of 16 bits: (threads, chunk_rows, I made even)
+  A* ready;       // of 16 bits: (threads, kReadyElements)
 
   // Row of `entering` for the segment that begins at a step.
   FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
@@ -245,17 +264,22 @@ struct BackwardArguments {
   // caller's.
   Sequence<T> norms[kMaxStates];
   // Workspace, shared by the threads of the direction.
-  A* packed_ih;              // blocks(I) * blocks * input.count * 16 * 16
-  A* packed_hh;              // blocks * (sum of recurrent counts) * blocks * 16 * 16
-  A* per_unit;               // blocks * rows of it * 16
-  Blocked<A> dgates;         // chunk_rows rows of gate gradients, in runs of 16 units: slots * blocks of them
-  Blocked<A> x_panel;        // chunk_rows rows of x, in blocks of 16 inputs
-  Blocked<A> h_panel;        // chunk_rows rows of the previous h
-  Blocked<A> operand_panel;  // cells of two phases: rows of the second phase's left operand
-  A* dh;                     // (rows, padded H)
-  A* doperand;               // (rows, padded H), cells of two phases
-  Blocked<A> carry;          // dc by position
-  A* dlate;                  // (rows, columns of the blocks from that of the first late column on), with a late input
+  T* packed_ih;  // (blocks(I), inner dimension of blocks * input.count * 16, 16)
+  T* packed_hh;  // of each phase in turn: (blocks, inner dimension of blocks * its count * 16, 16)
+  A* per_unit;   // blocks * rows of it * 16
+  Blocked<void>
+      dgates;          // panel_rows rows of gate gradients, left operands, in runs of 16 units: slots * blocks of them
+  Blocked<T> x_panel;  // panel_rows rows of x, in blocks of 16 inputs
+  Blocked<T> h_panel;  // of the previous h
+  Blocked<T> operand_panel;  // cells of two phases: of the second phase's left operand
+  // Of 16 bits, for which the panels hold pairs of rows: (.., rows / 2, 16, 2).
+  A* ready;                 // (threads, kReadyElements)
+  Blocked<T> dgate_pairs;   // `dgates` so
+  Blocked<T> operand_rows;  // cells of two phases: what becomes operand_panel, row by row
+  A* dh;                    // (rows, padded H)
+  A* doperand;              // (rows, padded H), cells of two phases
+  Blocked<A> carry;         // dc by position
+  A* dlate;                 // (rows, columns of the blocks from that of the first late column on), with a late input
   // With norms, for each state: chunk_rows rows of its gradients; with a mask, where skipped steps have some too, a row
   // for every time and position.
   Blocked<A> measured[kMaxStates];
@@ -266,20 +290,20 @@ template <class T>
 struct StepArguments {
   using A = Accumulator<T>;
   Index input_size, hidden_size, rows;
-  const A* packed;                // as the cell's pack_step leaves it: for `step`
-  PackedWeights<const A> panels;  // for `panel_step`
-  Weights<T> weights;             // for `direct_step`
-  StateRows<const T> x;           // (B, I)
-  StateRows<const T> h;           // (B, H): before the step
-  StateRows<const A> c;           // (B, H): before the step
-  StateRows<T> h_next;            // (B, H): written
-  StateRows<A> c_next;            // (B, H): written; may be c
-  StateRows<T> y;                 // (B, H): h_next once more, or null
-  Blocked<A> gates, cells;        // training, `direct_step` alone: the tape; else null
-  A clip;                         // bound on every gate's pre-activation, or 0
-  bool reversed;                  // take the units from the last to the first
+  const A* packed;          // as the cell's pack_step leaves it: for `step`
+  Packed<T> panels;         // for `panel_step`
+  Weights<T> weights;       // for `direct_step`
+  StateRows<const T> x;     // (B, I)
+  StateRows<const T> h;     // (B, H): before the step
+  StateRows<const A> c;     // (B, H): before the step
+  StateRows<T> h_next;      // (B, H): written
+  StateRows<A> c_next;      // (B, H): written; may be c
+  StateRows<T> y;           // (B, H): h_next once more, or null
+  Blocked<A> gates, cells;  // training, `direct_step` alone: the tape; else null
+  A clip;                   // bound on every gate's pre-activation, or 0
+  bool reversed;            // take the units from the last to the first
   // Workspace of cells of two phases, shared by the threads.
-  A* operand;  // (B, padded H): the second phase's left operand
+  T* operand;  // (B, padded H): the second phase's left operand
   A* kept;     // (B, slots, padded H): what the first phase leaves of its slots
 };
 

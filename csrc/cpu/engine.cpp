@@ -8,6 +8,7 @@
 #include "cpu/recurrence/backward.h"
 #include "cpu/recurrence/direct_step.h"
 #include "cpu/recurrence/forward.h"
+#include "cpu/recurrence/pair_step.h"
 #include "cpu/recurrence/step.h"
 
 namespace fusedrnn {
@@ -17,7 +18,7 @@ namespace {
 using T = FUSEDRNN_REAL;
 using A = Accumulator<T>;
 using V = Vec<A>;
-using Tile = FmaTile<A>;
+using Tile = std::conditional_t<std::is_same_v<T, A>, FmaTile<A>, PairTile>;
 
 template <class Cell>
 void forward(const ForwardArguments<T>& arguments, Worker& worker) {
@@ -31,6 +32,18 @@ template <class Cell>
 void pack(const ForwardArguments<T>& arguments, Worker& worker) {
   Forward<Cell, T, Tile>(arguments, worker).pack();
 }
+#define FUSEDRNN_SEQUENCE_KERNELS(...) \
+  __VA_ARGS__::traits, forward<__VA_ARGS__>, backward<__VA_ARGS__>, pack<__VA_ARGS__>
+
+#ifdef FUSEDRNN_PAIRS
+template <class Cell>
+void panel_step(const StepArguments<T>& arguments, Worker& worker) {
+  PairStep<Cell>(arguments).run(worker);
+}
+#define FUSEDRNN_CELL_KERNELS(...) \
+  {FUSEDRNN_SEQUENCE_KERNELS(__VA_ARGS__), nullptr, nullptr, nullptr, panel_step<__VA_ARGS__>, nullptr},
+constexpr Index kDirectStepRows = 0;
+#else
 template <class Cell>
 Index packed_step_size(const StepArguments<T>& arguments) {
   return StepOrder<Cell, T>(arguments).packed_size();
@@ -51,6 +64,16 @@ template <class Cell>
 void direct_step(const StepArguments<T>& arguments, Worker& worker) {
   DirectStep<Cell, T>(arguments).run(worker);
 }
+
+#define FUSEDRNN_CELL_KERNELS(...)         \
+  {FUSEDRNN_SEQUENCE_KERNELS(__VA_ARGS__), \
+   packed_step_size<__VA_ARGS__>,          \
+   pack_step<__VA_ARGS__>,                 \
+   step<__VA_ARGS__>,                      \
+   panel_step<__VA_ARGS__>,                \
+   direct_step<__VA_ARGS__>},
+constexpr Index kDirectStepRows = kMostDirectRows;
+#endif
 
 template <V function(V)>
 void map(const A* x, A* y, Index count) {
@@ -98,15 +121,11 @@ double read(const A* from, Index count, Index rounds) {
   return static_cast<double>(sizeof(A)) * static_cast<double>(count / kBlock * kBlock) * static_cast<double>(rounds);
 }
 
-#define FUSEDRNN_CELL_KERNELS(...)                                             \
-  {__VA_ARGS__::traits, forward<__VA_ARGS__>,          backward<__VA_ARGS__>,  \
-   pack<__VA_ARGS__>,   packed_step_size<__VA_ARGS__>, pack_step<__VA_ARGS__>, \
-   step<__VA_ARGS__>,   panel_step<__VA_ARGS__>,       direct_step<__VA_ARGS__>},
 const CellKernels<T> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
 const Kernels<T> kernels = {cells,           sizeof cells / sizeof cells[0],
                             V::lanes,        Tile::MR,
-                            kMostDirectRows, map<exp<A>>,
+                            kDirectStepRows, map<exp<A>>,
                             map<sigmoid<A>>, map<tanh<A>>,
                             multiply_adds,   read};
 

@@ -7,75 +7,102 @@
 
 namespace fusedrnn {
 
-// Every instruction set that CMakeLists.txt builds the engine for, best first: APPLY(its name there, level, extensions
-// beyond the level, whether the processor has both). No build has extensions yet.
+// Every instruction set that CMakeLists.txt builds the engine for, best first: APPLY(its name there, level, whether the
+// processor has it); and every one that it builds the kernels of 16 bits for: APPLY(its name there, level, extensions
+// beyond it, whether the processor has both, whether they are the fastest there).
 #if defined(FUSEDRNN_X86)
-#define FUSEDRNN_FOR_EACH_ISA(APPLY)                               \
-  APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4) \
-  APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3) \
-  APPLY(v2, "x86-64-v2", "", x86_level(processor_features()) >= 2)
+#define FUSEDRNN_FOR_EACH_ISA(APPLY)                           \
+  APPLY(v4, "x86-64-v4", x86_level(processor_features()) >= 4) \
+  APPLY(v3, "x86-64-v3", x86_level(processor_features()) >= 3) \
+  APPLY(v2, "x86-64-v2", x86_level(processor_features()) >= 2)
+#define FUSEDRNN_FOR_EACH_PAIR_ISA(APPLY)                                                       \
+  APPLY(v4_avx512bf16, "x86-64-v4", "+avx512bf16", multiplies_pairs(), multiplies_pairs_fast()) \
+  APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4, true)                        \
+  APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3, true)                        \
+  APPLY(v2, "x86-64-v2", "", x86_level(processor_features()) >= 2, true)
 #else
-#define FUSEDRNN_FOR_EACH_ISA(APPLY) APPLY(generic, "generic", "", true)
+#define FUSEDRNN_FOR_EACH_ISA(APPLY) APPLY(generic, "generic", true)
+#define FUSEDRNN_FOR_EACH_PAIR_ISA(APPLY) APPLY(generic, "generic", "", true, true)
 #endif
 
-#define FUSEDRNN_DECLARE(isa, level, extensions, runs) \
+#define FUSEDRNN_DECLARE(isa, level, runs)             \
   const Kernels<float>& kernels_##isa##_float();       \
   const Kernels<double>& kernels_##isa##_double();     \
-  const Kernels<Bfloat16>& kernels_##isa##_Bfloat16(); \
   const Operations<float>& operations_##isa##_float(); \
   const Operations<double>& operations_##isa##_double();
 FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_DECLARE)
+#define FUSEDRNN_DECLARE_PAIRS(isa, level, extensions, runs, fastest) \
+  const Kernels<Bfloat16>& kernels_##isa##_Bfloat16();
+FUSEDRNN_FOR_EACH_PAIR_ISA(FUSEDRNN_DECLARE_PAIRS)
 
 namespace {
 
 struct Build {
-  std::string name;  // the level, then each extension after a +
+  std::string name;
   bool runs;
   const Kernels<float>& (*f32)();
   const Kernels<double>& (*f64)();
-  const Kernels<Bfloat16>& (*bf16)();
   const Operations<float>& (*operations_f32)();
   const Operations<double>& (*operations_f64)();
 };
+struct PairBuild {
+  std::string level, name;  // the level, and that with each extension after a +
+  bool runs, fastest;
+  const Kernels<Bfloat16>& (*kernels)();
+};
 
-#define FUSEDRNN_BUILD(isa, level, extensions, runs)   \
-  {level extensions,         runs,                     \
-   kernels_##isa##_float,    kernels_##isa##_double,   \
-   kernels_##isa##_Bfloat16, operations_##isa##_float, \
-   operations_##isa##_double},
+#define FUSEDRNN_BUILD(isa, level, runs) \
+  {level, runs, kernels_##isa##_float, kernels_##isa##_double, operations_##isa##_float, operations_##isa##_double},
 const std::vector<Build>& builds() {
   static const std::vector<Build> all = {FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_BUILD)};
   return all;
 }
+#define FUSEDRNN_PAIR_BUILD(isa, level, extensions, runs, fastest) \
+  {level, level extensions, runs, fastest, kernels_##isa##_Bfloat16},
+const std::vector<PairBuild>& pair_builds() {
+  static const std::vector<PairBuild> all = {FUSEDRNN_FOR_EACH_PAIR_ISA(FUSEDRNN_PAIR_BUILD)};
+  return all;
+}
 
-std::string runnable_list() {
+std::string joined(const std::vector<std::string>& names) {
   std::string list;
-  for (const std::string& name : runnable_isas()) list += (list.empty() ? "" : ", ") + name;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
   return list;
 }
 
 const Build& find(const std::string& name) {
   for (const Build& build : builds())
     if (build.name == name && build.runs) return build;
-  throw std::invalid_argument("isa must be one that this build has and this processor runs (" + runnable_list() +
-                              "), not '" + name + "'");
+  throw std::invalid_argument("isa must be one that this build has and this processor runs (" +
+                              joined(runnable_isas()) + "), not '" + name + "'");
+}
+
+// What FUSEDRNN_ISA asks for; empty: the best there is.
+const std::string& asked() {
+  static const std::string name = [] {
+    const char* value = std::getenv("FUSEDRNN_ISA");
+    const std::string wanted = value ? value : "";
+    if (wanted.empty()) return wanted;
+    for (const PairBuild& build : pair_builds())
+      if (build.name == wanted && build.runs) return wanted;
+    throw std::runtime_error("FUSEDRNN_ISA is '" + wanted + "': this build and processor offer " +
+                             joined(runnable_pair_isas()));
+  }();
+  return name;
+}
+
+const PairBuild& chosen_pairs() {
+  static const PairBuild& choice = []() -> const PairBuild& {
+    for (const PairBuild& build : pair_builds())
+      if (build.runs && (asked().empty() ? build.fastest : build.name == asked())) return build;
+    throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
+  }();
+  return choice;
 }
 
 const Build& chosen() {
-  static const Build* const choice = [] {
-    if (const char* name = std::getenv("FUSEDRNN_ISA"); name && *name) {
-      try {
-        return &find(name);
-      } catch (const std::invalid_argument&) {
-        throw std::runtime_error("FUSEDRNN_ISA is '" + std::string(name) + "': this build and processor offer " +
-                                 runnable_list());
-      }
-    }
-    for (const Build& build : builds())
-      if (build.runs) return &build;
-    throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
-  }();
-  return *choice;
+  static const Build& choice = find(chosen_pairs().level);
+  return choice;
 }
 
 template <class Real>
@@ -87,10 +114,6 @@ const Kernels<float>& of(const Build& build) {
 template <>
 const Kernels<double>& of(const Build& build) {
   return build.f64();
-}
-template <>
-const Kernels<Bfloat16>& of(const Build& build) {
-  return build.bf16();
 }
 template <class Real>
 const Operations<Real>& operations_of(const Build& build);
@@ -110,6 +133,11 @@ const Kernels<Real>& kernels() {
   static const Kernels<Real>& table = of<Real>(chosen());
   return table;
 }
+template <>
+const Kernels<Bfloat16>& kernels() {
+  static const Kernels<Bfloat16>& table = chosen_pairs().kernels();
+  return table;
+}
 template <class Real>
 const Kernels<Real>& kernels_of(const std::string& isa) {
   return of<Real>(find(isa));
@@ -123,7 +151,6 @@ template const Operations<float>& operations();
 template const Operations<double>& operations();
 template const Kernels<float>& kernels();
 template const Kernels<double>& kernels();
-template const Kernels<Bfloat16>& kernels();
 template const Kernels<float>& kernels_of(const std::string&);
 template const Kernels<double>& kernels_of(const std::string&);
 
@@ -132,6 +159,15 @@ const std::string& isa_name() { return chosen().name; }
 std::vector<std::string> runnable_isas() {
   std::vector<std::string> names;
   for (const Build& build : builds())
+    if (build.runs) names.push_back(build.name);
+  return names;
+}
+
+const std::string& pair_isa_name() { return chosen_pairs().name; }
+
+std::vector<std::string> runnable_pair_isas() {
+  std::vector<std::string> names;
+  for (const PairBuild& build : pair_builds())
     if (build.runs) names.push_back(build.name);
   return names;
 }

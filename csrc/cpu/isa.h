@@ -1,5 +1,5 @@
 // Which build of the engine runs on this processor. An instruction set is a level, one of the x86-64 psABI's or
-// "generic", and extensions beyond it.
+// "generic", and extensions beyond it, which kernels of 16 bits alone have.
 #pragma once
 #include <string>
 #include <vector>
@@ -22,5 +22,8 @@ const Kernels<Real>& kernels_of(const std::string& isa);
 
 const std::string& isa_name();
 std::vector<std::string> runnable_isas();
+// Of the kernels of 16 bits: a level and, each after a +, extensions beyond it.
+const std::string& pair_isa_name();
+std::vector<std::string> runnable_pair_isas();
 
 }  // namespace fusedrnn

@@ -12,13 +12,13 @@ struct CellKernels {
   void (*backward)(const BackwardArguments<T>& arguments, Worker& worker);
   // Writes arguments.fresh, and reads arguments.weights and sizes alone.
   void (*pack)(const ForwardArguments<T>& arguments, Worker& worker);
-  // One step from packed weights; the first two look at the arguments' sizes alone.
+  // One step from weights in an order of its own, not of 16 bits; the first two look at the arguments' sizes alone.
   Index (*packed_step_size)(const StepArguments<T>& arguments);
   void (*pack_step)(const StepArguments<T>& arguments, const Weights<T>& weights, Accumulator<T>* packed);
   void (*step)(const StepArguments<T>& arguments, Worker& worker);
   // One step from weights as `pack` packs them.
   void (*panel_step)(const StepArguments<T>& arguments, Worker& worker);
-  // One step from the caller's weights.
+  // One step from the caller's weights, not of 16 bits.
   void (*direct_step)(const StepArguments<T>& arguments, Worker& worker);
 };
 

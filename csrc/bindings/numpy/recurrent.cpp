@@ -367,7 +367,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const auto state = state_arrays(state_object, "state", layout, false);
     const bool whole = lengths.is_none() && reset.is_none() && mask.is_none();
     const bool single_step = !training && whole && layout.steps == 1 &&
-                             (call.packed ? packed_step_pays(layout.rows) : single_step_pays(layout.rows));
+                             (call.packed ? packed_step_pays(layout.rows) : single_step_pays<T>(layout.rows));
     if (!single_step) call.lists = row_lists(layout, lengths, reset, mask);
     std::vector<py::array> final_state = new_state(layout);
     // A cell's output is its new h.

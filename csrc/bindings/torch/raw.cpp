@@ -336,7 +336,7 @@ class RawCall {
     ForwardCall<T> call = call_of<T>(threads, y, c0);
     for (std::size_t i = 0; i < number_of_states(); ++i) call.final[i] = written_state<T>(i, final[i], cn);
     if (packed) std::get<PackedNet<T>>(packed->net).use_in(call);
-    if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays(rows_))) {
+    if (!memory && !lists_ && steps_ == 1 && (packed ? packed_step_pays(rows_) : single_step_pays<T>(rows_))) {
       std::optional<GilReleased> released;
       if (step_work(layers_->traits, layers_->config, rows_) > kShortStep) released.emplace();
       run_single_step(layers_->config, call);

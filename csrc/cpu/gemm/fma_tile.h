@@ -78,12 +78,19 @@ inline void tile_blocks(const Left& left, const Product<Real, Real>& p, Index bl
 
 template <class Real>
 struct FmaTile : BlockPacking<Real> {
-  using Operand = Real;
+  using Left = Real;
+  using Right = Real;
   using Sum = Real;
-  using Product = fusedrnn::Product<Operand, Sum>;
+  using Product = fusedrnn::Product<Right, Sum>;
+  using OuterLeft = LeftColumns<Left>;
 
+  static constexpr bool pairs = false;
   static constexpr int MR = 6;
   static constexpr Index NR = 4 * kBlock;
+  struct Ready {};
+  static Ready make_ready(const Right*, Index, Index, Index, Index, Sum*) { return {}; }
+  static void use(Ready, Index, Index, Product&) {}
+
   // So that the right operand of a run's columns, 256 KiB of floats, stays in the second-level cache.
   static constexpr Index KC = 1024;
 

@@ -1,12 +1,19 @@
 // Products in tiles of rows: what they are made of, and what the drivers ask of the micro-kernel that multiplies.
 //
 // A micro-kernel is a struct, which the drivers take as their parameter Tile:
-//   Operand          elements of both operands in the engine's own arrays: packed weights, h, gradients of gates
+//   Left, Right      elements of the operands in the engine's own arrays: h, gradients of gates; packed weights, panels
 //   Sum              what products are added up in
-//   Product          its Product<Operand, Sum>
+//   Product          its Product<Right, Sum>
+//   OuterLeft        the left operand of an outer product: columns of rows of Left
+//   pairs            whether two steps of the inner dimension lie side by side in right operands, [2 steps][16][2]; the
+//                    rows of an outer product then come in whole groups of kPairGroup
 //   MR               most rows of a run
 //   NR               most columns of a run, whole blocks of 16
 //   KC               steps of the inner dimension that all rows pass before the next ones; a multiple of 16
+//   Ready            what make_ready(right, right_block, length, blocks, rows, scratch) makes of a right operand that
+//   so
+//                    many rows will be multiplied with; use(ready, block, step, product) lets a product read it from
+//                    there on
 //   pack_forward, pack_backward
 //                    write a part of a weight matrix in the order in which runs read it
 //   run(rows, left, product, blocks)
@@ -22,10 +29,10 @@ inline namespace FUSEDRNN_ISA_NAME {
 namespace {
 
 // out(m, i) = initial(m, i) + sum over k of left(m, k) right(i, k), in the order of k; i counts blocks of 16 columns.
-template <class Operand, class Sum>
+template <class Right, class Sum>
 struct Product {
-  Index length;          // of the inner dimension, 1 or more; with LeftRuns a multiple of 16
-  const Operand* right;  // block i, step k: right + i * right_block + k * left.right_step
+  Index length;        // of the inner dimension, 1 or more; with LeftRuns a multiple of 16
+  const Right* right;  // block i, step k: right + i * right_block + k * left.right_step
   Index right_block;
   const Sum* const* initial;  // block i, row m: initial[i] + m * initial_row
   Index initial_row;
@@ -34,9 +41,9 @@ struct Product {
 };
 
 // Rows of the next run when `rows` are left: even tiles, so that no tile is a thin remainder.
-template <class Tile>
+template <class Tile, int kMost = Tile::MR>
 int tile_rows(Index rows) {
-  const Index tiles = (rows + Tile::MR - 1) / Tile::MR;
+  const Index tiles = (rows + kMost - 1) / kMost;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }
 

@@ -9,7 +9,7 @@ namespace fusedrnn {
 namespace {
 
 // Bytes that one thread packs sooner than a team is started.
-constexpr Index kShortPacking = 128 << 10;
+constexpr std::size_t kShortPacking = 128 << 10;
 // Bytes that a thread packs in a cycle, about.
 constexpr double kBytesOfACycle = 4;
 
@@ -22,17 +22,23 @@ bool holds_recurrent(const CellTraits& traits, int slot) {
   return found;
 }
 
+// Step k of a packed block's column.
+template <class T>
+Index packed_place(Index k, Index column) {
+  return sizeof(T) > 2 ? k * kBlock + column : k / 2 * 2 * kBlock + 2 * column + k % 2;
+}
+
 // Rows of one gate of a weight matrix from the blocks of one slot, `slots` of which a unit block has.
 template <class T>
-void unpack_gate(const Accumulator<T>* packed, Index slots, Index slot, Index inner, Index hidden, T* weight) {
+void unpack_gate(const T* packed, Index slots, Index slot, Index inner, Index hidden, T* weight) {
   for (Index unit = 0; unit < hidden; ++unit) {
-    const Accumulator<T>* from = packed + ((unit / kBlock * slots + slot) * inner) * kBlock + unit % kBlock;
-    for (Index k = 0; k < inner; ++k) weight[unit * inner + k] = narrow<T>(from[k * kBlock]);
+    const T* from = packed + (unit / kBlock * slots + slot) * packed_inner<T>(inner) * kBlock;
+    for (Index k = 0; k < inner; ++k) weight[unit * inner + k] = from[packed_place<T>(k, unit % kBlock)];
   }
 }
 
 template <class T>
-void unpack_window(const Accumulator<T>* packed, const Window& window, Index inner, Index hidden, T* weight) {
+void unpack_window(const T* packed, const Window& window, Index inner, Index hidden, T* weight) {
   for (int slot = 0; slot < window.count; ++slot)
     unpack_gate(packed, window.count, slot, inner, hidden, weight + window.gate[slot] * hidden * inner);
 }
@@ -61,14 +67,14 @@ void unpack_row(const Accumulator<T>* packed, Index count, Index row, Index hidd
 }
 
 template <class T>
-void unpack_direction(const CellTraits& traits, const PackedWeights<const Accumulator<T>>& packed, Index input_size,
-                      Index hidden_size, const ParameterArrays<T>& to) {
+void unpack_direction(const CellTraits& traits, const Packed<T>& packed, Index input_size, Index hidden_size,
+                      const ParameterArrays<T>& to) {
   unpack_window(packed.weight_ih, traits.input, input_size, hidden_size, to.weight_ih);
-  const Accumulator<T>* recurrent = packed.weight_hh;
+  const T* recurrent = packed.weight_hh;
   for (int phase = 0; phase < traits.phases; ++phase) {
     const Window& window = traits.recurrent[phase];
     unpack_window(recurrent, window, hidden_size, hidden_size, to.weight_hh);
-    recurrent += blocks_of(hidden_size) * window.count * hidden_size * kBlock;
+    recurrent += blocks_of(hidden_size) * window.count * packed_inner<T>(hidden_size) * kBlock;
     for (int i = 0; to.bias_hh && i < window.count; ++i)
       if (!holds(traits.input, window.first + i))
         unpack_row(packed.bias, traits.slots, window.first + i, hidden_size, to.bias_hh + window.gate[i] * hidden_size);
@@ -93,19 +99,24 @@ Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner) {
   return elements;
 }
 
-Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_size) {
+template <class T>
+std::size_t packed_bytes(const CellTraits& traits, Index input_size, Index hidden_size) {
   const Index blocks = blocks_of(hidden_size);
-  return blocks * traits.input.count * input_size * kBlock + recurrent_elements(traits, blocks, hidden_size) +
-         blocks * (traits.slots + traits.per_unit.rows) * kBlock;
+  const Index weights = blocks * traits.input.count * packed_inner<T>(input_size) * kBlock +
+                        recurrent_elements(traits, blocks, packed_inner<T>(hidden_size));
+  const Index sums = blocks * (traits.slots + traits.per_unit.rows) * kBlock;
+  return static_cast<std::size_t>(weights) * sizeof(T) + static_cast<std::size_t>(sums) * sizeof(Accumulator<T>);
 }
 
 template <class T>
-PackedWeights<T> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, T* memory) {
+PackedWeights<T, Accumulator<T>> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size,
+                                                char* memory) {
   const Index blocks = blocks_of(hidden_size);
-  PackedWeights<T> packed;
-  packed.weight_ih = memory;
-  packed.weight_hh = packed.weight_ih + blocks * traits.input.count * input_size * kBlock;
-  packed.bias = packed.weight_hh + recurrent_elements(traits, blocks, hidden_size);
+  PackedWeights<T, Accumulator<T>> packed;
+  packed.weight_ih = reinterpret_cast<T*>(memory);
+  packed.weight_hh = packed.weight_ih + blocks * traits.input.count * packed_inner<T>(input_size) * kBlock;
+  packed.bias = reinterpret_cast<Accumulator<T>*>(packed.weight_hh +
+                                                  recurrent_elements(traits, blocks, packed_inner<T>(hidden_size)));
   packed.per_unit = packed.bias + blocks * traits.slots * kBlock;
   return packed;
 }
@@ -113,20 +124,22 @@ PackedWeights<T> lay_out_packed(const CellTraits& traits, Index input_size, Inde
 template <class T>
 PackedNet<T>::PackedNet(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, int threads) {
   const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
-  Index elements = 0;
+  const auto bytes_of = [&](int layer) {
+    return packed_bytes<T>(kernels.traits, config.input_of(layer), config.hidden_size);
+  };
+  std::size_t bytes = 0;
   for (int layer = 0; layer < config.layers; ++layer)
-    elements += config.directions * packed_elements(kernels.traits, config.input_of(layer), config.hidden_size);
-  const Index bytes = elements * static_cast<Index>(sizeof(Accumulator<T>));
-  memory_ = Buffer(static_cast<std::size_t>(bytes));
+    bytes += static_cast<std::size_t>(config.directions) * bytes_of(layer);
+  memory_ = Buffer(bytes);
   std::vector<ForwardArguments<T>> arguments;
-  auto* memory = memory_.as<Accumulator<T>>();
+  char* memory = memory_.as<char>();
   for (int i = 0; i < config.layers * config.directions; ++i) {
     ForwardArguments<T> a = {};
     a.input_size = config.input_of(i / config.directions);
     a.hidden_size = config.hidden_size;
     a.weights = weights[static_cast<std::size_t>(i)];
-    a.fresh = lay_out_packed(kernels.traits, a.input_size, a.hidden_size, memory);
-    memory += packed_elements(kernels.traits, a.input_size, a.hidden_size);
+    a.fresh = lay_out_packed<T>(kernels.traits, a.input_size, a.hidden_size, memory);
+    memory += bytes_of(i / config.directions);
     directions_.push_back(a.fresh.read_only());
     arguments.push_back(a);
   }
@@ -148,8 +161,13 @@ void PackedNet<T>::unpack(const RecurrentConfig& config, const std::vector<Param
                      config.hidden_size, to[i]);
 }
 
-template PackedWeights<float> lay_out_packed(const CellTraits&, Index, Index, float*);
-template PackedWeights<double> lay_out_packed(const CellTraits&, Index, Index, double*);
+#define FUSEDRNN_INSTANTIATE(T)                                          \
+  template std::size_t packed_bytes<T>(const CellTraits&, Index, Index); \
+  template PackedWeights<T, Accumulator<T>> lay_out_packed<T>(const CellTraits&, Index, Index, char*);
+FUSEDRNN_INSTANTIATE(float)
+FUSEDRNN_INSTANTIATE(double)
+FUSEDRNN_INSTANTIATE(Bfloat16)
+#undef FUSEDRNN_INSTANTIATE
 template class PackedNet<float>;
 template class PackedNet<double>;
 template class PackedNet<Bfloat16>;

@@ -11,10 +11,12 @@ namespace fusedrnn {
 
 // Elements of all packed phases of weight_hh, where each has `inner` elements a column.
 Index recurrent_elements(const CellTraits& traits, Index blocks, Index inner);
-// Elements of one direction's packed weights, and where they stand in memory of so many.
-Index packed_elements(const CellTraits& traits, Index input_size, Index hidden_size);
+// Bytes of one direction's packed weights, and where they stand in memory of so many.
 template <class T>
-PackedWeights<T> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size, T* memory);
+std::size_t packed_bytes(const CellTraits& traits, Index input_size, Index hidden_size);
+template <class T>
+PackedWeights<T, Accumulator<T>> lay_out_packed(const CellTraits& traits, Index input_size, Index hidden_size,
+                                                char* memory);
 
 // Only read once it is made: for several threads at a time.
 template <class T>
@@ -37,7 +39,7 @@ class PackedNet {
 
  private:
   Buffer memory_;
-  std::vector<PackedWeights<const Accumulator<T>>> directions_;  // (layers * directions,)
+  std::vector<Packed<T>> directions_;  // (layers * directions,)
   mutable std::atomic<unsigned> turn_{0};
 };
 

@@ -157,23 +157,29 @@ void repeat_states(const ForwardArguments<T>& a, int thread, int threads) {
 template <class T>
 struct ForwardWorkspace {
   using A = Accumulator<T>;
-  Buffer packed, h, carry, operand, pointers, gates;
+  Buffer packed, h, carry, operand, pointers, gates, x_rows, ready;
 
   void allocate(const CellTraits& traits, int threads, ForwardArguments<T>& a) {
     const Index hidden = padded(a.hidden_size), rows = a.schedule.rows;
     if (!a.packed.weight_ih) {
-      packed = buffer_of<A>(packed_elements(traits, a.input_size, a.hidden_size));
-      a.fresh = lay_out_packed(traits, a.input_size, a.hidden_size, packed.template as<A>());
+      packed = Buffer(packed_bytes<T>(traits, a.input_size, a.hidden_size));
+      a.fresh = lay_out_packed<T>(traits, a.input_size, a.hidden_size, packed.template as<char>());
       a.packed = a.fresh.read_only();
     }
     h = buffer_of<A>(2 * rows * hidden);
     carry = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
     operand = buffer_of<A>(traits.phases == 2 ? rows * hidden : 0);
-    pointers = buffer_of<const T*>(threads * a.chunk_rows);
-    a.h = h.template as<A>();
+    pointers = buffer_of<const void*>(threads * a.chunk_rows);
+    if (sizeof(T) == 2) {
+      x_rows = buffer_of<A>(threads * a.chunk_rows * (a.input_size + a.input_size % 2));
+      ready = buffer_of<A>(threads * kReadyElements);
+      a.x_rows = x_rows.data();
+      a.ready = ready.template as<A>();
+    }
+    a.h = h.data();
     a.carry = blocked<A>(carry, rows, kBlock);
-    a.operand = operand.template as<A>();
-    a.pointers = pointers.template as<const T*>();
+    a.operand = operand.data();
+    a.pointers = pointers.template as<const void*>();
     if (a.training) return;
     gates = buffer_of<A>(a.chunk_rows * traits.slots * hidden);
     a.gates = blocked<A>(gates, a.chunk_rows, traits.slots * kBlock);
@@ -275,7 +281,7 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<T>& call, in
   std::vector<ForwardWorkspace<T>> workspace(config.directions);
   const bool keep_all = tape && call.recompute == 0;
   const bool direct =
-      keep_all && call.late.size == 0 && call.steps == 1 && call.lists->whole(1) && single_step_pays(call.rows);
+      keep_all && call.late.size == 0 && call.steps == 1 && call.lists->whole(1) && single_step_pays<T>(call.rows);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(forward_arguments(kernels.traits, config, call, layer, direction, x, y, keep_all));
     if (tape)
@@ -332,35 +338,56 @@ struct ReplayWorkspace {
 template <class T>
 struct BackwardWorkspace {
   using A = Accumulator<T>;
-  Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dh, doperand, carry, dx, dlate;
+  Buffer packed_ih, packed_hh, per_unit, dgates, x_panel, h_panel, operand_panel, dgate_pairs, operand_rows;
+  Buffer ready, dh, doperand, carry, dx, dlate;
   States<Buffer> measured;
 
-  void allocate(const CellTraits& traits, BackwardArguments<T>& a) {
+  void allocate(const CellTraits& traits, int threads, BackwardArguments<T>& a) {
     const Index blocks = blocks_of(a.hidden_size), hidden = blocks * kBlock, rows = a.schedule.rows;
     const Index inputs = padded(a.input_size);
-    packed_ih = buffer_of<A>(inputs * hidden * traits.input.count);
-    packed_hh = buffer_of<A>(recurrent_elements(traits, blocks, hidden));
+    packed_ih = buffer_of<T>(inputs * packed_inner<T>(hidden * traits.input.count));
+    Index recurrent = 0;
+    for (int phase = 0; phase < traits.phases; ++phase)
+      recurrent += hidden * packed_inner<T>(hidden * traits.recurrent[phase].count);
+    packed_hh = buffer_of<T>(recurrent);
     per_unit = buffer_of<A>(hidden * std::max(traits.per_unit.rows, 1));
-    dgates = buffer_of<A>(a.chunk_rows * hidden * traits.slots);
-    x_panel = buffer_of<A>(a.chunk_rows * inputs);
-    h_panel = buffer_of<A>(a.chunk_rows * hidden);
-    operand_panel = buffer_of<A>(traits.phases == 2 ? a.chunk_rows * hidden : 0);
+    allocate_panels(traits, a);
+    if (sizeof(T) == 2) {
+      ready = buffer_of<A>(threads * kReadyElements);
+      a.ready = ready.template as<A>();
+    }
     dh = buffer_of<A>(rows * hidden);
     doperand = buffer_of<A>(traits.phases == 2 ? rows * hidden : 0);
     carry = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
     const Index early = (a.input_size - a.late.size) / kBlock * kBlock;
     dlate = buffer_of<A>(a.late.size > 0 ? rows * (inputs - early) : 0);
-    a.packed_ih = packed_ih.template as<A>();
-    a.packed_hh = packed_hh.template as<A>();
+    a.packed_ih = packed_ih.template as<T>();
+    a.packed_hh = packed_hh.template as<T>();
     a.per_unit = per_unit.template as<A>();
-    a.dgates = blocked<A>(dgates, a.chunk_rows, kBlock);
-    a.x_panel = blocked<A>(x_panel, a.chunk_rows, kBlock);
-    a.h_panel = blocked<A>(h_panel, a.chunk_rows, kBlock);
-    a.operand_panel = blocked<A>(operand_panel, a.chunk_rows, kBlock);
     a.dh = dh.template as<A>();
     a.doperand = doperand.template as<A>();
     a.carry = blocked<A>(carry, rows, kBlock);
     a.dlate = dlate.template as<A>();
+  }
+
+ private:
+  void allocate_panels(const CellTraits& traits, BackwardArguments<T>& a) {
+    constexpr bool pairs = sizeof(T) == 2;
+    // In pairs, room for a part of a group before a chunk's rows and one after them.
+    const Index rows = a.chunk_rows + (pairs ? 2 * kPairGroup : 0), hidden = padded(a.hidden_size);
+    const Index operand = traits.phases == 2 ? rows * hidden : 0;
+    dgates = buffer_of<A>(rows * hidden * traits.slots);
+    x_panel = buffer_of<T>(rows * padded(a.input_size));
+    h_panel = buffer_of<T>(rows * hidden);
+    operand_panel = buffer_of<T>(operand);
+    if (pairs) dgate_pairs = buffer_of<T>(rows * hidden * traits.slots);
+    if (pairs && operand > 0) operand_rows = buffer_of<T>(operand);
+    a.dgates = {dgates.data(), rows, kBlock};
+    a.x_panel = blocked<T>(x_panel, rows, kBlock);
+    a.h_panel = blocked<T>(h_panel, rows, kBlock);
+    a.operand_panel = blocked<T>(operand_panel, rows, kBlock);
+    a.dgate_pairs = blocked<T>(dgate_pairs, rows, kBlock);
+    if (pairs && operand > 0) a.operand_rows = blocked<T>(operand_rows, rows, kBlock);
   }
 };
 
@@ -439,7 +466,7 @@ bool backward_layer(const Tape<T>& tape, const BackwardCall<T>& call, int layer,
   std::vector<ReplayWorkspace<T>> replays(tape.call.recompute > 0 ? config.directions : 0);
   for (int direction = 0; direction < config.directions; ++direction) {
     arguments.push_back(backward_arguments(kernels.traits, tape, call, layer, direction, x, y, dy));
-    workspace[direction].allocate(kernels.traits, arguments.back());
+    workspace[direction].allocate(kernels.traits, call.threads, arguments.back());
     attach_norms(kernels.traits, tape, call, layer * config.directions + direction, workspace[direction],
                  arguments.back());
     if (!replays.empty())

@@ -26,9 +26,9 @@ struct StateArray {
 template <class T>
 struct ForwardCall {
   Index steps = 0, rows = 0;
-  std::vector<Weights<T>> weights;                              // layers * directions
-  const PackedWeights<const Accumulator<T>>* packed = nullptr;  // inference: as many, in place of weights
-  bool reversed = false;  // with them, a single step: in the reverse order of memory
+  std::vector<Weights<T>> weights;    // layers * directions
+  const Packed<T>* packed = nullptr;  // inference: as many, in place of weights
+  bool reversed = false;              // with them, a single step: in the reverse order of memory
   Sequence<const T> x;
   Sequence<T> y;
   States<StateArray<const void>> initial;

@@ -22,8 +22,8 @@ template <class T>
 struct Workspace {
   using A = Accumulator<T>;
   Buffer buffer;
-  A *zeros, *operand, *kept;
-  T* outputs[2];
+  A *zeros, *kept;
+  T *operand, *outputs[2];
 
   // `output`: elements of a layer's output that only the next one reads.
   Workspace(const CellTraits& traits, Index hidden, Index rows, Index output) {
@@ -31,9 +31,9 @@ struct Workspace {
     buffer = Buffer(static_cast<std::size_t>(hidden + (1 + traits.slots) * wide + 2 * output) * sizeof(A));
     zeros = buffer.as<A>();
     std::fill_n(zeros, hidden, A(0));
-    operand = zeros + hidden;
-    kept = operand + wide;
-    A* const of_layers = kept + traits.slots * wide;
+    kept = zeros + hidden;
+    operand = reinterpret_cast<T*>(kept + traits.slots * wide);
+    A* const of_layers = kept + (traits.slots + 1) * wide;
     for (int i = 0; i < 2; ++i) outputs[i] = reinterpret_cast<T*>(of_layers + i * output);
   }
 };
@@ -46,7 +46,10 @@ StateRows<const Item> or_zeros(const StateRows<const Item>& rows, const A* zeros
 
 }  // namespace
 
-bool single_step_pays(Index rows) { return rows > 0 && rows <= kernels<float>().direct_rows; }
+template <class T>
+bool single_step_pays(Index rows) {
+  return rows > 0 && rows <= kernels<T>().direct_rows;
+}
 bool packed_step_pays(Index rows) { return rows > 0 && rows <= kMostPackedRows; }
 bool single_step_gradient_pays(Index rows) { return rows <= kMostGradientRows; }
 
@@ -120,6 +123,9 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
   team.run(kernels.direct_step, steps.data(), steps.size(), threads);
 }
 
+template bool single_step_pays<float>(Index);
+template bool single_step_pays<double>(Index);
+template bool single_step_pays<Bfloat16>(Index);
 template void run_single_step(const RecurrentConfig&, const ForwardCall<float>&);
 template void run_single_step(const RecurrentConfig&, const ForwardCall<double>&);
 template void run_single_step(const RecurrentConfig&, const ForwardCall<Bfloat16>&);

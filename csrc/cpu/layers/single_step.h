@@ -5,6 +5,7 @@
 namespace fusedrnn {
 
 // Whether a step of so many rows is done so rather than by the sequence driver:
+template <class T>
 bool single_step_pays(Index rows);           // from the weights where they lie
 bool packed_step_pays(Index rows);           // from packed weights
 bool single_step_gradient_pays(Index rows);  // its gradients, from the weights where they lie

@@ -43,14 +43,21 @@ Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>
       team_(step_cost<T>(traits_, config, rows)) {
   using A = Accumulator<T>;
   const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
-  step_ = kernels.step;
+  ForwardCall<T> packed;
+  if constexpr (sizeof(T) == 2) {
+    step_ = kernels.panel_step;
+    net_.emplace(config, weights, 1);
+    net_->use_in(packed);
+  } else {
+    step_ = kernels.step;
+  }
   h_next_ = zeros_of<T>(config.layers, rows, hidden_);
   each_state([&](int i, auto item) {
     state_[i] = zeros_of<decltype(item)>(config.layers, rows, hidden_);
     first_[i] = zeros_of<decltype(item)>(config.layers, rows, hidden_);
   });
   if (traits_.phases == 2) {
-    operand_ = zeros_of<A>(1, rows, padded(hidden_));
+    operand_ = zeros_of<T>(1, rows, padded(hidden_));
     kept_ = zeros_of<A>(traits_.slots, rows, padded(hidden_));
   }
   for (int layer = 0; layer < config.layers; ++layer) {
@@ -59,14 +66,18 @@ Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>
     a.hidden_size = hidden_;
     a.rows = rows;
     a.clip = static_cast<A>(config.clip);
-    packed_.push_back(zeros_of<A>(1, 1, kernels.packed_step_size(a)));
-    kernels.pack_step(a, weights[layer], packed_.back().template as<A>());
-    a.packed = packed_.back().template as<A>();
+    if constexpr (sizeof(T) == 2) {
+      a.panels = packed.packed[layer];
+    } else {
+      packed_.push_back(zeros_of<A>(1, 1, kernels.packed_step_size(a)));
+      kernels.pack_step(a, weights[layer], packed_.back().template as<A>());
+      a.packed = packed_.back().template as<A>();
+    }
     if (traits_.states == 2) {
       a.c_next = rows_of<A>(state_[1], layer);
       a.c = read_only(a.c_next);
     }
-    a.operand = operand_.as<A>();
+    a.operand = operand_.as<T>();
     a.kept = kept_.as<A>();
     layers_.push_back(a);
   }

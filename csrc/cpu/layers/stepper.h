@@ -1,8 +1,10 @@
 // A net that is run step by step: packed weights, the state between steps, and how a step is divided over threads.
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "common/arguments.h"
+#include "cpu/layers/packed.h"
 #include "cpu/layers/recurrent.h"
 #include "cpu/layers/step_cost.h"
 #include "cpu/layers/step_team.h"
@@ -39,8 +41,9 @@ class Stepper {
   double work_;
   StepTeam<T> team_;
   std::vector<Buffer> packed_;
-  States<Buffer> state_, first_;  // (L, B, H): between two steps, and what a reset sets it to
-  Buffer h_next_;                 // of the step that runs; c is written where it is read
+  std::optional<PackedNet<T>> net_;  // of 16 bits, in place of packed_
+  States<Buffer> state_, first_;     // (L, B, H): between two steps, and what a reset sets it to
+  Buffer h_next_;                    // of the step that runs; c is written where it is read
   Buffer operand_, kept_;
   unsigned steps_ = 0;
   std::vector<StepArguments<T>> layers_;

@@ -55,6 +55,20 @@ ProcessorFeatures processor_features() {
 }
 #endif
 
+#if defined(__x86_64__)
+bool multiplies_pairs() {
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kAvx512Bf16 = 1u << 5;  // of leaf 7, subleaf 1
+  return x86_level(processor_features()) >= 4 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+         has_all(eax, kAvx512Bf16);
+}
+bool multiplies_pairs_fast() {
+  unsigned eax, ebx, ecx, edx;
+  return multiplies_pairs() && __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx &&
+         ecx == signature_AMD_ecx && edx == signature_AMD_edx;
+}
+#endif
+
 int x86_level(const ProcessorFeatures& features) {
   if (!has(features, kLevel2)) return 1;
   if (!has(features, kLevel3)) return 2;

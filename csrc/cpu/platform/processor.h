@@ -14,6 +14,10 @@ struct ProcessorFeatures {
 
 #if defined(__x86_64__)
 ProcessorFeatures processor_features();
+// Whether it multiplies pairs of bfloat16 (AVX512-BF16), and whether it does so at the rate of its other fused
+// multiply-adds, as AMD's do: on Intel's the instruction takes two turns.
+bool multiplies_pairs();
+bool multiplies_pairs_fast();
 #endif
 
 // The highest level of the x86-64 psABI, 1 to 4, whose instructions may be used: x86-64-v1 to x86-64-v4.

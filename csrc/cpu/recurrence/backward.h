@@ -8,6 +8,7 @@
 #include "cpu/gemm/gradients.h"
 #include "cpu/recurrence/direct_gradient.h"
 #include "cpu/recurrence/forward.h"
+#include "cpu/recurrence/pair_panels.h"
 #include "cpu/simd/norm.h"
 
 namespace fusedrnn {
@@ -17,12 +18,15 @@ namespace {
 template <class Cell, class T, class Tile>
 class Backward {
   using A = Accumulator<T>;
-  using Operand = typename Tile::Operand;
+  using Left = typename Tile::Left;
+  using Right = typename Tile::Right;
   using Gradients = GradientProducts<Tile>;
+  using Panels = std::conditional_t<Tile::pairs, PairPanels<Left>, RowPanels>;
   using V = Vec<A>;
   static constexpr Index kRunBlocks = Tile::NR / kBlock;
   // Whether runs can read the caller's weights where they lie.
-  static constexpr bool reads_weights = std::is_same_v<T, Operand>;
+  static constexpr bool reads_weights = !Tile::pairs;
+  static constexpr bool has_late = !Tile::pairs;  // attention decoders are not of 16 bits
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
@@ -40,7 +44,10 @@ class Backward {
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
         clipped(V(a.clip)),
         early(a.input_size - a.late.size),
-        adding(a.accumulate) {}
+        adding(a.accumulate),
+        adding_outer(a.accumulate),
+        dgates{static_cast<Left*>(a.dgates.data), a.dgates.rows, a.dgates.width},
+        panels(arguments, dgates, slots * blocks, worker) {}
 
   void run() {
     pack();
@@ -67,6 +74,9 @@ class Backward {
   const Clipped<V> clipped;
   const Index early;  // columns of x
   bool adding;        // to the parameters' gradients; else the first chunk writes them
+  bool adding_outer;  // to those of weights
+  const Blocked<Left> dgates;
+  Panels panels;
   Index chunk_row = 0, chunk_rows = 0;
   Index segment_first = 0, segment_row = 0;  // first step and packed row of what `gates` and `cells` hold
 
@@ -90,6 +100,7 @@ class Backward {
       if (schedule.active[first] == 0) continue;  // an empty batch
       chunk_row = schedule.offset[first];
       chunk_rows = schedule.offset[last] - chunk_row;
+      panels.begin(chunk_row, chunk_rows, first == 0);
       stage_panels(first, last);
       w.meet();
       for (Index s = last; s-- > first;) step(s);
@@ -97,8 +108,10 @@ class Backward {
       if (measuring() && !schedule.repeats) take_norms_of_chunk();
       input_gradient();
       weight_gradients(first, last);
-      if (a.late.size > 0) a.late.end_chunk(a.late.owner, chunk_of_late_input(), w);
+      if constexpr (has_late)
+        if (a.late.size > 0) a.late.end_chunk(a.late.owner, chunk_of_late_input(), w);
       adding = true;
+      adding_outer = adding_outer || panels.outer().first < panels.outer().last;
       w.meet();
     }
     return true;
@@ -124,18 +137,25 @@ class Backward {
         copy_padded(a.weights.per_unit + row * hidden + j * kBlock, units_in(j),
                     a.per_unit + (j * traits.per_unit.rows + row) * kBlock);
   }
-  void pack_weight(const T* weight, Index columns, const Window& window, Operand* packed) {
+  void pack_weight(const T* weight, Index columns, const Window& window, Right* packed) {
     const Range mine = part_of(blocks_of(columns), w.thread, w.threads());
     if constexpr (reads_weights)
       if (a.direct) return DirectWeight<T, Tile>{weight, columns, hidden, window, packed}.pack(mine);
-    const Index stride = inner_of(window) * kBlock;
+    const Index stride = packed_inner<Right>(inner_of(window)) * kBlock;
     for (Index i = mine.first; i < mine.last; i += kRunBlocks)
       Tile::pack_backward(weight, columns, i, smaller(kRunBlocks, mine.last - i), hidden, window, packed + i * stride,
                           stride);
   }
+  // Where a step's row lies in the panels.
+  Index panel_row(Index s, Index p) const { return schedule.offset[s] + p - panels.first_row(); }
   // Inner dimension of a product with the gate gradients of a window.
   Index inner_of(const Window& window) const { return blocks * window.count * kBlock; }
-  Operand* packed_hh(int phase) const { return a.packed_hh + phase_start(traits, phase, blocks, padded(hidden)); }
+  Right* packed_hh(int phase) const {
+    Right* start = a.packed_hh;
+    for (int earlier = 0; earlier < phase; ++earlier)
+      start += blocks * packed_inner<Right>(inner_of(traits.recurrent[earlier])) * kBlock;
+    return start;
+  }
 
   // The final state's gradient, by position; a row that never runs hands it to its initial state.
   void stage_gradient() {
@@ -236,6 +256,20 @@ class Backward {
   // Copies the chunk's rows of x and of the previous h into blocks of 16 columns: the right operands of the weight
   // gradients. The previous h is needed by the cells too, and each thread fills what its own tiles read.
   void stage_panels(Index first, Index last) {
+    if constexpr (Tile::pairs)
+      stage_pairs();
+    else
+      stage_rows(first, last);
+  }
+  void stage_pairs() {
+    Cursor cursor(schedule, chunk_row);
+    panels.stage([&](Index packed_row) {
+      cursor.advance_to(packed_row);
+      const Index t = cursor.time(), b = cursor.row();
+      return typename Panels::Rows{a.x.at(t, b), previous_row(cursor.step, cursor.position, a.h0, a.y)};
+    });
+  }
+  void stage_rows(Index first, Index last) {
     const Range inputs =
         part_of(a.gradients.weight_ih ? blocks_of(a.input_size) : 0, w.unit_part(), w.split.unit_parts);
     for (Index s = first; s < last; ++s) {
@@ -259,14 +293,14 @@ class Backward {
     }
   }
   // A block of columns of x and the late input after it.
-  void stage_two_inputs(const T* x, const T* late, Index block, Operand* to) {
+  void stage_two_inputs(const T* x, const T* late, Index block, Right* to) {
     const Index first = block * kBlock;
     if (first >= early) return copy_padded(late + first - early, a.input_size - first, to);
     copy_padded(x + first, early - first, to);
     for (Index i = early; i < smaller(first + kBlock, a.input_size); ++i) to[i - first] = widen(late[i - early]);
   }
   // The row's h before a step, or null where it is zero.
-  const T* previous_row(Index s, Index p, const StateRows<const T>& initial, const Sequence<const T>& y) {
+  const T* previous_row(Index s, Index p, const StateRows<const T>& initial, const Sequence<const T>& y) const {
     const Index b = schedule.row[p];
     if (schedule.cut(s, p)) return nullptr;
     if (s == 0) return initial.data ? initial.at(b) : nullptr;
@@ -275,7 +309,8 @@ class Backward {
 
   void step(Index s) {
     differentiate_step(s);
-    if (a.late.size > 0) give_late_gradient(s, own_rows.first + running(s));
+    if constexpr (has_late)
+      if (a.late.size > 0) give_late_gradient(s, own_rows.first + running(s));
   }
   void differentiate_step(Index s) {
     const Index end = own_rows.first + running(s);
@@ -326,24 +361,30 @@ class Backward {
     if constexpr (reads_weights)
       if (a.direct) return multiply_directly<kPhase>(s, end, block, count, to);
     const Index inner = inner_of(traits.recurrent[kPhase]);
-    for (Index k = 0; k < inner; k += Tile::KC)
+    for (Index k = 0; k < inner; k += Tile::KC) {
+      const Index in_block = packed_inner<Right>(inner);
+      const auto ready = Tile::make_ready(packed_hh(kPhase) + (block * in_block + k) * kBlock, in_block * kBlock,
+                                          smaller(Tile::KC, inner - k), count, end - own_rows.first, ready_scratch());
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows<Tile>(end - p);
         if (w.skip(rows * count * smaller(Tile::KC, inner))) return;
-        multiply_part<kPhase>(s, p, rows, block, count, k, to);
+        multiply_part<kPhase>(s, p, rows, block, count, k, ready, to);
         p += rows;
       }
+    }
   }
+  A* ready_scratch() const { return Tile::pairs ? a.ready + w.thread * kReadyElements : nullptr; }
 
   template <int kPhase>
-  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, A* to) {
-    multiply_run(packed_hh(kPhase), traits.recurrent[kPhase], block, s, p, rows, count, k, kPhase == 1 && k == 0,
+  void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, const typename Tile::Ready& ready,
+                     A* to) {
+    multiply_run(packed_hh(kPhase), traits.recurrent[kPhase], block, s, p, rows, count, k, ready, kPhase == 1 && k == 0,
                  to + (p * blocks + block) * kBlock, blocks * kBlock);
   }
 
   // Gate gradients of a window times `count` blocks of packed columns, over the part of the inner dimension from k on.
-  void multiply_run(const Operand* packed, const Window& window, Index block, Index s, Index p, int rows, Index count,
-                    Index k, bool from_zero, A* to, Index to_row) {
+  void multiply_run(const Right* packed, const Window& window, Index block, Index s, Index p, int rows, Index count,
+                    Index k, const typename Tile::Ready& ready, bool from_zero, A* to, Index to_row) {
     const Index inner = inner_of(window);
     const A* initial[kRunBlocks];
     A* out[kRunBlocks];
@@ -353,14 +394,15 @@ class Backward {
     }
     typename Tile::Product product;
     product.length = smaller(Tile::KC, inner - k);
-    product.right = packed + (block * inner + k) * kBlock;
-    product.right_block = inner * kBlock;
+    product.right = packed + (block * packed_inner<Right>(inner) + k) * kBlock;
+    product.right_block = packed_inner<Right>(inner) * kBlock;
+    Tile::use(ready, 0, 0, product);
     product.initial = initial;
     product.initial_row = from_zero ? 0 : to_row;
     product.out = out;
     product.out_row = to_row;
-    const Operand* left = a.dgates.at(window.first * blocks + k / kBlock, schedule.offset[s] + p - chunk_row);
-    Tile::run(rows, RunRows<Operand>{left, a.dgates.block_stride()}, product, count);
+    const Left* left = dgates.at(window.first * blocks + k / kBlock, panel_row(s, p));
+    Tile::run(rows, RunRows<Left>{left, dgates.block_stride()}, product, count);
   }
 
   template <int kPhase>
@@ -372,7 +414,7 @@ class Backward {
       if (w.skip(rows * count * inner_of(window))) return;
       A* out = to + (p * blocks + block) * kBlock;
       for (int m = 0; kPhase == 1 && m < rows; ++m) clear(out + m * blocks * kBlock, count * kBlock);
-      weight.add_product(a.dgates, schedule.offset[s] + p - chunk_row, rows, block, count, out, blocks * kBlock);
+      weight.add_product(dgates, panel_row(s, p), rows, block, count, out, blocks * kBlock);
       p += rows;
     }
   }
@@ -398,7 +440,7 @@ class Backward {
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows<Tile>(end - p);
         if (w.skip(rows * count * smaller(Tile::KC, inner))) return;
-        multiply_run(a.packed_ih, traits.input, first + block, s, p, rows, count, k, k == 0,
+        multiply_run(a.packed_ih, traits.input, first + block, s, p, rows, count, k, {}, k == 0,
                      a.dlate + (p * columns + block) * kBlock, columns * kBlock);
         p += rows;
       }
@@ -431,11 +473,11 @@ class Backward {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
     const A* slot = a.gates.at(block, packed_row - segment_row);
-    const Operand* previous_h = a.h_panel.at(block, packed_row - chunk_row);
     const T* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
     const A* per_unit = a.per_unit + block * traits.per_unit.rows * kBlock;
-    Operand* dslot = a.dgates.at(block, packed_row - chunk_row);
-    const Index slot_stride = blocks * a.dgates.block_stride();
+    Left* dslot = dgates.at(block, panel_row(s, p));
+    const Index slot_stride = blocks * dgates.block_stride();
+    const auto previous_h = previous_of(s, p, block);
     A* dh = dh_at(p, block);
     const Index kept_row =
         schedule.repeats ? measured_row(schedule.time(s, p), p) : packed_row - chunk_row;  // measured
@@ -445,7 +487,7 @@ class Backward {
       V value[slots], weight[traits.per_unit.rows + 1], dvalue[slots], c(A(0));
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
       for (int k = 0; k < traits.per_unit.rows; ++k) weight[k] = V::load(per_unit + k * kBlock + u);
-      State<V> previous = {load(previous_h + u), V(A(0))}, grad = {V::load(dh + u), V(A(0))}, dprevious;
+      State<V> previous = {previous_h(u, units), V(A(0))}, grad = {V::load(dh + u), V(A(0))}, dprevious;
       if (dy) grad.h += load_partial(dy + u, units);
       if constexpr (has_c) {
         c = V::load(a.cells.at(block, packed_row - segment_row) + u);
@@ -466,6 +508,15 @@ class Backward {
       if (cut && schedule.resets) measure_lost(kC, s, p, block, previous_dc);
   }
 
+  // The h before a step, as a function of the unit in the block and how many there are.
+  auto previous_of(Index s, Index p, Index block) const {
+    if constexpr (Tile::pairs) {
+      const T* h = previous_row(s, p, a.h0, a.y);
+      return [h = h ? h + block * kBlock : h](Index u, int units) { return h ? load_partial(h + u, units) : V(A(0)); };
+    } else {
+      return [h = a.h_panel.at(block, panel_row(s, p))](Index u, int) { return load(h + u); };
+    }
+  }
   V previous_c(Index s, Index p, Index block, Index u, bool cut) const {
     if (cut) return V(A(0));
     if (s > segment_first) return V::load(a.cells.at(block, schedule.offset[s - 1] + p - segment_row) + u);
@@ -485,21 +536,24 @@ class Backward {
   template <class Clip>
   void differentiate_operand(Index s, Index p, Index block, const Clip& clip) {
     if constexpr (traits.phases == 2) {
-      const Index packed_row = schedule.offset[s] + p, r = packed_row - chunk_row;
+      const Index packed_row = schedule.offset[s] + p, r = panel_row(s, p);
+      const auto previous_h = previous_of(s, p, block);
       const A* slot = a.gates.at(block, packed_row - segment_row);
       const A* doperand = a.doperand + (p * blocks + block) * kBlock;
-      Operand* dslot = a.dgates.at(block, r);
-      const Index slot_stride = blocks * a.dgates.block_stride();
+      Left* dslot = dgates.at(block, r);
+      T* operand = (Tile::pairs ? a.operand_rows : a.operand_panel).at(block, r);
+      const Index slot_stride = blocks * dgates.block_stride();
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots], dvalue[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
         for (int k = 0; k < slots; ++k) dvalue[k] = load(dslot + k * slot_stride + u);
-        const State<V> previous = {load(a.h_panel.at(block, r) + u), V(A(0))};
+        const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - block * kBlock - u)));
+        const State<V> previous = {previous_h(u, units), V(A(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(A(0))};
         Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
         for (int k = 0; k < slots; ++k) store(rounded<T>(dvalue[k]), dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
-        store(rounded<T>(Cell::recomputed_operand(value, previous)), a.operand_panel.at(block, r) + u);
+        store(Cell::recomputed_operand(value, previous), operand + u);
       }
     }
   }
@@ -510,15 +564,19 @@ class Backward {
     if constexpr (reads_weights)
       if (a.direct) return direct_input_gradient();
     const Range rows = part_of(chunk_rows, w.thread, w.threads());
-    Gradients::multiply_gradient(w, a.dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih,
-                                 early, rows, [&](Index block) {
-                                   Cursor cursor(schedule, chunk_row + rows.first);
-                                   return [this, block, cursor]() mutable {
-                                     T* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
-                                     cursor.next();
-                                     return row;
-                                   };
-                                 });
+    const Index before = chunk_row - panels.first_row();
+    Gradients::multiply_gradient(
+        w, dgates, traits.input.first * blocks, traits.input.count * blocks, a.packed_ih, early,
+        {before + rows.first, before + rows.last},
+        [&](Index block) {
+          Cursor cursor(schedule, chunk_row + rows.first);
+          return [this, block, cursor]() mutable {
+            T* row = a.dx.at(cursor.time(), cursor.row()) + block * kBlock;
+            cursor.next();
+            return row;
+          };
+        },
+        ready_scratch());
   }
 
   // Its columns are shared instead: of few rows, some threads would get none.
@@ -533,7 +591,7 @@ class Backward {
         const int rows = tile_rows<Tile>(chunk_rows - r);
         if (w.skip(rows * count * inner_of(traits.input))) return;
         clear(sums, rows * kRunBlocks * kBlock);
-        weight.add_product(a.dgates, r, rows, j, count, sums, kRunBlocks * kBlock);
+        weight.add_product(dgates, r, rows, j, count, sums, kRunBlocks * kBlock);
         for (int m = 0; m < rows; ++m, cursor.next())
           copy_unpadded(sums + m * kRunBlocks * kBlock, smaller(count * kBlock, a.input_size - j * kBlock),
                         a.dx.at(cursor.time(), cursor.row()) + j * kBlock);
@@ -562,12 +620,17 @@ class Backward {
       position = 0;
       ++step;
     }
+    // A row that follows.
+    void advance_to(Index packed_row) {
+      while (schedule.offset[step] + position < packed_row) next();
+    }
   };
 
   // Gradients of this thread's share of the weights' rows. Every sum runs over steps strictly descending, and within a
   // step over positions descending, so that it depends on no chunk, window or thread.
   void weight_gradients(Index first, Index last) {
     const Range mine = part_of(blocks * slots, w.thread, w.threads());
+    if constexpr (Tile::pairs) turn_panels(mine);
     accumulate(a.x_panel, a.input_size, traits.input, mine, a.gradients.weight_ih);
     accumulate(a.h_panel, hidden, traits.recurrent[0], mine, a.gradients.weight_hh);
     if constexpr (traits.phases == 2)
@@ -579,26 +642,48 @@ class Backward {
     }
   }
 
+  void turn_panels(Range items) {
+    for (Index item = items.first; item < items.last; ++item)
+      panels.turn_gradient(item % slots * blocks + item / slots);
+    if (traits.phases == 2) panels.turn_operand();
+  }
+  const Blocked<Left>& left_of_outer() const {
+    if constexpr (Tile::pairs)
+      return panels.left();
+    else
+      return dgates;
+  }
+
   // weight gradient (rows of the window's gates) += gate gradients transposed . panel
-  void accumulate(const Blocked<Operand>& panel, Index columns, const Window& window, Range items, A* gradient) {
-    if (!gradient) return;
-    if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
-    for (Index i = 0; i < blocks_of(columns); i += kRunBlocks)
+  void accumulate(const Blocked<Right>& panel, Index columns, const Window& window, Range items, A* gradient) {
+    const Range rows = panels.outer();
+    if (!gradient || rows.first == rows.last) return;
+    if constexpr (!Tile::pairs)
+      if (chunk_rows <= kFewRows) return accumulate_few_rows(panel, columns, window, items, gradient);
+    const Index part = Tile::pairs ? Tile::KC : rows.last;  // pairs are made ready so many rows at a time
+    for (Index last = rows.last; last > rows.first; last -= part)
+      accumulate_part(panel, {larger(rows.first, last - part), last}, columns, window, items,
+                      adding_outer || last < rows.last, gradient);
+  }
+  void accumulate_part(const Blocked<Right>& panel, Range rows, Index columns, const Window& window, Range items,
+                       bool onto, A* gradient) {
+    for (Index i = 0; i < blocks_of(columns); i += kRunBlocks) {
+      const auto part = Gradients::outer_panel(panel, rows, i, columns, ready_scratch());
       for (Index item = items.first; item < items.last; ++item) {
-        if (w.skip(kBlock * kRunBlocks * chunk_rows)) return;
+        if (w.skip(kBlock * kRunBlocks * (rows.last - rows.first))) return;
         const Index block = item / slots, row = gate_row(item, window);
         if (row >= 0)
-          Gradients::accumulate_outer(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, i,
-                                      columns, adding, gradient + row * columns);
+          Gradients::accumulate_outer(left_of_outer(), item % slots * blocks + block, units_in(block), part, rows,
+                                      columns, onto, gradient + row * columns);
       }
+    }
   }
-  void accumulate_few_rows(const Blocked<Operand>& panel, Index columns, const Window& window, Range items,
-                           A* gradient) {
+  void accumulate_few_rows(const Blocked<Right>& panel, Index columns, const Window& window, Range items, A* gradient) {
     for (Index item = items.first; item < items.last; ++item) {
       if (w.skip(blocks_of(columns) * kBlock * chunk_rows)) return;
       const Index block = item / slots, row = gate_row(item, window);
       if (row >= 0)
-        Gradients::accumulate_few(a.dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns,
+        Gradients::accumulate_few(dgates, item % slots * blocks + block, units_in(block), panel, chunk_rows, columns,
                                   adding, gradient + row * columns);
     }
   }
@@ -615,8 +700,9 @@ class Backward {
       bias_hh = bias_of(item, traits.recurrent[phase], a.gradients.bias_hh);
     if (!bias_ih && !bias_hh) return;
     const Index block = item / slots;
-    Gradients::accumulate_rows(a.dgates, item % slots * blocks + block, units_in(block), chunk_rows, adding, bias_ih,
-                               bias_hh);
+    const Index before = chunk_row - panels.first_row();
+    Gradients::accumulate_rows(dgates, item % slots * blocks + block, units_in(block), {before, before + chunk_rows},
+                               adding, bias_ih, bias_hh);
   }
   A* bias_of(Index item, const Window& window, A* gradient) const {
     const Index row = gate_row(item, window);
@@ -629,13 +715,13 @@ class Backward {
         const int units = static_cast<int>(smaller(V::lanes, units_in(block) - u));
         V sum[traits.per_unit.rows], dvalue[slots];
         A* gradient = a.gradients.per_unit + block * kBlock + u;
-        const Index slot_stride = blocks * a.dgates.block_stride();
+        const Index slot_stride = blocks * dgates.block_stride();
         for (int k = 0; k < traits.per_unit.rows; ++k)
           sum[k] = adding ? V::load_partial(gradient + k * hidden, units) : V(A(0));
         for (Index s = last; s-- > first;)
           for (Index p = schedule.active[s]; p-- > 0;) {
             const Index packed_row = schedule.offset[s] + p;
-            const Operand* dslot = a.dgates.at(block, packed_row - chunk_row) + u;
+            const Left* dslot = dgates.at(block, panel_row(s, p)) + u;
             for (int k = 0; k < slots; ++k) dvalue[k] = load(dslot + k * slot_stride);
             V before(A(0)), after(A(0));
             if constexpr (has_c) {

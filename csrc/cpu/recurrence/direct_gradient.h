@@ -31,7 +31,7 @@ FUSEDRNN_INLINE LeftRunsOnMatrix<Operand, Rows> left_of(const RunRowsOnMatrix<Op
 // there, zeros past the last unit included.
 template <class T, class Tile>
 struct DirectWeight {
-  using Operand = typename Tile::Operand;
+  using Operand = typename Tile::Right;
   using Sum = typename Tile::Sum;
   static constexpr Index kRunBlocks = Tile::NR / kBlock;
 

@@ -127,8 +127,7 @@ class DirectStep : StepTile<Cell, T> {
         for (int m = 0; m < kRows; ++m) bias.store(sums[m] + slot * width + v * lanes);
       }
     }
-    const T* x[kRows];
-    decltype(this->template left<kPhase>(row)) h[kRows];
+    const T *x[kRows], *h[kRows];
     for (int m = 0; m < kRows; ++m) {
       const Index there = row + smaller(m, count - 1);
       x[m] = a.x.at(there);

@@ -12,12 +12,14 @@ namespace {
 template <class Cell, class T, class Tile>
 class Forward {
   using A = Accumulator<T>;
-  using Operand = typename Tile::Operand;
+  using Left = typename Tile::Left;
+  using Right = typename Tile::Right;
   using V = Vec<A>;
   static constexpr Index kRunBlocks = Tile::NR / kBlock;
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
+  static constexpr bool has_late = !Tile::pairs;  // attention decoders are not of 16 bits
 
  public:
   Forward(const ForwardArguments<T>& arguments, Worker& worker)
@@ -29,7 +31,7 @@ class Forward {
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
         early(a.input_size - a.late.size),
-        pointers(a.pointers + w.thread * a.chunk_rows) {}
+        pointers(reinterpret_cast<const Left**>(a.pointers) + w.thread * a.chunk_rows) {}
 
   void run() {
     if (a.fresh.weight_ih) pack();
@@ -68,7 +70,7 @@ class Forward {
       pack_weight(a.weights.weight_ih, a.input_size, traits.input, block, a.fresh.weight_ih);
       for (int phase = 0; phase < traits.phases; ++phase)
         pack_weight(a.weights.weight_hh, hidden, traits.recurrent[phase], block,
-                    a.fresh.weight_hh + phase_start(traits, phase, blocks, hidden));
+                    a.fresh.weight_hh + phase_start(traits, phase, blocks, packed_inner<Right>(hidden)));
       for (int slot = 0; slot < slots; ++slot) pack_bias(block, slot);
       for (int row = 0; row < traits.per_unit.rows; ++row)
         copy_padded(a.weights.per_unit + row * hidden + block * kBlock, units_in(block),
@@ -83,7 +85,7 @@ class Forward {
   const Index hidden, blocks;
   const Range own_rows, own_blocks;
   const Index early;  // columns of x
-  const T** const pointers;
+  const Left** const pointers;
   Index chunk_row = 0;  // packed row at which the gates buffer begins
   Index cells_row = 0;  // and the one of the cells
 
@@ -98,10 +100,10 @@ class Forward {
   Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
   int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
 
-  void pack_weight(const T* weight, Index inner, const Window& window, Index block, Operand* packed) {
+  void pack_weight(const T* weight, Index inner, const Window& window, Index block, Right* packed) {
     for (int slot = 0; slot < window.count; ++slot)
       Tile::pack_forward(weight + (window.gate[slot] * hidden + block * kBlock) * inner, inner, units_in(block),
-                         packed + (block * window.count + slot) * inner * kBlock);
+                         packed + (block * window.count + slot) * packed_inner<Right>(inner) * kBlock);
   }
 
   // A slot's bias is the sum of the biases of the products that feed it.
@@ -123,8 +125,8 @@ class Forward {
       const Index b = schedule.row[p];
       const bool empty = schedule.length[p] == 0;
       for (Index j = own_blocks.first; j < own_blocks.last; ++j) {
-        stage_block(a.h0, b, j, !empty && schedule.cut(0, p), a.h + p * blocks * kBlock + j * kBlock);
-        if (empty) copy_unpadded(a.h + p * blocks * kBlock + j * kBlock, units_in(j), a.hn.at(b) + j * kBlock);
+        stage_block(a.h0, b, j, !empty && schedule.cut(0, p), h_at(0) + p * blocks * kBlock + j * kBlock);
+        if (empty) copy_unpadded(h_at(0) + p * blocks * kBlock + j * kBlock, units_in(j), a.hn.at(b) + j * kBlock);
         if constexpr (has_c) {
           stage_block(a.c0, b, j, !empty && schedule.cut(0, p), a.carry.at(j, p));
           if (empty) copy_unpadded(a.carry.at(j, p), units_in(j), a.cn.at(b) + j * kBlock);
@@ -168,8 +170,8 @@ class Forward {
   FUSEDRNN_NOINLINE void project(Index first, Index last) {
     Index count = 0;
     for (Index s = first; s < last; ++s)
-      for (Index p = own_rows.first; p < own_rows.first + running(s); ++p)
-        pointers[count++] = a.x.at(schedule.time(s, p), schedule.row[p]);
+      for (Index p = own_rows.first; p < own_rows.first + running(s); ++p, ++count)
+        pointers[count] = left_row(a.x.at(schedule.time(s, p), schedule.row[p]), count);
     const bool whole = w.split.row_parts == 1;  // then the rows of all steps lie side by side
     constexpr int columns = traits.input.count;
     for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks) {
@@ -178,15 +180,35 @@ class Forward {
         project_rows(c, width, schedule.offset[first] - chunk_row, count, pointers, {0, early});
         continue;
       }
-      const T** row = pointers;
+      const Left** row = pointers;
       for (Index s = first; s < last; row += running(s++))
         project_rows(c, width, schedule.offset[s] + own_rows.first - chunk_row, running(s), row, {0, early});
     }
     bias_other_slots(first, last);
   }
 
+  // A row of x as the micro-kernel reads it, the i-th of a chunk.
+  const Left* left_row(const T* x, Index i) const {
+    if constexpr (std::is_same_v<Left, T>) {
+      return x;
+    } else {
+      const Index stride = a.input_size + a.input_size % 2;  // whole pairs
+      Left* row = static_cast<Left*>(a.x_rows) + (w.thread * a.chunk_rows + i) * stride;
+      row[stride - 1] = Left(0);
+      for (Index k = 0; k < a.input_size; k += V::lanes) {
+        const int count = static_cast<int>(smaller(V::lanes, a.input_size - k));
+        store_partial(load_partial(x + k, count), row + k, count);
+      }
+      return row;
+    }
+  }
+  typename Tile::Ready make_ready(const Right* right, Index inner, Index k, Index columns, Index rows) const {
+    return Tile::make_ready(right, packed_inner<Right>(inner) * kBlock, smaller(Tile::KC, inner - k), columns, rows,
+                            Tile::pairs ? a.ready + w.thread * kReadyElements : nullptr);
+  }
+
   // `inner`: columns of weight_ih that `left` is multiplied with.
-  void project_rows(Index column, Index width, Index row, Index count, const T** left, Range inner) {
+  void project_rows(Index column, Index width, Index row, Index count, const Left** left, Range inner) {
     constexpr int columns = traits.input.count;
     const A* bias[kRunBlocks];
     A* out[kRunBlocks];
@@ -200,22 +222,24 @@ class Forward {
   }
 
   // Adds the part from k on of the inner dimension; the first one starts from the bias.
-  void project_part(Index column, Index width, Range inner, Index k, Index count, const T** left, const A* const* bias,
-                    A* const* first_out) {
+  void project_part(Index column, Index width, Range inner, Index k, Index count, const Left** left,
+                    const A* const* bias, A* const* first_out) {
     A* out[kRunBlocks];
     for (Index i = 0; i < width; ++i) out[i] = first_out[i];
     typename Tile::Product product;
     product.length = smaller(Tile::KC, inner.last - k);
-    product.right = a.packed.weight_ih + (column * a.input_size + k) * kBlock;
-    product.right_block = a.input_size * kBlock;
+    const Index in_block = packed_inner<Right>(a.input_size);
+    product.right = a.packed.weight_ih + (column * in_block + k) * kBlock;
+    product.right_block = in_block * kBlock;
     product.initial = k > 0 ? out : bias;
     product.initial_row = k > 0 ? a.gates.width : 0;
     product.out = out;
     product.out_row = a.gates.width;
+    Tile::use(make_ready(product.right, a.input_size, k, width, count), 0, 0, product);
     for (Index done = 0; done < count;) {
       const int rows = tile_rows<Tile>(count - done);
       if (w.skip(rows * width * product.length)) return;
-      Tile::run(rows, RowPointers<T>{left + done, k - inner.first}, product, width);
+      Tile::run(rows, RowPointers<Left>{left + done, k - inner.first}, product, width);
       done += rows;
       for (Index i = 0; i < width; ++i) out[i] += rows * a.gates.width;
     }
@@ -234,7 +258,8 @@ class Forward {
   }
 
   void step(Index s) {
-    if (a.late.size > 0) add_late_input(s);
+    if constexpr (has_late)
+      if (a.late.size > 0) add_late_input(s);
     phase<0>(s);
     if constexpr (traits.phases == 2) phase<1>(s);
   }
@@ -248,7 +273,7 @@ class Forward {
     a.late.make(a.late.owner, late, w);
     for (Index i = 0; i < count; ++i) {
       const Index p = own_rows.first + i;
-      pointers[i] = a.late.rows.at(schedule.time(s, p), schedule.row[p]);
+      pointers[i] = left_row(a.late.rows.at(schedule.time(s, p), schedule.row[p]), i);
     }
     constexpr int columns = traits.input.count;
     for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks)
@@ -270,19 +295,31 @@ class Forward {
   void advance(Index s, Index block) {
     const Index count = smaller(unit_blocks_of(traits.recurrent[kPhase]), own_blocks.last - block);
     const Index end = own_rows.first + running(s);
-    for (Index k = 0; k < hidden; k += Tile::KC)
+    for (Index k = 0; k < hidden; k += Tile::KC) {
+      const auto ready = make_ready(recurrent_part<kPhase>(block, k), hidden, k, count * traits.recurrent[kPhase].count,
+                                    end - own_rows.first);
       for (Index p = own_rows.first; p < end;) {
         const int rows = tile_rows<Tile>(end - p);
         if (w.skip(rows * count * traits.recurrent[kPhase].count * smaller(Tile::KC, hidden))) return;
-        multiply<kPhase>(s, p, rows, block, count, k);
+        multiply<kPhase>(s, p, rows, block, count, k, ready);
         fetch_sums<kPhase>(s, p + rows, end, block, count);
         if (k + Tile::KC >= hidden)
           for (Index i = 0; i < count; ++i) finish<kPhase>(s, p, rows, block + i);
         p += rows;
       }
+    }
   }
 
-  Operand* h_at(Index s) const { return a.h + (s & 1) * schedule.rows * blocks * kBlock; }
+  // The packed weights of a phase from a unit block and a step of the inner dimension on.
+  template <int kPhase>
+  const Right* recurrent_part(Index block, Index k) const {
+    const Index in_block = packed_inner<Right>(hidden);
+    return a.packed.weight_hh + phase_start(traits, kPhase, blocks, in_block) +
+           (block * traits.recurrent[kPhase].count * in_block + k) * kBlock;
+  }
+
+  Left* h_at(Index s) const { return static_cast<Left*>(a.h) + (s & 1) * schedule.rows * blocks * kBlock; }
+  Left* operand() const { return static_cast<Left*>(a.operand); }
 
   // The next tile's slots, which it would wait for: in training they come from far away.
   template <int kPhase>
@@ -301,11 +338,11 @@ class Forward {
 
   // Adds a part of the recurrent product of a phase to its slots.
   template <int kPhase>
-  void multiply(Index s, Index p, int rows, Index block, Index count, Index k) {
+  void multiply(Index s, Index p, int rows, Index block, Index count, Index k, const typename Tile::Ready& ready) {
     constexpr Window window = traits.recurrent[kPhase];
     constexpr int columns = window.count;
-    const Operand* left = kPhase == 0 ? h_at(s) : a.operand;
-    const Operand* row[Tile::MR];
+    const Left* left = kPhase == 0 ? h_at(s) : operand();
+    const Left* row[Tile::MR];
     for (int i = 0; i < rows; ++i) row[i] = left + (p + i) * blocks * kBlock;
     A* out[larger(columns, kRunBlocks)];
     for (Index i = 0; i < count * columns; ++i)
@@ -313,13 +350,13 @@ class Forward {
           a.gates.at(block + i / columns, schedule.offset[s] + p - chunk_row) + (window.first + i % columns) * kBlock;
     typename Tile::Product product;
     product.length = smaller(Tile::KC, hidden - k);
-    product.right =
-        a.packed.weight_hh + phase_start(traits, kPhase, blocks, hidden) + (block * columns * hidden + k) * kBlock;
-    product.right_block = hidden * kBlock;
+    product.right = recurrent_part<kPhase>(block, k);
+    product.right_block = packed_inner<Right>(hidden) * kBlock;
+    Tile::use(ready, 0, 0, product);
     product.initial = out;
     product.out = out;
     product.initial_row = product.out_row = a.gates.width;
-    Tile::run(rows, RowPointers<Operand>{row, k}, product, count * columns);
+    Tile::run(rows, RowPointers<Left>{row, k}, product, count * columns);
   }
 
   // The cell's own loop over a tile of rows in one unit block, while the tile is in the first-level cache.
@@ -337,9 +374,9 @@ class Forward {
     const A* per_unit = a.packed.per_unit + block * traits.per_unit.rows * kBlock;
     for (int i = 0; i < rows; ++i, ++p) {
       A* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
-      const Operand* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
+      const Left* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
       if constexpr (kPhase + 1 < traits.phases) {
-        operand_of(slot, h_now, a.operand + p * blocks * kBlock + block * kBlock, clip);
+        operand_of(slot, h_now, operand() + p * blocks * kBlock + block * kBlock, clip);
       } else {
         finish_row(s, p, block, slot, h_now, per_unit, clip);
       }
@@ -347,7 +384,7 @@ class Forward {
   }
 
   template <class Clip>
-  void operand_of(A* slot, const Operand* h_now, Operand* operand, const Clip& clip) {
+  void operand_of(A* slot, const Left* h_now, Left* operand, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots];
@@ -360,12 +397,12 @@ class Forward {
   }
 
   template <class Clip>
-  void finish_row(Index s, Index p, Index block, A* slot, const Operand* h_now, const A* per_unit, const Clip& clip) {
+  void finish_row(Index s, Index p, Index block, A* slot, const Left* h_now, const A* per_unit, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock;
     const bool last = s + 1 == schedule.length[p];
     const bool cut = !last && schedule.cut(s + 1, p);
     T* y = a.y.data ? a.y.at(schedule.time(s, p), b) + unit : nullptr;
-    Operand* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
+    Left* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
       V value[slots], weight[traits.per_unit.rows + 1];

@@ -48,11 +48,8 @@ class StepTile {
 
   // Left operand of a phase's product with weight_hh.
   template <int kPhase>
-  auto left(Index row) const {
-    if constexpr (kPhase == 0)
-      return a.h.at(row);
-    else
-      return static_cast<const A*>(a.operand + row * blocks * kBlock);
+  const T* left(Index row) const {
+    return kPhase == 0 ? a.h.at(row) : a.operand + row * blocks * kBlock;
   }
   A* kept(Index row, int slot) const { return a.kept + (row * slots + slot) * blocks * kBlock; }
   int units_from(Index unit) const { return static_cast<int>(larger(0, smaller(V::lanes, hidden - unit))); }
@@ -80,7 +77,7 @@ class StepTile {
     }
     State<V> previous = {load_partial(a.h.at(row) + unit, units), V(A(0))}, next;
     if constexpr (first_of_two) {
-      rounded<T>(Cell::operand(value, previous, clip)).store(a.operand + row * blocks * kBlock + unit);
+      store(Cell::operand(value, previous, clip), a.operand + row * blocks * kBlock + unit);
       for (int slot = summed.first; slot < summed.end(); ++slot) value[slot].store(kept(row, slot) + unit);
     } else {
       if constexpr (has_c) previous.c = V::load_partial(a.c.at(row) + unit, units);
@@ -314,8 +311,7 @@ class PackedStep : StepTile<Cell, T> {
         sum[m][v] = V::load(
             weights.bias(first + done + v / of_block / summed.count, summed.first + v / of_block % summed.count) +
             unit + v % of_block * V::lanes);
-    const T* x[kRows];
-    decltype(this->template left<kPhase>(row)) h[kRows];
+    const T *x[kRows], *h[kRows];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       x[m] = a.x.at(row + m);

@@ -34,6 +34,10 @@ FUSEDRNN_INLINE void keep_in_register(Native& a) {
   asm("" : "+v"(a));
 }
 
+#ifdef __AVX512BF16__
+FUSEDRNN_INLINE __m512 dot(__m512i a, __m512i b, __m512 sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#endif
+
 FUSEDRNN_INLINE __m512 load_first(const float* from, int count) {
   return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
 }

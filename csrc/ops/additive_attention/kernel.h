@@ -481,7 +481,8 @@ class AdditiveAttention {
         continue;
       }
       for (Index i = 0; i < blocks_of(columns); i += kRunBlocks)
-        Gradients::accumulate_outer(a.dquery_panel, j, units_in(j), a.h_panel, a.chunk_rows, i, columns, a.adding, to);
+        Gradients::accumulate_outer(a.dquery_panel, j, units_in(j), {a.h_panel, i}, {0, a.chunk_rows}, columns,
+                                    a.adding, to);
     }
   }
 

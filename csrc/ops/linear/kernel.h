@@ -110,14 +110,15 @@ class LinearProducts {
       const Index columns = smaller(kRunBlocks * kBlock, a.in_features - i * kBlock);
       for (Index v = mine.first; v < mine.last; ++v) {
         if (w.skip(count * kBlock * kRunBlocks)) return;
-        GradientProducts<Tile>::accumulate_outer(products, v, outputs_in(v), panel, count, 0, columns, false, sums);
+        GradientProducts<Tile>::accumulate_outer(products, v, outputs_in(v), {panel, 0}, {0, count}, columns, false,
+                                                 sums);
         Real* row = a.dweight + v * kBlock * a.in_features + i * kBlock;
         for (int u = 0; u < outputs_in(v); ++u, row += a.in_features) write(sums + u * columns, columns, adding, row);
       }
     }
     if (a.dbias)
       for (Index v = mine.first; v < mine.last; ++v) {
-        GradientProducts<Tile>::accumulate_rows(products, v, outputs_in(v), count, false, sums,
+        GradientProducts<Tile>::accumulate_rows(products, v, outputs_in(v), {0, count}, false, sums,
                                                 static_cast<Real*>(nullptr));
         write(sums, outputs_in(v), adding, a.dbias + v * kBlock);
       }
