@@ -83,6 +83,14 @@ void map(const A* x, A* y, Index count) {
   }
 }
 
+void round(const A* from, T* to, Index count, bool adding) {
+  for (Index i = 0; i < count; i += V::lanes) {
+    const int lanes = static_cast<int>(smaller(V::lanes, count - i));
+    const V sum = load_partial(from + i, lanes);
+    store_partial(adding ? load_partial(to + i, lanes) + sum : sum, to + i, lanes);
+  }
+}
+
 double multiply_adds(Index rounds) {
   constexpr int kChains = 12;
   V chain[kChains];
@@ -123,11 +131,17 @@ double read(const A* from, Index count, Index rounds) {
 
 const CellKernels<T> cells[] = {FUSEDRNN_FOR_EACH_CELL(FUSEDRNN_CELL_KERNELS)};
 
-const Kernels<T> kernels = {cells,           sizeof cells / sizeof cells[0],
-                            V::lanes,        Tile::MR,
-                            kDirectStepRows, map<exp<A>>,
-                            map<sigmoid<A>>, map<tanh<A>>,
-                            multiply_adds,   read};
+const Kernels<T> kernels = {cells,
+                            sizeof cells / sizeof cells[0],
+                            V::lanes,
+                            Tile::MR,
+                            kDirectStepRows,
+                            map<exp<A>>,
+                            map<sigmoid<A>>,
+                            map<tanh<A>>,
+                            round,
+                            multiply_adds,
+                            read};
 
 }  // namespace
 }  // namespace FUSEDRNN_ISA_NAME

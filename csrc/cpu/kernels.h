@@ -34,6 +34,8 @@ struct Kernels {
   void (*exp)(const A* x, A* y, Index count);
   void (*sigmoid)(const A* x, A* y, Index count);
   void (*tanh)(const A* x, A* y, Index count);
+  // to[i] = from[i], or to[i] + from[i], rounded once.
+  void (*round)(const A* from, T* to, Index count, bool adding);
   // Runs `rounds` rounds of independent fused multiply-adds; returns how many floating-point operations they were.
   double (*multiply_adds)(Index rounds);
   // Reads `count` values `rounds` times over; returns how many bytes that were.

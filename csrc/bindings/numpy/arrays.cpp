@@ -6,6 +6,7 @@
 
 #include "bindings/gil.h"
 #include "bindings/sentences.h"
+#include "cpu/layers/rounding.h"
 #include "cpu/runtime/pool.h"
 
 namespace fusedrnn {
@@ -223,7 +224,7 @@ void round_into(const py::array& from, py::array& to, bool adding) {
   Bfloat16* const item = mutable_data_of<Bfloat16>(to);
   const Index count = from.size();
   const GilReleased released;
-  for (Index i = 0; i < count; ++i) item[i] = narrow<Bfloat16>(adding ? widen(item[i]) + sum[i] : sum[i]);
+  round_sums(sum, item, count, adding);
 }
 
 py::array rounded(const py::array& array, const py::dtype& dtype) {

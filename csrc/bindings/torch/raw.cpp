@@ -19,6 +19,7 @@
 #include "cpu/isa.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/recurrent.h"
+#include "cpu/layers/rounding.h"
 #include "cpu/layers/single_step.h"
 #include "cpu/layers/step_cost.h"
 #include "net/parameters.h"
@@ -293,7 +294,7 @@ class RawCall {
   }
   template <class T>
   static void round(const Accumulator<T>* from, const TensorView& view) {
-    std::transform(from, from + view.numel(), data<T>(view), [](Accumulator<T> value) { return narrow<T>(value); });
+    if constexpr (kNarrow<T>) fusedrnn::round_sums(from, data<T>(view), view.numel(), false);
   }
   template <class Real>
   Sequence<Real> sequence(const TensorView& view) const {

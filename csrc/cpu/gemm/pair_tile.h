@@ -23,6 +23,10 @@ struct PairProduct : Product<Bfloat16, float> {
 // A tile of a product, whose right operand's elements are Right.
 template <class Right, int Rows, int Blocks>
 struct PairTileOf {
+  // Pairs by which a widened operand is prefetched from the second-level cache; fewer rows are bound by the loads.
+  static constexpr Index kPrefetchPairs = 8;
+  static constexpr int kPrefetchRows = 4;
+
   using V = Vec<float>;
   using Sums = V[Rows][Blocks * TileShape<float>::parts];
   static constexpr int parts = TileShape<float>::parts, vectors = Blocks * parts;
@@ -90,6 +94,12 @@ struct PairTileOf {
           const V a = left_half<kHalf>(left, m, k);
 #pragma GCC unroll 8
           for (int v = 0; v < vectors; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
+        }
+        if constexpr (Rows >= kPrefetchRows) {
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; ++v)
+            __builtin_prefetch(right + v / parts * p.widened_block + kHalf * kBlock + v % parts * V::lanes +
+                               kPrefetchPairs * kPairBlock);
         }
         right += kPairBlock;
       } while (++k < run);

@@ -14,7 +14,7 @@ StepCost step_cost(const CellTraits& traits, const RecurrentConfig& config, Inde
   cost.blocks = blocks_of(config.hidden_size);
   cost.columns = traits.gates;
   cost.inner = std::max(config.input_size, config.layers > 1 ? config.width() : 0) + config.hidden_size;
-  cost.real_bytes = sizeof(Accumulator<T>);  // of packed weights
+  cost.real_bytes = sizeof(T);  // of packed weights
   cost.lanes = table.lanes;
   cost.tile_rows = table.tile_rows;
   cost.steps = 1;

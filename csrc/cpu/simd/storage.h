@@ -37,7 +37,13 @@ FUSEDRNN_INLINE WideBits rounded_bits(Vec<float> a) {
   const WideBits bits = (WideBits)a.native, rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
   return a.native == a.native ? rounded : (bits & 0xffff0000u) | 0x00400000u;
 }
-FUSEDRNN_INLINE NarrowBits narrowed(Vec<float> a) { return __builtin_convertvector(rounded_bits(a) >> 16, NarrowBits); }
+FUSEDRNN_INLINE NarrowBits narrowed(Vec<float> a) {
+#ifdef __AVX512BF16__
+  return (NarrowBits)native::narrowed(a.native);
+#else
+  return __builtin_convertvector(rounded_bits(a) >> 16, NarrowBits);
+#endif
+}
 
 FUSEDRNN_INLINE Vec<float> load(const Bfloat16* from) {
   NarrowBits bits;

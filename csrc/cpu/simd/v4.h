@@ -36,6 +36,7 @@ FUSEDRNN_INLINE void keep_in_register(Native& a) {
 
 #ifdef __AVX512BF16__
 FUSEDRNN_INLINE __m512 dot(__m512i a, __m512i b, __m512 sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+FUSEDRNN_INLINE __m256i narrowed(__m512 a) { return (__m256i)_mm512_cvtneps_pbh(a); }
 #endif
 
 FUSEDRNN_INLINE __m512 load_first(const float* from, int count) {

@@ -43,8 +43,13 @@ FUSEDRNN_INLINE Vec<float> half_of(WideBits words) {
 // Rows of as many elements as words have lanes become the halves of words.
 FUSEDRNN_INLINE WideBits words_of(const Bfloat16* first, const Bfloat16* second, int count) {
   NarrowBits low = {}, high = {};
-  if (first) __builtin_memcpy(&low, first, static_cast<std::size_t>(count) * sizeof *first);
-  if (second) __builtin_memcpy(&high, second, static_cast<std::size_t>(count) * sizeof *second);
+  if (count == Vec<float>::lanes) {  // a copy of another length calls a function
+    if (first) __builtin_memcpy(&low, first, sizeof low);
+    if (second) __builtin_memcpy(&high, second, sizeof high);
+  } else {
+    if (first) __builtin_memcpy(&low, first, static_cast<std::size_t>(count) * sizeof *first);
+    if (second) __builtin_memcpy(&high, second, static_cast<std::size_t>(count) * sizeof *second);
+  }
   return __builtin_convertvector(low, WideBits) | __builtin_convertvector(high, WideBits) << 16;
 }
 
