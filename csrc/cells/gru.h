@@ -30,6 +30,9 @@ struct Gru<true> {
   static constexpr int N = 0, R = 1, Z = 2, Q = 3;
   static constexpr CellTraits traits = {
       "gru", {{"r", "z", "n"}}, {{"h"}}, 4, {}, 1, {N, 3, {2, 0, 1}}, {{R, 3, {0, 1, 2}}}};
+  static constexpr GateRange range(int slot) {
+    return slot == N ? GateRange::tanh : slot == Q ? GateRange::any : GateRange::sigmoid;
+  }
 
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V*, State<V>& next,
@@ -55,6 +58,7 @@ struct Gru<false> {
   static constexpr int N = 0, R = 1, Z = 2;
   static constexpr CellTraits traits = {
       "gru_reset_before", {{"r", "z", "n"}}, {{"h"}}, 3, {}, 2, {N, 3, {2, 0, 1}}, {{R, 2, {0, 1}}, {N, 1, {2}}}};
+  static constexpr GateRange range(int slot) { return slot == N ? GateRange::tanh : GateRange::sigmoid; }
 
   // After the first phase: activates its gates and gives the second phase's left operand.
   template <class V, class Clip = Unclipped>

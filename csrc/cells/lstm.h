@@ -26,6 +26,8 @@ struct Lstm {
       {0, kGates, {0, 1, 2, 3}},
       {{0, kGates, {0, 1, 2, 3}}}};
 
+  static constexpr GateRange range(int slot) { return slot == G ? GateRange::tanh : GateRange::sigmoid; }
+
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V* peephole, State<V>& next,
                                            const Clip& clip = {}) {

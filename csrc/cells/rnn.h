@@ -9,6 +9,7 @@ template <bool Relu>
 struct Rnn {
   static constexpr CellTraits traits = {
       Relu ? "rnn_relu" : "rnn_tanh", {{"h"}}, {{"h"}}, 1, {}, 1, {0, 1, {0}}, {{0, 1, {0}}}};
+  static constexpr GateRange range(int) { return Relu ? GateRange::any : GateRange::tanh; }
 
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>&, const V*, State<V>& next, const Clip& clip = {}) {

@@ -9,6 +9,9 @@ constexpr int kMaxSlots = 4;
 constexpr int kMaxStates = 2;
 constexpr int kMaxPhases = 2;
 
+// What values an activated slot may have; each cell's `range` tells it of its own.
+enum class GateRange { any, sigmoid, tanh };
+
 // What an array of parameters is to a cell.
 enum class Role { weight_ih, weight_hh, bias_ih, bias_hh, per_unit };
 

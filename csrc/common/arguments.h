@@ -210,13 +210,15 @@ struct ForwardArguments {
   Sequence<T> y;        // (T, B, H): written, unless null; zeros past a row's length are the caller's
   StateRows<const T> h0;
   StateRows<const A> c0;
-  StateRows<T> hn;      // written, unless null
-  StateRows<A> cn;      // written, unless null
-  A clip;               // bound on every gate's pre-activation, or 0
-  bool training;        // keep activated gates and cell states
-  Blocked<A> gates;     // training: every packed row, or a segment's; inference: `chunk_rows` rows, reused
-  Blocked<A> cells;     // training, cells with c: c of the same packed rows
-  Index segment = 0;    // recomputing: steps of a segment; else 0
+  StateRows<T> hn;   // written, unless null
+  StateRows<A> cn;   // written, unless null
+  A clip;            // bound on every gate's pre-activation, or 0
+  bool training;     // keep activated gates and cell states
+  Blocked<A> gates;  // sums, then activated gates: of `chunk_rows` rows, reused, or where `kept` has none of its own
+                     // in training of every packed row, or a segment's
+  Blocked<Gate<T>> kept;  // training, of 16 bits: what becomes of the gates of every packed row, or a segment's
+  Blocked<A> cells;       // training, cells with c: c of the same packed rows
+  Index segment = 0;      // recomputing: steps of a segment; else 0
   Blocked<A> entering;  // recomputing, cells with c: c on entering every segment but the first, (segment - 1, position)
   Sequence<const T> known_y;  // replaying a segment: y, which holds the h it starts from
   Index chunk_rows;           // most packed rows of a chunk of time
@@ -250,12 +252,14 @@ struct BackwardArguments {
   Sequence<T> dx;        // written, unless null; zeros past a row's length are the caller's
   StateRows<const T> h0, dhn;
   StateRows<const A> c0, dcn;
-  StateRows<T> dh0;                             // written, unless null
-  StateRows<A> dc0;                             // written, unless null
-  A clip;                                       // as it was forward
-  WeightGradients<A> gradients;                 // written where any row runs, unless null
-  bool accumulate;                              // added to instead
-  Blocked<const A> gates, cells;                // the tape; read only. Recomputing: those of the segment at hand
+  StateRows<T> dh0;              // written, unless null
+  StateRows<A> dc0;              // written, unless null
+  A clip;                        // as it was forward
+  WeightGradients<A> gradients;  // written where any row runs, unless null
+  bool accumulate;               // added to instead
+  // The tape; read only. Recomputing: those of the segment at hand.
+  Blocked<const Gate<T>> gates;
+  Blocked<const A> cells;
   const ForwardArguments<T>* replay = nullptr;  // recomputing: how a segment's gates and cells are made again
   Index chunk_rows;
   bool direct;        // read the weights where they lie: pays for few rows of one step

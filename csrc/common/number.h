@@ -35,6 +35,21 @@ struct AccumulatorOf<Float16> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
+// What a tape on the CPU keeps of an activated gate.
+struct Gate16 {
+  std::uint16_t bits;
+};
+template <class T>
+struct GateOf {
+  using type = Accumulator<T>;
+};
+template <>
+struct GateOf<Bfloat16> {
+  using type = Gate16;
+};
+template <class T>
+using Gate = typename GateOf<T>::type;
+
 namespace {
 
 FUSEDRNN_INLINE std::uint32_t bits_of(float value) {

@@ -91,6 +91,12 @@ struct RawLayers {
   int bits;  // of an element
   std::shared_ptr<const Tensors> tensors;
   std::vector<Parameter> parameters;
+
+  // Elements of the tape, which are of the tensors' type, for each row of a sequence.
+  Index tape_row() const {
+    if (bits == 16) return tape_row_elements<Bfloat16>(config);
+    return bits == 32 ? tape_row_elements<float>(config) : tape_row_elements<double>(config);
+  }
 };
 
 // Some elements of a parameter. torch does not count every write to a tensor: one through .data or NumPy that changes
@@ -241,10 +247,7 @@ class RawCall {
     const Index hidden = layers_->config.hidden_size;
     return is_step() ? Shape{rows_, hidden} : Shape{layers_->config.layers * layers_->config.directions, rows_, hidden};
   }
-  // A tape is of the accumulator's type: of tensors of 16 bits, two elements for each of its own.
-  Shape tape_shape() const {
-    return {tape_row_elements(layers_->config) * sequence_rows() * (layers_->bits == 16 ? 2 : 1)};
-  }
+  Shape tape_shape() const { return {layers_->tape_row() * sequence_rows()}; }
 
   py::object make(py::handle like, const Shape& shape, TensorView& view) const {
     return layers_->tensors->make(like, layers_->bits, shape, view);
@@ -345,7 +348,7 @@ class RawCall {
       if (!lists_) call.lists = whole();
       Tape<T> tape;
       tape.config = layers_->config;
-      if (memory) borrow_tape(call, reinterpret_cast<Accumulator<T>*>(memory), tape);
+      if (memory) borrow_tape(call, memory, tape);
       run_without_gil([&](const Interrupt& interrupt) {
         call.interrupt = interrupt;
         return run_forward(layers_->config, call, memory ? &tape : nullptr);
@@ -361,7 +364,7 @@ class RawCall {
     if (!lists_) forward.lists = whole();
     Tape<T> tape;
     tape.config = layers_->config;
-    borrow_tape(forward, data<Accumulator<T>>(b.tape), tape);
+    borrow_tape(forward, data<char>(b.tape), tape);
     BackwardCall<T> call;
     call.dy = sequence<const T>(b.dy);
     call.dx = sequence<T>(b.gradients[0]);
@@ -425,7 +428,7 @@ class RawRecurrent {
     layers_ = std::make_shared<const RawLayers>(std::move(made));
   }
 
-  Index tape_row() const { return tape_row_elements(layers_->config); }
+  Index tape_row() const { return layers_->tape_row(); }
   std::vector<Shape> parameter_shapes() const {
     std::vector<Shape> shapes;
     for (const Parameter& parameter : layers_->parameters) shapes.push_back(parameter.shape);

@@ -153,6 +153,10 @@ void repeat_states(const ForwardArguments<T>& a, int thread, int threads) {
   }
 }
 
+// Whether the tape's gates are others than the sums they come from.
+template <class T>
+constexpr bool keeps_gates = !std::is_same_v<Gate<T>, Accumulator<T>>;
+
 // Workspace of one direction going forward.
 template <class T>
 struct ForwardWorkspace {
@@ -180,7 +184,7 @@ struct ForwardWorkspace {
     a.carry = blocked<A>(carry, rows, kBlock);
     a.operand = operand.data();
     a.pointers = pointers.template as<const void*>();
-    if (a.training) return;
+    if (a.training && !keeps_gates<T>) return;
     gates = buffer_of<A>(a.chunk_rows * traits.slots * hidden);
     a.gates = blocked<A>(gates, a.chunk_rows, traits.slots * kBlock);
   }
@@ -206,6 +210,14 @@ void lay_out_segments(Index segment, const Buffer& entering, ForwardArguments<T>
 }
 
 template <class T>
+void lay_out_gates(const Buffer& buffer, Index rows, Index width, ForwardArguments<T>& a) {
+  if constexpr (keeps_gates<T>)
+    a.kept = blocked<Gate<T>>(buffer, rows, width);
+  else
+    a.gates = blocked<Gate<T>>(buffer, rows, width);
+}
+
+template <class T>
 void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<T>& a, typename Tape<T>::Direction& tape,
                Index packed_rows) {
   using A = Accumulator<T>;
@@ -216,8 +228,8 @@ void fill_tape(const CellTraits& traits, Index recompute, ForwardArguments<T>& a
     if (traits.states == 2) tape.cells = buffer_of<A>(kept_segments(a.schedule, recompute) * a.schedule.rows * hidden);
     return lay_out_segments(recompute, tape.cells, a);
   }
-  if (!tape.gates.data()) tape.gates = buffer_of<A>(packed_rows * hidden * traits.slots);
-  a.gates = blocked<A>(tape.gates, packed_rows, traits.slots * kBlock);
+  if (!tape.gates.data()) tape.gates = buffer_of<Gate<T>>(packed_rows * hidden * traits.slots);
+  lay_out_gates(tape.gates, packed_rows, traits.slots * kBlock, a);
   if (traits.states == 2) {
     if (!tape.cells.data()) tape.cells = buffer_of<A>(packed_rows * hidden);
     a.cells = blocked<A>(tape.cells, packed_rows, kBlock);
@@ -324,11 +336,11 @@ struct ReplayWorkspace {
     const Schedule& schedule = arguments.schedule;
     const Index rows = schedule.offset[std::min(call.recompute, schedule.steps)],
                 hidden = padded(arguments.hidden_size);
-    gates = buffer_of<A>(rows * hidden * traits.slots);
-    arguments.gates = blocked<A>(gates, rows, traits.slots * kBlock);
+    gates = buffer_of<Gate<T>>(rows * hidden * traits.slots);
+    lay_out_gates(gates, rows, traits.slots * kBlock, arguments);
     cells = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
     arguments.cells = blocked<A>(cells, rows, kBlock);
-    backward.gates = {arguments.gates.data, rows, arguments.gates.width};
+    backward.gates = {gates.template as<const Gate<T>>(), rows, traits.slots * kBlock};
     backward.cells = {arguments.cells.data, rows, kBlock};
     backward.replay = &arguments;
   }
@@ -419,7 +431,7 @@ BackwardArguments<T> backward_arguments(const CellTraits& traits, const Tape<T>&
   a.dc0 = call.dinitial[1].template at<A>(index);
   a.gradients = call.gradients[index];
   a.accumulate = call.accumulate;
-  a.gates = {kept.gates.template as<const A>(), packed_rows, traits.slots * kBlock};
+  a.gates = {kept.gates.template as<const Gate<T>>(), packed_rows, traits.slots * kBlock};
   a.cells = {kept.cells.template as<const A>(), packed_rows, kBlock};
   a.chunk_rows = chunk_rows_for(packed_rows, tape.call.rows, padded(config.hidden_size) * traits.slots * sizeof(A),
                                 kBackwardChunkBytes);
@@ -523,22 +535,25 @@ std::vector<CellTraits> registered_cells() {
   return cells;
 }
 
+template <class T>
 Index tape_row_elements(const RecurrentConfig& config) {
-  const CellTraits& traits = kernels<float>().cells[config.cell].traits;
-  const Index kept = padded(config.hidden_size) * (traits.slots + traits.states - 1);
-  return config.layers * config.directions * kept + (config.layers - 1) * config.width();
+  constexpr Index of_gate = sizeof(Gate<T>) / sizeof(T), of_sum = sizeof(Accumulator<T>) / sizeof(T);
+  const CellTraits& traits = kernels<T>().cells[config.cell].traits;
+  const Index kept = padded(config.hidden_size) * (traits.slots * of_gate + (traits.states - 1) * of_sum);
+  return config.layers * config.directions * kept + (config.layers - 1) * config.width() * of_sum;
 }
 
 template <class T>
-void borrow_tape(const ForwardCall<T>& call, Accumulator<T>* memory, Tape<T>& tape) {
+void borrow_tape(const ForwardCall<T>& call, char* memory, Tape<T>& tape) {
   using A = Accumulator<T>;
   const RecurrentConfig& config = tape.config;
   const CellTraits& traits = kernels<T>().cells[config.cell].traits;
   const Index rows = sequence_rows(call), hidden = padded(config.hidden_size);
   const Index state = call.rows * config.hidden_size;
-  const auto next = [&memory](Index elements) {
-    Buffer part = Buffer::view(memory, static_cast<std::size_t>(elements) * sizeof(A));
-    memory += elements;
+  const auto next = [&memory](Index elements, std::size_t size) {
+    const std::size_t bytes = static_cast<std::size_t>(elements) * size;
+    Buffer part = Buffer::view(memory, bytes);
+    memory += bytes;
     return part;
   };
   const auto lent = [state](auto rows) {
@@ -548,13 +563,13 @@ void borrow_tape(const ForwardCall<T>& call, Accumulator<T>* memory, Tape<T>& ta
   tape.directions.resize(config.layers * config.directions);
   tape.outputs.resize(config.layers - 1);
   for (std::size_t i = 0; i < tape.directions.size(); ++i) {
-    tape.directions[i].gates = next(rows * hidden * traits.slots);
-    if (traits.states == 2) tape.directions[i].cells = next(rows * hidden);
+    tape.directions[i].gates = next(rows * hidden * traits.slots, sizeof(Gate<T>));
+    if (traits.states == 2) tape.directions[i].cells = next(rows * hidden, sizeof(A));
     const int index = static_cast<int>(i);
     tape.directions[i].initial[0] = lent(call.initial[0].template at<const T>(index));
     if (traits.states == 2) tape.directions[i].initial[1] = lent(call.initial[1].template at<const A>(index));
   }
-  for (Buffer& output : tape.outputs) output = next(rows * config.width());
+  for (Buffer& output : tape.outputs) output = next(rows * config.width(), sizeof(A));
 }
 
 template <class T>
@@ -614,7 +629,8 @@ bool run_backward(const Tape<T>& tape, const BackwardCall<T>& call) {
 
 #define FUSEDRNN_INSTANTIATE(T)                                                       \
   template struct Tape<T>;                                                            \
-  template void borrow_tape(const ForwardCall<T>&, Accumulator<T>*, Tape<T>&);        \
+  template Index tape_row_elements<T>(const RecurrentConfig&);                        \
+  template void borrow_tape(const ForwardCall<T>&, char*, Tape<T>&);                  \
   template bool run_forward(const RecurrentConfig&, const ForwardCall<T>&, Tape<T>*); \
   template bool run_backward(const Tape<T>&, const BackwardCall<T>&);
 FUSEDRNN_INSTANTIATE(float)

@@ -73,12 +73,13 @@ struct BackwardCall {
 // What the registered cells are, in their order.
 std::vector<CellTraits> registered_cells();
 
-// A tape on memory of the caller's, who keeps it: tape_row_elements(config) for each row of the sequence arrays, padded
-// rows too where those have them, aligned to a cache line. The call's initial states must have contiguous rows; they
-// are not copied. The tape has its config; before run_backward it needs the call too.
+// A tape on memory of the caller's, who keeps it: tape_row_elements(config) elements of T for each row of the sequence
+// arrays, padded rows too where those have them, aligned to a cache line. The call's initial states must have
+// contiguous rows; they are not copied. The tape has its config; before run_backward it needs the call too.
+template <class T>
 Index tape_row_elements(const RecurrentConfig& config);
 template <class T>
-void borrow_tape(const ForwardCall<T>& call, Accumulator<T>* memory, Tape<T>& tape);
+void borrow_tape(const ForwardCall<T>& call, char* memory, Tape<T>& tape);
 
 // Both return false when the call was interrupted: outputs then hold no result. With a tape (its config set) the
 // forward pass trains: it applies dropout and fills the tape.

@@ -42,7 +42,7 @@ class Backward {
         blocks(blocks_of(hidden)),
         own_rows(rows_of(schedule, w.row_part(), w.split.row_parts)),
         own_blocks(part_of(blocks, w.unit_part(), w.split.unit_parts)),
-        clipped(V(a.clip)),
+        clipped(as_kept(Clipped<V>(V(a.clip)), a.gates.data)),
         early(a.input_size - a.late.size),
         adding(a.accumulate),
         adding_outer(a.accumulate),
@@ -472,7 +472,7 @@ class Backward {
   void differentiate(Index s, Index p, Index block, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock, packed_row = schedule.offset[s] + p;
     const bool cut = schedule.cut(s, p);
-    const A* slot = a.gates.at(block, packed_row - segment_row);
+    const Gate<T>* slot = a.gates.at(block, packed_row - segment_row);
     const T* dy = a.dy.data ? a.dy.at(schedule.time(s, p), b) + unit : nullptr;
     const A* per_unit = a.per_unit + block * traits.per_unit.rows * kBlock;
     Left* dslot = dgates.at(block, panel_row(s, p));
@@ -485,7 +485,7 @@ class Backward {
     for (Index u = 0; u < kBlock; u += V::lanes) {
       const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
       V value[slots], weight[traits.per_unit.rows + 1], dvalue[slots], c(A(0));
-      for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+      for (int k = 0; k < slots; ++k) value[k] = load_gate(Cell::range(k), slot + k * kBlock + u);
       for (int k = 0; k < traits.per_unit.rows; ++k) weight[k] = V::load(per_unit + k * kBlock + u);
       State<V> previous = {previous_h(u, units), V(A(0))}, grad = {V::load(dh + u), V(A(0))}, dprevious;
       if (dy) grad.h += load_partial(dy + u, units);
@@ -538,14 +538,14 @@ class Backward {
     if constexpr (traits.phases == 2) {
       const Index packed_row = schedule.offset[s] + p, r = panel_row(s, p);
       const auto previous_h = previous_of(s, p, block);
-      const A* slot = a.gates.at(block, packed_row - segment_row);
+      const Gate<T>* slot = a.gates.at(block, packed_row - segment_row);
       const A* doperand = a.doperand + (p * blocks + block) * kBlock;
       Left* dslot = dgates.at(block, r);
       T* operand = (Tile::pairs ? a.operand_rows : a.operand_panel).at(block, r);
       const Index slot_stride = blocks * dgates.block_stride();
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots], dvalue[slots];
-        for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
+        for (int k = 0; k < slots; ++k) value[k] = load_gate(Cell::range(k), slot + k * kBlock + u);
         for (int k = 0; k < slots; ++k) dvalue[k] = load(dslot + k * slot_stride + u);
         const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - block * kBlock - u)));
         const State<V> previous = {previous_h(u, units), V(A(0))};

@@ -4,6 +4,7 @@
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/product.h"
 #include "cpu/runtime/worker.h"
+#include "cpu/simd/gates.h"
 
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
@@ -19,7 +20,8 @@ class Forward {
   static constexpr CellTraits traits = Cell::traits;
   static constexpr bool has_c = traits.states == 2;
   static constexpr int slots = traits.slots;
-  static constexpr bool has_late = !Tile::pairs;  // attention decoders are not of 16 bits
+  static constexpr bool has_late = !Tile::pairs;                  // attention decoders are not of 16 bits
+  static constexpr bool keeps = std::is_same_v<Gate<T>, Gate16>;  // gates leave their sums' place for the tape
 
  public:
   Forward(const ForwardArguments<T>& arguments, Worker& worker)
@@ -40,7 +42,7 @@ class Forward {
     for (Index first = 0, last, chunk = 0; first < schedule.steps; first = last, ++chunk) {
       last = chunk_end(first);
       if (!w.go_on(chunk)) return;
-      chunk_row = a.training ? 0 : schedule.offset[first];
+      chunk_row = a.training && !keeps ? 0 : schedule.offset[first];
       project(first, last);
       for (Index s = first; s < last; ++s) {
         if (a.segment > 0 && s > 0 && s % a.segment == 0) keep_entering(s);
@@ -57,6 +59,7 @@ class Forward {
     for (Index from = first, end; from < last; from = end) {
       end = smaller(chunk_end(from), last);
       if (!w.go_on(chunk++)) return false;
+      if (keeps) chunk_row = schedule.offset[from];
       project(from, end);
       for (Index s = from; s < end; ++s) step(s);
     }
@@ -396,6 +399,12 @@ class Forward {
     }
   }
 
+  Gate<T>* gates_kept(A* slot, Index block, Index packed_row) const {
+    if constexpr (keeps)
+      return a.kept.at(block, packed_row - cells_row);
+    else
+      return slot;
+  }
   template <class Clip>
   void finish_row(Index s, Index p, Index block, A* slot, const Left* h_now, const A* per_unit, const Clip& clip) {
     const Index b = schedule.row[p], unit = block * kBlock;
@@ -411,8 +420,10 @@ class Forward {
       State<V> previous = {load(h_now + u), V(A(0))}, next;
       if constexpr (has_c) previous.c = V::load(a.carry.at(block, p) + u);
       Cell::forward(value, previous, weight, next, clip);
-      if (a.training)
-        for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
+      if (a.training) {
+        auto* to = gates_kept(slot, block, schedule.offset[s] + p);
+        for (int k = 0; k < slots; ++k) store_gate(value[k], Cell::range(k), to + k * kBlock + u);
+      }
       if (y) store_partial(next.h, y + u, units);
       store(cut ? V(A(0)) : rounded<T>(next.h), h_next + u);
       if (last && a.hn.data) store_partial(next.h, a.hn.at(b) + unit + u, units);

@@ -43,11 +43,6 @@ class Config:
         return {dtype: _core.RawRecurrent(*sizes, name, TENSORS) for dtype, name in names.items()}
 
     @functools.cached_property
-    def tape_row(self) -> int:
-        """Elements of the tape for each row of a sequence, each of the type of sums."""
-        return self.engines[torch.float32].tape_row
-
-    @functools.cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the parameters of all directions of all layers, in torch's order."""
         return [tuple(shape) for shape in self.engines[torch.float32].parameter_shapes]

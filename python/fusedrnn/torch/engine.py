@@ -59,8 +59,7 @@ def tape_form(call: Call, x: Tensor) -> tuple[Any, torch.dtype]:
     if call.on_device:
         return device.tape_bytes(call, x), torch.uint8
     rows = x.shape[0] if call.form == "packed" else call.steps * call.rows
-    # A tape is float32 where tensors are bfloat16, and lies in elements of theirs.
-    return call.config.tape_row * rows * (2 if x.dtype is torch.bfloat16 else 1), x.dtype
+    return call.config.engines[x.dtype].tape_row * rows, x.dtype
 
 
 class Layers(torch.autograd.Function):
