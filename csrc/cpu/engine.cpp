@@ -11,6 +11,13 @@
 #include "cpu/recurrence/pair_step.h"
 #include "cpu/recurrence/step.h"
 
+// Whether a type's products are those of pairs.
+#define FUSEDRNN_PAIRS_float 0
+#define FUSEDRNN_PAIRS_double 0
+#define FUSEDRNN_PAIRS_Bfloat16 1
+#define FUSEDRNN_PAIRS_NAME(real) FUSEDRNN_PAIRS_##real
+#define FUSEDRNN_PAIRS_OF(real) FUSEDRNN_PAIRS_NAME(real)
+
 namespace fusedrnn {
 inline namespace FUSEDRNN_ISA_NAME {
 namespace {
@@ -35,7 +42,7 @@ void pack(const ForwardArguments<T>& arguments, Worker& worker) {
 #define FUSEDRNN_SEQUENCE_KERNELS(...) \
   __VA_ARGS__::traits, forward<__VA_ARGS__>, backward<__VA_ARGS__>, pack<__VA_ARGS__>
 
-#ifdef FUSEDRNN_PAIRS
+#if FUSEDRNN_PAIRS_OF(FUSEDRNN_REAL)
 template <class Cell>
 void panel_step(const StepArguments<T>& arguments, Worker& worker) {
   PairStep<Cell>(arguments).run(worker);

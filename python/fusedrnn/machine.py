@@ -73,11 +73,17 @@ def release_memory() -> int:
 
 
 def info() -> dict[str, Any]:
-    """Return version, instruction sets, threads, and whether there is a CUDA engine or why there is none."""
+    """Return version, instruction sets, threads, and whether there is a CUDA engine or why there is none.
+
+    ``isa`` is the instruction set in use, ``isas`` those that this build and processor offer, best first;
+    ``bfloat16_isa`` and ``bfloat16_isas`` are those of products of bfloat16. ``FUSEDRNN_ISA`` forces one of the latter.
+    """
     return {
         "version": _core.version,
         "isa": _core.isa(),
         "isas": _core.isas(),
+        "bfloat16_isa": _core.pair_isa(),
+        "bfloat16_isas": _core.pair_isas(),
         "threads": _core.num_threads(),
         "available_threads": _core.available_threads(),
         "cells": list(_core.cells),

@@ -217,7 +217,7 @@ def test_unbatched_or_a_batch_of_one(case: Case, batch_first: bool, rng: np.rand
     assert_same(result, Result(y, single(expected.state), dx, single(expected.dstate), expected.parameters))
 
 
-ISA_CASES = CASES[::2] + CASES[1::4]
+ISA_CASES = CASES[::2] + CASES[1::4] + BFLOAT16[::3]
 
 RUN_CASES = """
 import sys

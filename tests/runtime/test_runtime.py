@@ -429,6 +429,8 @@ def test_info() -> None:
     assert {"version", "isa", "isas", "threads", "available_threads", "cells", "cuda"} <= set(info)
     assert info["version"] == fr.__version__
     assert info["isa"] in info["isas"] == _core.isas()
+    assert info["bfloat16_isa"] in info["bfloat16_isas"] == _core.pair_isas()
+    assert set(info["isas"]) <= set(info["bfloat16_isas"])
     assert info["threads"] == fr.get_num_threads()
     assert sorted(info["cells"]) == sorted(LAYERS)
 
@@ -508,7 +510,7 @@ def test_an_unknown_instruction_set_is_an_error_at_import() -> None:
         last = ended.stderr.strip().splitlines()[-1]
         assert "FUSEDRNN_ISA" in last
         assert isa in last
-        assert all(offered in last for offered in _core.isas())
+        assert all(offered in last for offered in _core.pair_isas())
 
 
 def test_an_empty_choice_of_instruction_set_is_none() -> None:

@@ -12,6 +12,8 @@ struct Toy {
   static constexpr CellTraits traits = {"toy", {{"f", "g"}},   {{"h", "c"}},    2, {"scale", 1},
                                         1,     {0, 2, {0, 1}}, {{0, 2, {0, 1}}}};
 
+  static constexpr GateRange range(int slot) { return slot == F ? GateRange::sigmoid : GateRange::tanh; }
+
   template <class V, class Clip = Unclipped>
   FUSEDRNN_HOST_DEVICE static void forward(V* slot, const State<V>& previous, const V* scale, State<V>& next,
                                            const Clip& clip = {}) {
