@@ -171,6 +171,7 @@ TABLES = {
     "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
     "threads": Table("threads and processes", quick((32, 256))),
     "isa": Table("other instruction sets and float64, beside the peak of each", quick((32, 256))),
+    "bfloat16": Table("bfloat16 beside our float32 and torch's bfloat16", quick((1, 256), (32, 256))),
     "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
     "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
     "accuracy": Table("relative error against the float64 reference", quick((8, 64))),
@@ -193,6 +194,10 @@ BOTH = (True, False)
 
 ODD_SIZES = ((32, 17), (32, 100), (32, 129), (32, 300), (1, 300), (3, 256), (5, 256), (33, 256), (3, 17), (33, 129))
 RESET_SIZES = ((16, 64), (32, 128), (32, 256), (128, 128), (128, 256))
+BFLOAT16_SIZES = (
+    *((1, 64), (1, 256), (1, 512), (8, 256), (8, 512), (32, 256), (64, 512), (128, 1024), (128, 64)),
+    *((7, 17), (17, 129), (33, 300)),
+)
 ISA_VARIANTS = (("x86-64-v3", "float32"), ("x86-64-v3", "float64"), ("", "float64"))
 BESIDE_OTHERS = "beside-others"
 BESIDE_OTHERS_CASES = (
@@ -361,6 +366,7 @@ CASES: tuple[Case, ...] = (
         for variant, dtype in ISA_VARIANTS
         for case in grid("isa", GATED, ((32, 256), (64, 512)), BOTH, dtype=dtype, variant=variant)
     ),
+    *grid("bfloat16", PLAIN, BFLOAT16_SIZES, BOTH, dtype="bfloat16"),
     *grid("first", PLAIN, ((1, 64), (32, 256)), BOTH),
     *grid("denormal", PLAIN, across((1, 32), (64, 256)), BOTH),
     *(

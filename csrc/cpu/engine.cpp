@@ -29,10 +29,12 @@ using Tile = std::conditional_t<std::is_same_v<T, A>, FmaTile<A>, PairTile>;
 
 template <class Cell>
 void forward(const ForwardArguments<T>& arguments, Worker& worker) {
+  const typename Tile::Session session;
   Forward<Cell, T, Tile>(arguments, worker).run();
 }
 template <class Cell>
 void backward(const BackwardArguments<T>& arguments, Worker& worker) {
+  const typename Tile::Session session;
   Backward<Cell, T, Tile>(arguments, worker).run();
 }
 template <class Cell>
@@ -45,6 +47,7 @@ void pack(const ForwardArguments<T>& arguments, Worker& worker) {
 #if FUSEDRNN_PAIRS_OF(FUSEDRNN_REAL)
 template <class Cell>
 void panel_step(const StepArguments<T>& arguments, Worker& worker) {
+  const PairTile::Session session;
   PairStep<Cell>(arguments).run(worker);
 }
 #define FUSEDRNN_CELL_KERNELS(...) \

@@ -16,6 +16,7 @@ namespace fusedrnn {
   APPLY(v3, "x86-64-v3", x86_level(processor_features()) >= 3) \
   APPLY(v2, "x86-64-v2", x86_level(processor_features()) >= 2)
 #define FUSEDRNN_FOR_EACH_PAIR_ISA(APPLY)                                                       \
+  APPLY(v4_amx, "x86-64-v4", "+amx", has_tiles(), false)                                        \
   APPLY(v4_avx512bf16, "x86-64-v4", "+avx512bf16", multiplies_pairs(), multiplies_pairs_fast()) \
   APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4, true)                        \
   APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3, true)                        \
@@ -91,10 +92,20 @@ const std::string& asked() {
   return name;
 }
 
+// A build, once the operating system lets this process run it.
+const PairBuild& with_leave(const PairBuild& build) {
+#if defined(FUSEDRNN_X86)
+  if (build.kernels == kernels_v4_amx_Bfloat16 && !request_tiles())
+    throw std::runtime_error("FUSEDRNN_ISA is '" + build.name +
+                             "': the operating system does not let this process use AMX's tiles");
+#endif
+  return build;
+}
+
 const PairBuild& chosen_pairs() {
   static const PairBuild& choice = []() -> const PairBuild& {
     for (const PairBuild& build : pair_builds())
-      if (build.runs && (asked().empty() ? build.fastest : build.name == asked())) return build;
+      if (build.runs && (asked().empty() ? build.fastest : build.name == asked())) return with_leave(build);
     throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
   }();
   return choice;

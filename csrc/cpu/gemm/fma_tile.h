@@ -87,6 +87,9 @@ struct FmaTile : BlockPacking<Real> {
   static constexpr bool pairs = false;
   static constexpr int MR = 6;
   static constexpr Index NR = 4 * kBlock;
+  struct Session {
+    Session() {}  // so that one which nothing else uses is no warning
+  };
   struct Ready {};
   static Ready make_ready(const Right*, Index, Index, Index, Index, Sum*) { return {}; }
   static void use(Ready, Index, Index, Product&) {}

@@ -7,6 +7,7 @@
 #pragma once
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/pair_left.h"
+#include "cpu/gemm/tile_product.h"
 #include "cpu/gemm/tile_shape.h"
 
 namespace fusedrnn {
@@ -234,20 +235,24 @@ struct PairTileOf {
 #endif
 };
 
+// Whether left operands stay as they are stored.
+constexpr bool kNarrowLeft = kDotsWords || kTiles;
+
 struct PairTile {
   using T = Bfloat16;
-  using Left = std::conditional_t<kDotsWords, Bfloat16, float>;
+  using Left = std::conditional_t<kNarrowLeft, Bfloat16, float>;
   using Right = Bfloat16;
   using Sum = float;
   using Product = PairProduct;
   using OuterLeft = PairsOfColumns<Left>;
+  using Session = TileSession;
 
-  static constexpr int MR = 6;
+  static constexpr int MR = kTiles ? kTileRows : 6;
   static constexpr Index NR = 4 * kBlock;
   static constexpr Index KC = kPairSteps;
   static constexpr bool pairs = true;
   // Most rows of a run whose right operand was not made ready.
-  static constexpr int kRowsUnready = kDotsWords ? MR : 2;
+  static constexpr int kRowsUnready = kNarrowLeft ? MR : 2;
 
   // A right operand of up to NR columns, widened once for all rows that are multiplied with it.
   struct Ready {
@@ -257,7 +262,7 @@ struct PairTile {
   // `length`: KC at most; `scratch`: kReadyElements of the thread's own.
   static Ready make_ready(const Right* right, Index right_block, Index length, Index blocks, Index rows,
                           float* scratch) {
-    if (kDotsWords || rows <= kRowsUnready) return {};
+    if (kNarrowLeft || rows <= kRowsUnready) return {};
     const Index block = (length + 1) / 2 * kPairBlock;
     for (Index i = 0; i < blocks; ++i) widen_block(right + i * right_block, block, scratch + i * block);
     return {scratch, block};
@@ -271,6 +276,9 @@ struct PairTile {
 
   template <class Operand>
   static void run(int rows, const Operand& left, const Product& p, Index blocks) {
+#ifdef FUSEDRNN_TILES
+    TileProduct<Product>(rows, p, blocks).run(left);
+#else
     if constexpr (kDotsWords || std::is_same_v<Operand, RowPointers<Right>>) {
       run_rows<Right, kRowsUnready>(rows, left, p, blocks);
     } else if constexpr (std::is_same_v<Operand, OuterLeft>) {
@@ -279,6 +287,7 @@ struct PairTile {
       if (p.widened) return run_rows<float, MR>(rows, left, p, blocks);
       run_rows<Right, kRowsUnready>(rows, left, p, blocks);
     }
+#endif
   }
 
   // Forward: 16 rows of a weight matrix (columns contiguous, `inner` of them) become one block [inner / 2][16][2].

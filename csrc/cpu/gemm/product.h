@@ -10,6 +10,7 @@
 //   MR               most rows of a run
 //   NR               most columns of a run, whole blocks of 16
 //   KC               steps of the inner dimension that all rows pass before the next ones; a multiple of 16
+//   Session          lives while a thread runs products
 //   Ready            what make_ready(right, right_block, length, blocks, rows, scratch) makes of a right operand that
 //   so
 //                    many rows will be multiplied with; use(ready, block, step, product) lets a product read it from

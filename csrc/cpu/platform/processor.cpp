@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace fusedrnn {
@@ -56,6 +60,27 @@ ProcessorFeatures processor_features() {
 #endif
 
 #if defined(__x86_64__)
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;                  // of leaf 7, edx
+  constexpr std::uint64_t kTileConfiguration = 1u << 17, kTileData = 1u << 18;  // of saved_state
+  const ProcessorFeatures features = processor_features();
+  unsigned eax, ebx, ecx, edx;
+  return x86_level(features) >= 4 && has_all(features.saved_state, kTileConfiguration | kTileData) &&
+         __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && has_all(edx, kAmxBf16 | kAmxTile);
+#else
+  return false;
+#endif
+}
+bool request_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return has_tiles() && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool multiplies_pairs() {
   unsigned eax, ebx, ecx, edx;
   constexpr unsigned kAvx512Bf16 = 1u << 5;  // of leaf 7, subleaf 1

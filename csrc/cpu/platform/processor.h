@@ -18,6 +18,10 @@ ProcessorFeatures processor_features();
 // multiply-adds, as AMD's do: on Intel's the instruction takes two turns.
 bool multiplies_pairs();
 bool multiplies_pairs_fast();
+// Whether processor and operating system have AMX's tiles of bfloat16, and whether this process got leave to use them:
+// before that their first instruction is an illegal one. Asks each time; the leave lasts.
+bool has_tiles();
+bool request_tiles();
 #endif
 
 // The highest level of the x86-64 psABI, 1 to 4, whose instructions may be used: x86-64-v1 to x86-64-v4.
