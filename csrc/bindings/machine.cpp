@@ -112,10 +112,13 @@ void register_machine(py::module_& module) {
   module.def("isas", &runnable_isas, "Names of those that this build and processor offer, best first.");
   module.def("pair_isa", &pair_isa_name, "Name of the instruction set in use for bfloat16.");
   module.def("pair_isas", &runnable_pair_isas, "Names of those that this build and processor offer, best first.");
+  module.def("int8_isa", &int8_isa_name, "Name of the instruction set in use with weights of 8 bits.");
+  module.def("int8_isas", &runnable_int8_isas, "Names of those that this build and processor offer, best first.");
+  module.def("int8_instruction", [] { return int8_kernels().instruction; }, "The instruction that multiplies them.");
   module.def(
       "x86_level",
       [](std::uint32_t leaf1_ecx, std::uint32_t leaf7_ebx, std::uint32_t extended_ecx, std::uint64_t saved_state) {
-        return x86_level({leaf1_ecx, leaf7_ebx, extended_ecx, saved_state});
+        return x86_level({leaf1_ecx, leaf7_ebx, extended_ecx, saved_state, 0});
       },
       py::arg("leaf1_ecx"), py::arg("leaf7_ebx"), py::arg("extended_ecx"), py::arg("saved_state"),
       "The level of x86-64, 1 to 4, of a processor with these registers of CPUID and this XCR0.");

@@ -1,5 +1,6 @@
 #include "cpu/isa.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -9,7 +10,7 @@ namespace fusedrnn {
 
 // Every instruction set that CMakeLists.txt builds the engine for, best first: APPLY(its name there, level, whether the
 // processor has it); and every one that it builds the kernels of 16 bits for: APPLY(its name there, level, extensions
-// beyond it, whether the processor has both, whether they are the fastest there).
+// beyond it, whether the processor has both, whether they are the fastest there); likewise of int8.cpp.
 #if defined(FUSEDRNN_X86)
 #define FUSEDRNN_FOR_EACH_ISA(APPLY)                           \
   APPLY(v4, "x86-64-v4", x86_level(processor_features()) >= 4) \
@@ -21,8 +22,14 @@ namespace fusedrnn {
   APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4, true)                        \
   APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3, true)                        \
   APPLY(v2, "x86-64-v2", "", x86_level(processor_features()) >= 2, true)
+#define FUSEDRNN_FOR_EACH_INT8_ISA(APPLY)                                                       \
+  APPLY(v4_avx512vnni, "x86-64-v4", "+avx512vnni", has_avx512_vnni(processor_features()), true) \
+  APPLY(v4, "x86-64-v4", "", x86_level(processor_features()) >= 4, true)                        \
+  APPLY(v3, "x86-64-v3", "", x86_level(processor_features()) >= 3, true)                        \
+  APPLY(v2, "x86-64-v2", "", x86_level(processor_features()) >= 2, true)
 #else
 #define FUSEDRNN_FOR_EACH_ISA(APPLY) APPLY(generic, "generic", true)
+#define FUSEDRNN_FOR_EACH_INT8_ISA(APPLY) APPLY(generic, "generic", "", true, true)
 #define FUSEDRNN_FOR_EACH_PAIR_ISA(APPLY) APPLY(generic, "generic", "", true, true)
 #endif
 
@@ -35,6 +42,8 @@ FUSEDRNN_FOR_EACH_ISA(FUSEDRNN_DECLARE)
 #define FUSEDRNN_DECLARE_PAIRS(isa, level, extensions, runs, fastest) \
   const Kernels<Bfloat16>& kernels_##isa##_Bfloat16();
 FUSEDRNN_FOR_EACH_PAIR_ISA(FUSEDRNN_DECLARE_PAIRS)
+#define FUSEDRNN_DECLARE_INT8(isa, level, extensions, runs, fastest) const Int8Kernels& kernels_##isa##_int8();
+FUSEDRNN_FOR_EACH_INT8_ISA(FUSEDRNN_DECLARE_INT8)
 
 namespace {
 
@@ -46,11 +55,15 @@ struct Build {
   const Operations<float>& (*operations_f32)();
   const Operations<double>& (*operations_f64)();
 };
-struct PairBuild {
+// Of kernels that have extensions.
+template <class Table>
+struct ExtendedBuild {
   std::string level, name;  // the level, and that with each extension after a +
   bool runs, fastest;
-  const Kernels<Bfloat16>& (*kernels)();
+  const Table& (*kernels)();
 };
+using PairBuild = ExtendedBuild<Kernels<Bfloat16>>;
+using Int8Build = ExtendedBuild<Int8Kernels>;
 
 #define FUSEDRNN_BUILD(isa, level, runs) \
   {level, runs, kernels_##isa##_float, kernels_##isa##_double, operations_##isa##_float, operations_##isa##_double},
@@ -62,6 +75,13 @@ const std::vector<Build>& builds() {
   {level, level extensions, runs, fastest, kernels_##isa##_Bfloat16},
 const std::vector<PairBuild>& pair_builds() {
   static const std::vector<PairBuild> all = {FUSEDRNN_FOR_EACH_PAIR_ISA(FUSEDRNN_PAIR_BUILD)};
+  return all;
+}
+
+#define FUSEDRNN_INT8_BUILD(isa, level, extensions, runs, fastest) \
+  {level, level extensions, runs, fastest, kernels_##isa##_int8},
+const std::vector<Int8Build>& int8_builds() {
+  static const std::vector<Int8Build> all = {FUSEDRNN_FOR_EACH_INT8_ISA(FUSEDRNN_INT8_BUILD)};
   return all;
 }
 
@@ -78,18 +98,51 @@ const Build& find(const std::string& name) {
                               joined(runnable_isas()) + "), not '" + name + "'");
 }
 
+template <class AnyBuild>
+std::vector<std::string> names_of(const std::vector<AnyBuild>& builds) {
+  std::vector<std::string> names;
+  for (const AnyBuild& build : builds)
+    if (build.runs) names.push_back(build.name);
+  return names;
+}
+template <class AnyBuild>
+const AnyBuild* named(const std::vector<AnyBuild>& builds, const std::string& name) {
+  for (const AnyBuild& build : builds)
+    if (build.name == name && build.runs) return &build;
+  return nullptr;
+}
+
+// All that FUSEDRNN_ISA may ask for.
+std::vector<std::string> offered() {
+  std::vector<std::string> names = runnable_pair_isas();
+  for (const std::string& name : runnable_int8_isas())
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  return names;
+}
+
 // What FUSEDRNN_ISA asks for; empty: the best there is.
 const std::string& asked() {
   static const std::string name = [] {
     const char* value = std::getenv("FUSEDRNN_ISA");
     const std::string wanted = value ? value : "";
-    if (wanted.empty()) return wanted;
-    for (const PairBuild& build : pair_builds())
-      if (build.name == wanted && build.runs) return wanted;
-    throw std::runtime_error("FUSEDRNN_ISA is '" + wanted + "': this build and processor offer " +
-                             joined(runnable_pair_isas()));
+    const std::vector<std::string> names = offered();
+    if (!wanted.empty() && std::find(names.begin(), names.end(), wanted) == names.end())
+      throw std::runtime_error("FUSEDRNN_ISA is '" + wanted + "': this build and processor offer " + joined(names));
+    return wanted;
   }();
   return name;
+}
+
+// The build of that name, or where only other kernels have its extensions, that of its level; the fastest.
+template <class AnyBuild>
+const AnyBuild& choose(const std::vector<AnyBuild>& builds) {
+  if (!asked().empty()) {
+    const AnyBuild* build = named(builds, asked());
+    return build ? *build : *named(builds, asked().substr(0, asked().find('+')));
+  }
+  for (const AnyBuild& build : builds)
+    if (build.runs && build.fastest) return build;
+  throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
 }
 
 // A build, once the operating system lets this process run it.
@@ -103,11 +156,11 @@ const PairBuild& with_leave(const PairBuild& build) {
 }
 
 const PairBuild& chosen_pairs() {
-  static const PairBuild& choice = []() -> const PairBuild& {
-    for (const PairBuild& build : pair_builds())
-      if (build.runs && (asked().empty() ? build.fastest : build.name == asked())) return with_leave(build);
-    throw std::runtime_error("this processor is older than x86-64-v2, the least that fusedrnn is built for");
-  }();
+  static const PairBuild& choice = with_leave(choose(pair_builds()));
+  return choice;
+}
+const Int8Build& chosen_int8() {
+  static const Int8Build& choice = choose(int8_builds());
   return choice;
 }
 
@@ -167,20 +220,16 @@ template const Kernels<double>& kernels_of(const std::string&);
 
 const std::string& isa_name() { return chosen().name; }
 
-std::vector<std::string> runnable_isas() {
-  std::vector<std::string> names;
-  for (const Build& build : builds())
-    if (build.runs) names.push_back(build.name);
-  return names;
-}
+std::vector<std::string> runnable_isas() { return names_of(builds()); }
 
 const std::string& pair_isa_name() { return chosen_pairs().name; }
+std::vector<std::string> runnable_pair_isas() { return names_of(pair_builds()); }
 
-std::vector<std::string> runnable_pair_isas() {
-  std::vector<std::string> names;
-  for (const PairBuild& build : pair_builds())
-    if (build.runs) names.push_back(build.name);
-  return names;
+const Int8Kernels& int8_kernels() {
+  static const Int8Kernels& table = chosen_int8().kernels();
+  return table;
 }
+const std::string& int8_isa_name() { return chosen_int8().name; }
+std::vector<std::string> runnable_int8_isas() { return names_of(int8_builds()); }
 
 }  // namespace fusedrnn

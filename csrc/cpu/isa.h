@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/int8.h"
 #include "cpu/kernels.h"
 #include "cpu/operations.h"
 
@@ -25,5 +26,11 @@ std::vector<std::string> runnable_isas();
 // Of the kernels of 16 bits: a level and, each after a +, extensions beyond it.
 const std::string& pair_isa_name();
 std::vector<std::string> runnable_pair_isas();
+
+// The same of recurrences with weights of 8 bits, which have builds of their own: FUSEDRNN_ISA may name one of them,
+// and the rest is then of its level. Of another name it is that build's level, without extensions.
+const Int8Kernels& int8_kernels();
+const std::string& int8_isa_name();
+std::vector<std::string> runnable_int8_isas();
 
 }  // namespace fusedrnn

@@ -31,15 +31,20 @@ class _Layer(Protocol):
 class Runner:
     """Calls of a layer from its parameters and initial state as they were when ``layer.freeze()`` made this object.
 
+    With ``weights='int8'`` the weights are rounded to 8 bits, and results are those of the layer's stepper with such.
+
     It may be called from several threads at once. It pickles; a copy is the object itself, which nothing changes.
     """
 
-    def __init__(self, layer: _Layer) -> None:
+    def __init__(self, layer: _Layer, weights: str | None = None, packed: Any = None) -> None:
         # Without its parameters, which would stay alive here.
         self._layer = layer._with_parameters({})
         self._layer.initial_state = layer.initial_state  # a copy
         self._engine = layer._engine
-        self._packed = self._engine.freeze(layer.parameters)
+        self._weights = weights
+        # `packed` is what a pickle has of weights of 8 bits.
+        parameters = layer.parameters if packed is None else packed
+        self._packed = self._engine.freeze(parameters, weights == "int8")
         self._from_zero = layer.initial_state is None  # a call of a small layer is not much longer than asking again
 
     def __call__(
@@ -52,7 +57,7 @@ class Runner:
         *,
         mask: Array | None = None,
     ) -> tuple[Array, State]:
-        """Run a sequence: arguments, results to the last bit, and errors are those of the layer's call."""
+        """Run a sequence: arguments, errors and, of float weights, results to the last bit are the layer's call's."""
         if state is None and not self._from_zero:
             state = self._layer._begin(x)
         result: tuple[Array, State] = self._engine.infer(self._packed, x, state, lengths, reset, mask, out)
@@ -69,7 +74,7 @@ class Runner:
         return made
 
     def __repr__(self) -> str:
-        return f"{self._layer!r}.freeze()"
+        return f"{self._layer!r}.freeze({'' if self._weights is None else f'weights={self._weights!r}'})"
 
     def __copy__(self) -> Runner:
         return self
@@ -78,4 +83,7 @@ class Runner:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Runner, (self._layer._with_parameters(self._engine.unfreeze(self._packed)),)
+        kept = self._engine.unfreeze(self._packed)
+        if self._weights is None:
+            return Runner, (self._layer._with_parameters(kept),)
+        return Runner, (self._layer, self._weights, kept)

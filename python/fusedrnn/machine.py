@@ -77,6 +77,8 @@ def info() -> dict[str, Any]:
 
     ``isa`` is the instruction set in use, ``isas`` those that this build and processor offer, best first;
     ``bfloat16_isa`` and ``bfloat16_isas`` are those of products of bfloat16. ``FUSEDRNN_ISA`` forces one of the latter.
+    ``int8`` is the instruction set of layers with weights of 8 bits and, after a colon, the instruction that multiplies
+    them.
     """
     return {
         "version": _core.version,
@@ -84,6 +86,7 @@ def info() -> dict[str, Any]:
         "isas": _core.isas(),
         "bfloat16_isa": _core.pair_isa(),
         "bfloat16_isas": _core.pair_isas(),
+        "int8": f"{_core.int8_isa()}: {_core.int8_instruction()}",
         "threads": _core.num_threads(),
         "available_threads": _core.available_threads(),
         "cells": list(_core.cells),

@@ -17,6 +17,7 @@
 #include "bindings/register.h"
 #include "bindings/sentences.h"
 #include "cpu/isa.h"
+#include "cpu/layers/int8_net.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
 #include "cpu/layers/step_cost.h"
@@ -92,7 +93,7 @@ struct PyTape {
 // The Python-visible packed parameters of a layer, for its calls.
 struct PyPacked {
   std::shared_ptr<const Recurrent> owner;
-  std::variant<std::monostate, PackedNet<float>, PackedNet<double>, PackedNet<Bfloat16>> net;
+  std::variant<std::monostate, PackedNet<float>, PackedNet<double>, PackedNet<Bfloat16>, Int8Net> net;
 
   std::size_t bytes() const { return bytes_of(net); }
 };
@@ -144,24 +145,40 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
                      [&](auto item) { return differentiate<decltype(item)>(tape, dy, dstate, gradients, norms); });
   }
   // state: what the stepper begins with, or None for zeros.
-  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state) const {
+  std::unique_ptr<PyStepper> stream(const py::dict& mapping, Index batch, py::handle state, bool int8) const {
     const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
+    if (int8) require_int8(weights);
     auto stepper = with_type(type_, [&](auto item) {
-      return std::make_unique<PyStepper>(dtype_, config_, traits_, weights_of<decltype(item)>(weights), batch);
+      return std::make_unique<PyStepper>(dtype_, config_, traits_, weights_of<decltype(item)>(weights), batch, int8);
     });
     if (!state.is_none()) stepper->begin_with(state);
     return stepper;
   }
-  std::unique_ptr<PyPacked> freeze(const py::dict& mapping) const {
-    const std::vector<py::array> weights = list_.arrays(mapping, "parameters");
+  // mapping: the parameters, or with `int8` also the bytes that `unfreeze` made of ones.
+  std::unique_ptr<PyPacked> freeze(py::handle mapping, bool int8) const {
     auto packed = std::make_unique<PyPacked>();
     packed->owner = shared_from_this();
+    if (int8 && py::isinstance<py::bytes>(mapping)) {
+      restore(py::reinterpret_borrow<py::bytes>(mapping), *packed);
+      return packed;
+    }
+    if (!PyDict_Check(mapping.ptr())) throw py::type_error("parameters must be a dict, not " + type_name(mapping));
+    const std::vector<py::array> weights = list_.arrays(py::reinterpret_borrow<py::dict>(mapping), "parameters");
+    if (int8) {
+      require_int8(weights);
+      const std::vector<Weights<float>> from = weights_of<float>(weights);
+      const GilReleased released;
+      packed->net.emplace<Int8Net>(config_, from);
+      return packed;
+    }
     with_type(type_, [&](auto item) { pack<decltype(item)>(weights, *packed); });
     return packed;
   }
-  // Parameters that freeze to the same.
-  py::dict unfreeze(const PyPacked& packed) const {
+  // Parameters, or bytes, that freeze to the same.
+  py::object unfreeze(const PyPacked& packed) const {
     require_own(packed);
+    if (const Int8Net* net = std::get_if<Int8Net>(&packed.net))
+      return py::bytes(static_cast<const char*>(net->memory()), net->bytes());
     py::dict result;
     std::vector<py::array> arrays;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -205,6 +222,21 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     const auto to = by_direction<T>(parameters_, [&](std::size_t i) { return mutable_data_of<T>(arrays[i]); });
     std::get<PackedNet<T>>(packed.net).unpack(config_, to);
   }
+  void restore(const py::bytes& kept, PyPacked& packed) const {
+    const std::string_view bytes = kept;
+    if (type_ != ElementType::float32 || bytes.size() != Int8Net::bytes_of(config_))
+      throw py::value_error("parameters must be the bytes that unfreeze gave, not " + std::to_string(bytes.size()) +
+                            " others");
+    packed.net.emplace<Int8Net>(config_, bytes.data());
+  }
+  // What weights of 8 bits are made from.
+  void require_int8(const std::vector<py::array>& arrays) const {
+    if (type_ != ElementType::float32)
+      throw py::type_error("weights must be None for a layer of another dtype than float32");
+    for (std::size_t i = 0; i < arrays.size(); ++i)
+      if (parameters_[i].name.rfind("weight", 0) == 0 && !all_finite(data_of<float>(arrays[i]), arrays[i].size()))
+        throw py::value_error("weights must be None where " + list_.entry("parameters", i) + " is not finite");
+  }
   void require_own(const PyPacked& packed) const {
     if (packed.owner.get() != this) throw py::value_error("parameters must have been frozen by this object");
   }
@@ -221,7 +253,10 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
       throw py::type_error("parameters must be a dict, not " + type_name(parameters));
     const auto& packed = py::cast<const PyPacked&>(parameters);
     require_own(packed);
-    std::get<PackedNet<T>>(packed.net).use_in(call);
+    if (const Int8Net* net = std::get_if<Int8Net>(&packed.net))
+      call.int8 = net;
+    else
+      std::get<PackedNet<T>>(packed.net).use_in(call);
   }
 
   template <class A>
@@ -366,7 +401,7 @@ class Recurrent : public std::enable_shared_from_this<Recurrent> {
     require_unit_stride(x, "x");
     const auto state = state_arrays(state_object, "state", layout, false);
     const bool whole = lengths.is_none() && reset.is_none() && mask.is_none();
-    const bool single_step = !training && whole && layout.steps == 1 &&
+    const bool single_step = !training && whole && layout.steps == 1 && !call.int8 &&
                              (call.packed ? packed_step_pays(layout.rows) : single_step_pays<T>(layout.rows));
     if (!single_step) call.lists = row_lists(layout, lengths, reset, mask);
     std::vector<py::array> final_state = new_state(layout);
@@ -500,8 +535,9 @@ void register_recurrent(py::module_& module) {
       .def("infer", &Recurrent::infer)
       .def("forward", &Recurrent::forward)
       .def("backward", &Recurrent::backward)
-      .def("stream", &Recurrent::stream)
-      .def("freeze", &Recurrent::freeze)
+      .def("stream", &Recurrent::stream, py::arg("parameters"), py::arg("batch"), py::arg("state"),
+           py::arg("int8") = false)
+      .def("freeze", &Recurrent::freeze, py::arg("parameters"), py::arg("int8") = false)
       .def("unfreeze", &Recurrent::unfreeze)
       .def("check_parameters", &Recurrent::check_parameters);
 }

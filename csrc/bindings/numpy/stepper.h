@@ -15,7 +15,7 @@ class PyStepper {
  public:
   template <class T>
   PyStepper(const py::dtype& dtype, const RecurrentConfig& config, const CellTraits& traits,
-            const std::vector<Weights<T>>& weights, Index rows)
+            const std::vector<Weights<T>>& weights, Index rows, bool int8)
       : dtype_(dtype),
         itemsize_(sizeof(T)),
         inputs_(config.input_size),
@@ -23,7 +23,7 @@ class PyStepper {
         rows_(rows),
         layers_(config.layers),
         traits_(traits),
-        stepper_(std::make_unique<Stepper<T>>(config, weights, rows)) {
+        stepper_(std::make_unique<Stepper<T>>(config, weights, rows, int8)) {
     long_ = std::get<std::unique_ptr<Stepper<T>>>(stepper_)->work() > kShortStep;
   }
 

@@ -6,6 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/layers/dropout.h"
+#include "cpu/layers/int8_net.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/single_step.h"
 #include "cpu/layers/step_cost.h"
@@ -165,7 +166,7 @@ struct ForwardWorkspace {
 
   void allocate(const CellTraits& traits, int threads, ForwardArguments<T>& a) {
     const Index hidden = padded(a.hidden_size), rows = a.schedule.rows;
-    if (!a.packed.weight_ih) {
+    if (!a.packed.weight_ih && a.weights.weight_ih) {
       packed = Buffer(packed_bytes<T>(traits, a.input_size, a.hidden_size));
       a.fresh = lay_out_packed<T>(traits, a.input_size, a.hidden_size, packed.template as<char>());
       a.packed = a.fresh.read_only();
@@ -269,7 +270,7 @@ ForwardArguments<T> forward_arguments(const CellTraits& traits, const RecurrentC
   a.clip = static_cast<A>(config.clip);
   if (call.packed)
     a.packed = call.packed[index];
-  else
+  else if (!call.int8)
     a.weights = call.weights[index];
   a.x = x;
   a.y = y;
@@ -283,6 +284,23 @@ ForwardArguments<T> forward_arguments(const CellTraits& traits, const RecurrentC
   a.chunk_rows = chunk_rows_for(call.lists->packed_rows(), call.rows,
                                 padded(config.hidden_size) * traits.slots * sizeof(A), kForwardChunkBytes);
   return a;
+}
+
+template <class Rest>
+bool forward_int8_layer(const RecurrentConfig& config, const ForwardCall<float>& call, int layer,
+                        const std::vector<ForwardArguments<float>>& arguments, const StepCost& cost, const Rest& rest) {
+  const Int8CellKernels& kernels = int8_kernels().cells[config.cell];
+  std::vector<Int8Workspace> workspace(arguments.size());
+  std::vector<Int8Direction> directions;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const ForwardArguments<float>& a = arguments[i];
+    workspace[i].allocate({kernels.traits, a.input_size, a.hidden_size}, a.chunk_rows, a.schedule.rows, call.threads);
+    directions.push_back(workspace[i].direction(call.int8->direction(layer * config.directions + static_cast<int>(i))));
+  }
+  return run_layer(
+      config, int8_step_cost(cost), kForwardProducts, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], directions[direction], worker); },
+      rest);
 }
 
 template <class T>
@@ -305,13 +323,16 @@ bool forward_layer(const RecurrentConfig& config, const ForwardCall<T>& call, in
     train_single_step(config, arguments, call.threads);
     return true;
   }
+  const StepCost cost = layer_step_cost<T>(kernels.traits, config, *call.lists, call.late.size);
+  const auto rest = [&](int thread, int threads) {
+    clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
+    for (const ForwardArguments<T>& direction : arguments) repeat_states(direction, thread, threads);
+  };
+  if constexpr (std::is_same_v<T, float>)
+    if (call.int8) return forward_int8_layer(config, call, layer, arguments, cost, rest);
   return run_layer(
-      config, layer_step_cost<T>(kernels.traits, config, *call.lists, call.late.size), kForwardProducts, call.threads,
-      call.interrupt, [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); },
-      [&](int thread, int threads) {
-        clear_idle(arguments[0].schedule, call.steps, y, config.width(), thread, threads);
-        for (const ForwardArguments<T>& direction : arguments) repeat_states(direction, thread, threads);
-      });
+      config, cost, kForwardProducts, call.threads, call.interrupt,
+      [&](int direction, Worker& worker) { kernels.forward(arguments[direction], worker); }, rest);
 }
 
 // Workspace of one direction that replays segments of the forward pass.

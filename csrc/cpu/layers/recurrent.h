@@ -11,6 +11,8 @@
 
 namespace fusedrnn {
 
+class Int8Net;
+
 // A state array (layers * directions, B, H), strides in elements: h is of the arrays' type, c of its accumulator's.
 // Void: void or const void.
 template <class Void>
@@ -28,6 +30,7 @@ struct ForwardCall {
   Index steps = 0, rows = 0;
   std::vector<Weights<T>> weights;    // layers * directions
   const Packed<T>* packed = nullptr;  // inference: as many, in place of weights
+  const Int8Net* int8 = nullptr;      // of float32, inference: in place of both
   bool reversed = false;              // with them, a single step: in the reverse order of memory
   Sequence<const T> x;
   Sequence<T> y;

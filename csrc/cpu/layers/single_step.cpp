@@ -90,8 +90,9 @@ void run_single_step(const RecurrentConfig& config, const ForwardCall<T>& call) 
     }
     x = {y.data, y.row};
   }
-  StepTeam<T> team(step_cost<T>(kernels.traits, config, call.rows));
-  team.run(call.packed ? kernels.panel_step : kernels.direct_step, steps.data(), steps.size(), call.threads);
+  StepTeam team(step_cost<T>(kernels.traits, config, call.rows));
+  const auto step = call.packed ? kernels.panel_step : kernels.direct_step;
+  team.run(steps.size(), call.threads, [&](std::size_t layer, Worker& worker) { step(steps[layer], worker); });
 }
 
 template <class T>
@@ -119,8 +120,9 @@ void train_single_step(const RecurrentConfig& config, const std::vector<ForwardA
     a.kept = workspace.kept;
     steps.push_back(a);
   }
-  StepTeam<T> team(step_cost<T>(kernels.traits, config, rows));
-  team.run(kernels.direct_step, steps.data(), steps.size(), threads);
+  StepTeam team(step_cost<T>(kernels.traits, config, rows));
+  team.run(steps.size(), threads,
+           [&](std::size_t direction, Worker& worker) { kernels.direct_step(steps[direction], worker); });
 }
 
 template bool single_step_pays<float>(Index);

@@ -24,6 +24,12 @@ template StepCost step_cost<float>(const CellTraits&, const RecurrentConfig&, In
 template StepCost step_cost<double>(const CellTraits&, const RecurrentConfig&, Index);
 template StepCost step_cost<Bfloat16>(const CellTraits&, const RecurrentConfig&, Index);
 
+StepCost int8_step_cost(StepCost cost) {
+  cost.real_bytes = 1;
+  cost.lanes *= 2;  // four products a word, of the high and of the low byte
+  return cost;
+}
+
 double step_work(const CellTraits& traits, const RecurrentConfig& config, Index rows) {
   double inner = 0;
   for (int layer = 0; layer < config.layers; ++layer)

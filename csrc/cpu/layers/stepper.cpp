@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/isa.h"
@@ -35,22 +36,24 @@ StateRows<const T> read_only(const StateRows<T>& rows) {
 }  // namespace
 
 template <class T>
-Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, Index rows)
+Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, Index rows, bool int8)
     : traits_(fusedrnn::kernels<T>().cells[config.cell].traits),
       rows_(rows),
       hidden_(config.hidden_size),
       work_(step_work(traits_, config, rows)),
-      team_(step_cost<T>(traits_, config, rows)) {
+      team_(int8 ? int8_step_cost(step_cost<T>(traits_, config, rows)) : step_cost<T>(traits_, config, rows)) {
   using A = Accumulator<T>;
-  const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
+  step_ = fusedrnn::kernels<T>().cells[config.cell].step;
   ForwardCall<T> packed;
   if constexpr (sizeof(T) == 2) {
-    step_ = kernels.panel_step;
+    step_ = fusedrnn::kernels<T>().cells[config.cell].panel_step;
     net_.emplace(config, weights, 1);
     net_->use_in(packed);
-  } else {
-    step_ = kernels.step;
   }
+  if constexpr (std::is_same_v<T, float>)
+    if (int8)
+      int8_.reset(new Int8{Int8Net(config, weights), int8_kernels().cells[config.cell].step,
+                           std::vector<Int8Workspace>(static_cast<std::size_t>(config.layers))});
   h_next_ = zeros_of<T>(config.layers, rows, hidden_);
   each_state([&](int i, auto item) {
     state_[i] = zeros_of<decltype(item)>(config.layers, rows, hidden_);
@@ -66,13 +69,10 @@ Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>
     a.hidden_size = hidden_;
     a.rows = rows;
     a.clip = static_cast<A>(config.clip);
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2)
       a.panels = packed.packed[layer];
-    } else {
-      packed_.push_back(zeros_of<A>(1, 1, kernels.packed_step_size(a)));
-      kernels.pack_step(a, weights[layer], packed_.back().template as<A>());
-      a.packed = packed_.back().template as<A>();
-    }
+    else if (!int8_)
+      pack(config, weights[layer], a);
     if (traits_.states == 2) {
       a.c_next = rows_of<A>(state_[1], layer);
       a.c = read_only(a.c_next);
@@ -80,6 +80,29 @@ Stepper<T>::Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>
     a.operand = operand_.as<T>();
     a.kept = kept_.as<A>();
     layers_.push_back(a);
+  }
+}
+
+template <class T>
+void Stepper<T>::pack(const RecurrentConfig& config, const Weights<T>& weights, StepArguments<T>& a) {
+  const CellKernels<T>& kernels = fusedrnn::kernels<T>().cells[config.cell];
+  packed_.push_back(zeros_of<Accumulator<T>>(1, 1, kernels.packed_step_size(a)));
+  a.packed = packed_.back().template as<Accumulator<T>>();
+  kernels.pack_step(a, weights, packed_.back().template as<Accumulator<T>>());
+}
+
+template <class T>
+void Stepper<T>::run_int8(int threads) {
+  if constexpr (std::is_same_v<T, float>) {
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+      if (int8_->workspace[layer].threads() < threads)
+        int8_->workspace[layer].allocate({traits_, layers_[layer].input_size, hidden_}, rows_, rows_, threads);
+    team_.run(layers_.size(), threads, [&](std::size_t layer, Worker& worker) {
+      const unsigned char* const packed = int8_->net.direction(static_cast<int>(layer));
+      int8_->step(layers_[layer], int8_->workspace[layer].direction(packed), worker);
+    });
+  } else {
+    (void)threads;
   }
 }
 
@@ -94,7 +117,10 @@ void Stepper<T>::step(StateRows<const T> x, StateRows<T> y, int threads) {
     x = read_only(a.h_next);
   }
   layers_.back().y = y;
-  team_.run(step_, layers_.data(), layers_.size(), threads);
+  if (int8_)
+    run_int8(threads);
+  else
+    team_.run(layers_.size(), threads, [&](std::size_t layer, Worker& worker) { step_(layers_[layer], worker); });
   std::swap(state_[0], h_next_);
   if (++steps_ % kStepsBetweenLooks == 0) age_memory();
 }

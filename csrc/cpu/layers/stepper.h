@@ -1,9 +1,11 @@
 // A net that is run step by step: packed weights, the state between steps, and how a step is divided over threads.
 #pragma once
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "common/arguments.h"
+#include "cpu/layers/int8_net.h"
 #include "cpu/layers/packed.h"
 #include "cpu/layers/recurrent.h"
 #include "cpu/layers/step_cost.h"
@@ -20,7 +22,8 @@ class Stepper {
 
   // Packs the weights, one for each layer of one direction; the state is zero, and so is the one that a reset restores.
   // Throws std::bad_alloc.
-  Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, Index rows);
+  // int8: with weights of 8 bits, of float32 alone.
+  Stepper(const RecurrentConfig& config, const std::vector<Weights<T>>& weights, Index rows, bool int8 = false);
 
   // x (B, I) -> y (B, H), h of the last layer; on at most `threads` threads.
   void step(StateRows<const T> x, StateRows<T> y, int threads);
@@ -36,10 +39,10 @@ class Stepper {
 
  private:
   CellTraits traits_;
-  typename StepTeam<T>::Kernel step_;
+  void (*step_)(const StepArguments<T>& arguments, Worker& worker);
   Index rows_, hidden_;
   double work_;
-  StepTeam<T> team_;
+  StepTeam team_;
   std::vector<Buffer> packed_;
   std::optional<PackedNet<T>> net_;  // of 16 bits, in place of packed_
   States<Buffer> state_, first_;     // (L, B, H): between two steps, and what a reset sets it to
@@ -47,6 +50,15 @@ class Stepper {
   Buffer operand_, kept_;
   unsigned steps_ = 0;
   std::vector<StepArguments<T>> layers_;
+  struct Int8 {
+    Int8Net net;
+    void (*step)(const StepArguments<float>& arguments, const Int8Direction& direction, Worker& worker);
+    std::vector<Int8Workspace> workspace;  // of each layer
+  };
+  std::unique_ptr<Int8> int8_;
+
+  void pack(const RecurrentConfig& config, const Weights<T>& weights, StepArguments<T>& a);
+  void run_int8(int threads);
 
   // Of a buffer of h, of T, or of c, of its accumulator.
   template <class Item>

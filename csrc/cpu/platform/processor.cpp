@@ -20,6 +20,8 @@ constexpr std::uint32_t kSse3 = 1u << 0, kSsse3 = 1u << 9, kCmpxchg16b = 1u << 1
 constexpr std::uint32_t kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8, kAvx512f = 1u << 16, kAvx512dq = 1u << 17,
                         kAvx512cd = 1u << 28, kAvx512bw = 1u << 30, kAvx512vl = 1u << 31;  // of leaf7_ebx
 
+constexpr std::uint32_t kAvx512Vnni = 1u << 11;  // of leaf7_ecx
+
 constexpr std::uint32_t kLahf = 1u << 0, kLzcnt = 1u << 5;  // of extended_ecx
 
 // Of saved_state: the XMM registers and the upper halves of YMM; masks, upper halves of ZMM, and ZMM16 to ZMM31.
@@ -49,7 +51,7 @@ ProcessorFeatures processor_features() {
   ProcessorFeatures features = {};
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid(1, &eax, &ebx, &ecx, &edx)) features.leaf1_ecx = ecx;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) features.leaf7_ebx = ebx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) features.leaf7_ebx = ebx, features.leaf7_ecx = ecx;
   if (__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx)) features.extended_ecx = ecx;
   if (has_all(features.leaf1_ecx, kOsxsave)) {  // else the next instruction is an illegal one
     asm volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
@@ -98,6 +100,10 @@ int x86_level(const ProcessorFeatures& features) {
   if (!has(features, kLevel2)) return 1;
   if (!has(features, kLevel3)) return 2;
   return has(features, kLevel4) ? 4 : 3;
+}
+
+bool has_avx512_vnni(const ProcessorFeatures& features) {
+  return x86_level(features) >= 4 && has_all(features.leaf7_ecx, kAvx512Vnni);
 }
 
 }  // namespace fusedrnn

@@ -6,10 +6,11 @@
 namespace fusedrnn {
 
 struct ProcessorFeatures {
-  std::uint32_t leaf1_ecx;     // CPUID leaf 1
-  std::uint32_t leaf7_ebx;     // CPUID leaf 7, subleaf 0
-  std::uint32_t extended_ecx;  // CPUID leaf 0x80000001
-  std::uint64_t saved_state;   // extended control register 0: the registers that the operating system keeps per thread
+  std::uint32_t leaf1_ecx;      // CPUID leaf 1
+  std::uint32_t leaf7_ebx;      // CPUID leaf 7, subleaf 0
+  std::uint32_t extended_ecx;   // CPUID leaf 0x80000001
+  std::uint64_t saved_state;    // extended control register 0: the registers that the operating system keeps per thread
+  std::uint32_t leaf7_ecx = 0;  // CPUID leaf 7, subleaf 0
 };
 
 #if defined(__x86_64__)
@@ -26,5 +27,7 @@ bool request_tiles();
 
 // The highest level of the x86-64 psABI, 1 to 4, whose instructions may be used: x86-64-v1 to x86-64-v4.
 int x86_level(const ProcessorFeatures& features);
+// Whether beside x86-64-v4 there are AVX-512's instructions that multiply bytes.
+bool has_avx512_vnni(const ProcessorFeatures& features);
 
 }  // namespace fusedrnn

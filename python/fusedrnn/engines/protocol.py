@@ -99,13 +99,13 @@ class Engine(ParameterEngine, Protocol):
         The tape is of `tape_type`; one of another object is refused.
         """
 
-    def freeze(self, parameters: dict[str, Array], /) -> Packed:
-        """The parameters as they are now."""
+    def freeze(self, parameters: Any, int8: bool = False, /) -> Packed:
+        """The parameters as they are now, or what `unfreeze` gave; with `int8` the weights are rounded to 8 bits."""
 
-    def unfreeze(self, packed: Any, /) -> dict[str, Array]:
-        """Parameters that freeze to the same."""
+    def unfreeze(self, packed: Any, /) -> Any:
+        """What freezes to the same: parameters, or of int8 weights the engine's own."""
 
-    def stream(self, parameters: dict[str, Array], batch: int, state: Any, /) -> Stepper:
+    def stream(self, parameters: dict[str, Array], batch: int, state: Any, int8: bool = False, /) -> Stepper:
         """A stepper of so many rows, which begins with this state; None: zeros."""
 
     def buffers(self, steps: Any, batch: Any, recompute: Any, training: Any, mask: Any, /) -> Buffers:

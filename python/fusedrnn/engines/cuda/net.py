@@ -27,6 +27,11 @@ from fusedrnn.gradients import Gradients
 from fusedrnn.options import Options
 
 
+def _require_floats(int8: bool) -> None:
+    if int8:
+        raise ValueError("weights must be None on a CUDA device; 'int8' is the CPU's alone")
+
+
 class Net:
     """An `Engine` on a CUDA device."""
 
@@ -288,8 +293,9 @@ class Net:
 
     # ---- parameters as they are now ----
 
-    def freeze(self, parameters: Any) -> FrozenParameters:
+    def freeze(self, parameters: Any, int8: bool = False) -> FrozenParameters:
         """A copy of the parameters, which later calls take in their place."""
+        _require_floats(int8)
         weights = self._arguments.parameters(parameters, "parameters")
         with self.memory.on():
             names = (name for name, _ in self._arguments.shapes)
@@ -299,9 +305,9 @@ class Net:
         """Parameters that freeze to the same."""
         return dict(packed)
 
-    def stream(self, parameters: Any, batch: int, state: Any) -> Stepper:
+    def stream(self, parameters: Any, batch: int, state: Any, int8: bool = False) -> Stepper:
         """A stepper, with a copy of the weights, and of the state with which it begins; None: zeros."""
-        frozen = self.freeze(parameters)
+        frozen = self.freeze(parameters, int8)
         buffers = self._buffers(self._arguments.layout_of(1, batch), 0, training=False, mask=False)
         persistent = self._persistent(1, batch, training=False)
         return Stepper(self._arguments, self._net, frozen, buffers, state, persistent)
