@@ -158,3 +158,51 @@ def quantized_lstm(**changed: Any) -> Any:
 def test_what_is_no_quantized_lstm(changed: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         from_onnx(quantized_lstm(**changed))
+
+
+def symmetric(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers in [-127, 127] and a scale for each slice along the axis."""
+    scale = np.abs(array).max(axis=axis, keepdims=True) / np.float32(127)
+    return np.rint(array / scale).astype(np.int8), scale.astype(np.float32)
+
+
+def assert_serves_in_8_bits(layer: Any, expected: Any, tolerance: float) -> None:
+    """The layer's int8 runner and stepper, against the float32 layer that the model's integers stand for."""
+    x = random_x(6, 1)
+    y, _ = layer.freeze(weights="int8")(x)
+    np.testing.assert_allclose(y, expected(x)[0], rtol=0, atol=tolerance)
+    stepper = layer.stream(weights="int8")
+    assert np.array_equal(np.stack([stepper.step(row) for row in x]), y)
+
+
+# Of 16 bits in x and h, a few steps long: a scale of half of 4 / 32767, sums of 7 products of weights below 2, 6 steps.
+SIXTEEN_BITS = 4 / 32767 / 2 * 7 * 2 * 6
+# Of weights rounded again: half of 2 / 127, the same sums.
+EIGHT_BITS = 2 / 127 / 2 * 7 * 6
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_dequantized_models_serve_in_8_bits(op: str) -> None:
+    given = weights(op)
+    (w, w_scale), (r, r_scale) = (symmetric(given[name], 2) for name in "WR")
+    nodes = [node("DequantizeLinear", [name.lower(), name.lower() + "_scale"], [name], axis=1) for name in "WR"]
+    nodes.append(
+        node(op, ["X", "W", "R", "B"], ["Y"], hidden_size=HIDDEN, **({"linear_before_reset": 1} if op == "GRU" else {}))
+    )
+    constants = {"w": w, "r": r, "w_scale": w_scale.ravel(), "r_scale": r_scale.ravel(), "B": given["B"]}
+    layer = from_onnx(model(nodes, constants))
+    assert_serves_in_8_bits(layer, layer, SIXTEEN_BITS)
+
+
+@pytest.mark.parametrize(("zero", "tolerance"), [(0, SIXTEEN_BITS), (100, EIGHT_BITS)])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_quantized_lstms_serve_in_8_bits(zero: int, tolerance: float, per_row: bool) -> None:
+    rng = np.random.default_rng(0)
+    shape = (1, 4 * HIDDEN) if per_row else (1,)
+    changed: dict[str, Any] = {}
+    for name, inner in (("W", INPUTS), ("R", HIDDEN)):
+        changed[name] = rng.integers(-127, 128, (1, inner, 4 * HIDDEN)).astype(np.int8)
+        changed[name + "_scale"] = rng.uniform(0.002, 0.008, shape).astype(np.float32)
+        changed[name + "_zero_point"] = np.full(shape, zero, np.int8)
+    layer = from_onnx(quantized_lstm(**changed))
+    assert_serves_in_8_bits(layer, layer, tolerance)
