@@ -114,9 +114,9 @@ def check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 parser.error(f"argument --{name}: not allowed with --load, the file decides it")
 
 
-def held_out_bits(model: LanguageModel, corpus: Corpus) -> float:
+def held_out_bits(model: LanguageModel, corpus: Corpus, recurrent=None) -> float:
     # The model reads the last training character first, so that it predicts every held-out one, as the n-grams do.
-    return model.bits_per_symbol(corpus.codes[corpus.split - 1 :])
+    return model.bits_per_symbol(corpus.codes[corpus.split - 1 :], recurrent=recurrent)
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:
@@ -210,7 +210,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dtype != "float32":
             excess = excess_over_float32((curve, seconds), corpus, options, settings)
     bits, rows = curve[-1] if curve else held_out_bits(model, corpus), baselines(corpus)
-    report(model, corpus, rows | {name_of(model): bits}, options)
+    ours = {name_of(model): bits}
+    if options.device == "cpu":
+        runner = model.recurrent.freeze(weights="int8")
+        ours[f"{name_of(model)}, int8"] = held_out_bits(model, corpus, runner)
+    report(model, corpus, rows | ours, options)
     if curve:
         plot(curve, name_of(model), rows, options.output)
     where = f"{fr.get_num_threads()} threads" if options.device == "cpu" else model.recurrent.device

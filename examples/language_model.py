@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -187,14 +188,18 @@ class LanguageModel:
         }
         return float(loss), state, {name: self._wide(array) for name, array in gradients.items()}
 
-    def bits_per_symbol(self, codes: np.ndarray, window: int = 1024) -> float:
-        """Bits per symbol of `codes[1:]`, read once from left to right with the state carried all the way."""
+    def bits_per_symbol(self, codes: np.ndarray, window: int = 1024, recurrent: Any = None) -> float:
+        """Bits per symbol of `codes[1:]`, read once from left to right with the state carried all the way.
+
+        `recurrent` runs in place of the layer where it is given.
+        """
+        recurrent = recurrent or self.recurrent
         self._round_weights()
         nats = 0.0
         state = None
         codes = self.on_device(codes)
         for inputs, targets in fr.tbptt_windows(codes[:-1, None], codes[1:, None], window=window):
-            y, state = self.recurrent(self._narrow(self.embedding[inputs]), state)
+            y, state = recurrent(self._narrow(self.embedding[inputs]), state)
             nats += float(fr.linear_cross_entropy(y, *self._readout(), targets, reduction="sum"))
         return nats / (len(codes) - 1) / np.log(2.0)
 
