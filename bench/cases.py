@@ -171,6 +171,7 @@ TABLES = {
     "memory": Table("what a training step keeps, with and without recompute", quick((8, 64))),
     "threads": Table("threads and processes", quick((32, 256))),
     "isa": Table("other instruction sets and float64, beside the peak of each", quick((32, 256))),
+    "int8": Table("a step with weights of 8 bits at batch 1", quick((1, 64), (1, 256)), unit="us"),
     "bfloat16": Table("bfloat16 beside our float32 and torch's bfloat16", quick((1, 256), (32, 256))),
     "first": Table("the first call in a process beside later ones, packing included", quick((1, 64), (32, 256))),
     "denormal": Table("denormal inputs, weights or states beside ordinary ones", quick((32, 64))),
@@ -366,6 +367,7 @@ CASES: tuple[Case, ...] = (
         for variant, dtype in ISA_VARIANTS
         for case in grid("isa", GATED, ((32, 256), (64, 512)), BOTH, dtype=dtype, variant=variant)
     ),
+    *grid("int8", GATED, across((1,), HIDDEN), [False], steps=100),
     *grid("bfloat16", PLAIN, BFLOAT16_SIZES, BOTH, dtype="bfloat16"),
     *grid("first", PLAIN, ((1, 64), (32, 256)), BOTH),
     *grid("denormal", PLAIN, across((1, 32), (64, 256)), BOTH),

@@ -137,8 +137,8 @@ FUSEDRNN_INLINE constexpr Index packed_inner(Index inner) {
 }
 
 // One direction of one layer's parameters in the order in which the forward kernels read them, in blocks of 16 units;
-// on every instruction set the same. Of 16 bits, two steps of the inner dimension I or H take turns: (.., I / 2, 16,
-// 2).
+// on every instruction set the same. Of 16 bits, two steps of the inner dimension I or H are interleaved: (.., I / 2,
+// 16, 2).
 template <class Weight, class Sum>
 struct PackedWeights {
   Weight* weight_ih = nullptr;  // (blocks, input.count, I, 16)
@@ -231,8 +231,9 @@ struct ForwardArguments {
   // Left operands, of the micro-kernel's type, which is A or T.
   void* h;        // (2, rows, padded H): states before and after a step, by position
   void* operand;  // (rows, padded H): a second phase's
-  void* x_rows;   // of 16 bits: (threads, chunk_rows, I made even)
-  A* ready;       // of 16 bits: (threads, kReadyElements)
+  // Where left operands are wider than T, else null.
+  void* x_rows;  // (chunk_rows, I made even)
+  A* ready;      // (threads, kReadyElements)
 
   // Row of `entering` for the segment that begins at a step.
   FUSEDRNN_INLINE Index entering_row(Index step, Index position) const {
@@ -277,8 +278,8 @@ struct BackwardArguments {
   Blocked<T> h_panel;  // of the previous h
   Blocked<T> operand_panel;  // cells of two phases: of the second phase's left operand
   // Of 16 bits, for which the panels hold pairs of rows: (.., rows / 2, 16, 2).
-  A* ready;                 // (threads, kReadyElements)
-  Blocked<T> dgate_pairs;   // `dgates` so
+  A* ready;                 // (threads, kReadyElements); null where left operands are of T
+  Blocked<T> dgate_pairs;   // `dgates` in pairs
   Blocked<T> operand_rows;  // cells of two phases: what becomes operand_panel, row by row
   A* dh;                    // (rows, padded H)
   A* doperand;              // (rows, padded H), cells of two phases

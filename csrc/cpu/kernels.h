@@ -29,6 +29,7 @@ struct Kernels {
   int cell_count;
   Index lanes;        // values in a register
   Index tile_rows;    // MR of the micro-kernel
+  bool widens;        // whether left operands are wider than the arrays' elements
   Index direct_rows;  // up to which direct_step is done sooner than packing
   // y[i] = f(x[i]); for tests of the activations.
   void (*exp)(const A* x, A* y, Index count);

@@ -313,7 +313,8 @@ class _Layer(Recurrent):
             Gradient of the final state, shaped as it. Zeros where None.
         grads : Gradients, optional
             Of an earlier call: this call's parameter gradients are added into its arrays, which the result shares.
-            Of 16 bits, each call's sums are rounded there. An interrupted call leaves them partly added to.
+            Of 16 bits, each call's sums are rounded there. An interrupted call leaves them partly added to, of
+            bfloat16 on the CPU as they were.
         norms : bool
             Measure how the gradient fares on its way back (Bengio et al. 1994; Pascanu et al. 2013): ``grads.norms.h``,
             and for LSTMs ``grads.norms.c``, are the 2-norms over the units of dE/dh_t and dE/dc_t, with all later steps

@@ -2,8 +2,8 @@
 //
 // Where the processor has no instruction for them, pairs are widened and added up in the order of one AMX tile: of each
 // group of 32 steps of the inner dimension the even ones and the odd ones are chains of fused multiply-adds that begin
-// at zero, and the sum of the two is added to that of the groups before. Products of two bfloat16 are exact in float32,
-// so that an instruction set without fused multiply-adds gives the same bits.
+// at zero, and the sum of the two is added to that of the groups before. Products of two bfloat16 are exact in float32
+// unless they overflow or are denormal, so that an instruction set without fused multiply-adds gives the same bits.
 #pragma once
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/pair_left.h"

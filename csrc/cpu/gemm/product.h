@@ -11,10 +11,8 @@
 //   NR               most columns of a run, whole blocks of 16
 //   KC               steps of the inner dimension that all rows pass before the next ones; a multiple of 16
 //   Session          lives while a thread runs products
-//   Ready            what make_ready(right, right_block, length, blocks, rows, scratch) makes of a right operand that
-//   so
-//                    many rows will be multiplied with; use(ready, block, step, product) lets a product read it from
-//                    there on
+//   Ready            a right operand made ready for many rows, by make_ready(right, right_block, length, blocks, rows,
+//                    scratch); use(ready, block, step, product) lets a product read it from there on
 //   pack_forward, pack_backward
 //                    write a part of a weight matrix in the order in which runs read it
 //   run(rows, left, product, blocks)

@@ -175,8 +175,8 @@ struct ForwardWorkspace {
     carry = buffer_of<A>(traits.states == 2 ? rows * hidden : 0);
     operand = buffer_of<A>(traits.phases == 2 ? rows * hidden : 0);
     pointers = buffer_of<const void*>(threads * a.chunk_rows);
-    if (sizeof(T) == 2) {
-      x_rows = buffer_of<A>(threads * a.chunk_rows * (a.input_size + a.input_size % 2));
+    if (kernels<T>().widens) {
+      x_rows = buffer_of<A>(a.chunk_rows * (a.input_size + a.input_size % 2));
       ready = buffer_of<A>(threads * kReadyElements);
       a.x_rows = x_rows.data();
       a.ready = ready.template as<A>();
@@ -385,7 +385,7 @@ struct BackwardWorkspace {
     packed_hh = buffer_of<T>(recurrent);
     per_unit = buffer_of<A>(hidden * std::max(traits.per_unit.rows, 1));
     allocate_panels(traits, a);
-    if (sizeof(T) == 2) {
+    if (kernels<T>().widens) {
       ready = buffer_of<A>(threads * kReadyElements);
       a.ready = ready.template as<A>();
     }
@@ -561,7 +561,7 @@ Index tape_row_elements(const RecurrentConfig& config) {
   constexpr Index of_gate = sizeof(Gate<T>) / sizeof(T), of_sum = sizeof(Accumulator<T>) / sizeof(T);
   const CellTraits& traits = kernels<T>().cells[config.cell].traits;
   const Index kept = padded(config.hidden_size) * (traits.slots * of_gate + (traits.states - 1) * of_sum);
-  return config.layers * config.directions * kept + (config.layers - 1) * config.width() * of_sum;
+  return config.layers * config.directions * kept + (config.layers - 1) * config.width();
 }
 
 template <class T>
@@ -590,7 +590,7 @@ void borrow_tape(const ForwardCall<T>& call, char* memory, Tape<T>& tape) {
     tape.directions[i].initial[0] = lent(call.initial[0].template at<const T>(index));
     if (traits.states == 2) tape.directions[i].initial[1] = lent(call.initial[1].template at<const A>(index));
   }
-  for (Buffer& output : tape.outputs) output = next(rows * config.width(), sizeof(A));
+  for (Buffer& output : tape.outputs) output = next(rows * config.width(), sizeof(T));
 }
 
 template <class T>

@@ -16,7 +16,7 @@ struct ProcessorFeatures {
 #if defined(__x86_64__)
 ProcessorFeatures processor_features();
 // Whether it multiplies pairs of bfloat16 (AVX512-BF16), and whether it does so at the rate of its other fused
-// multiply-adds, as AMD's do: on Intel's the instruction takes two turns.
+// multiply-adds, as AMD's do: on Intel's it runs at half that rate.
 bool multiplies_pairs();
 bool multiplies_pairs_fast();
 // Whether processor and operating system have AMX's tiles of bfloat16, and whether this process got leave to use them:

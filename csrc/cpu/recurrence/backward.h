@@ -373,7 +373,7 @@ class Backward {
       }
     }
   }
-  A* ready_scratch() const { return Tile::pairs ? a.ready + w.thread * kReadyElements : nullptr; }
+  A* ready_scratch() const { return a.ready ? a.ready + w.thread * kReadyElements : nullptr; }
 
   template <int kPhase>
   void multiply_part(Index s, Index p, int rows, Index block, Index count, Index k, const typename Tile::Ready& ready,
@@ -495,7 +495,7 @@ class Backward {
         grad.c = V::load(a.carry.at(block, p) + u);
       }
       Cell::backward(value, previous, c, grad, weight, dvalue, dprevious, clip);
-      for (int k = 0; k < slots; ++k) store(rounded<T>(dvalue[k]), dslot + k * slot_stride + u);
+      for (int k = 0; k < slots; ++k) store(rounded<T>(first_lanes(dvalue[k], units)), dslot + k * slot_stride + u);
       dprevious.h.store(dh + u);
       if constexpr (has_c) (cut ? V(A(0)) : dprevious.c).store(a.carry.at(block, p) + u);
       if constexpr (kMeasured) grad.h.store(a.measured[kH].at(block, kept_row) + u);
@@ -551,7 +551,7 @@ class Backward {
         const State<V> previous = {previous_h(u, units), V(A(0))};
         State<V> dprevious = {V::load(dh_at(p, block) + u), V(A(0))};
         Cell::backward_operand(value, previous, V::load(doperand + u), dvalue, dprevious, clip);
-        for (int k = 0; k < slots; ++k) store(rounded<T>(dvalue[k]), dslot + k * slot_stride + u);
+        for (int k = 0; k < slots; ++k) store(rounded<T>(first_lanes(dvalue[k], units)), dslot + k * slot_stride + u);
         dprevious.h.store(dh_at(p, block) + u);
         store(Cell::recomputed_operand(value, previous), operand + u);
       }

@@ -102,6 +102,10 @@ class Forward {
   // Rows of this thread that run at a step.
   Index running(Index s) const { return larger(0, smaller(own_rows.last, schedule.active[s]) - own_rows.first); }
   int units_in(Index block) const { return static_cast<int>(smaller(kBlock, hidden - block * kBlock)); }
+  // Those of one vector from a unit of the block on.
+  int units_from(Index block, Index u) const {
+    return static_cast<int>(larger(0, smaller(V::lanes, hidden - block * kBlock - u)));
+  }
 
   void pack_weight(const T* weight, Index inner, const Window& window, Index block, Right* packed) {
     for (int slot = 0; slot < window.count; ++slot)
@@ -174,7 +178,10 @@ class Forward {
     Index count = 0;
     for (Index s = first; s < last; ++s)
       for (Index p = own_rows.first; p < own_rows.first + running(s); ++p, ++count)
-        pointers[count] = left_row(a.x.at(schedule.time(s, p), schedule.row[p]), count);
+        pointers[count] =
+            left_row(a.x.at(schedule.time(s, p), schedule.row[p]), schedule.offset[s] + p - schedule.offset[first],
+                     count % w.split.unit_parts == w.unit_part());
+    if constexpr (!std::is_same_v<Left, T>) w.meet_row();
     const bool whole = w.split.row_parts == 1;  // then the rows of all steps lie side by side
     constexpr int columns = traits.input.count;
     for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks) {
@@ -190,13 +197,15 @@ class Forward {
     bias_other_slots(first, last);
   }
 
-  // A row of x as the micro-kernel reads it, the i-th of a chunk.
-  const Left* left_row(const T* x, Index i) const {
+  // A row of x as the micro-kernel reads it, the i-th of a chunk; where that is wider than x, one of the threads of the
+  // same rows makes it.
+  const Left* left_row(const T* x, Index i, bool mine) const {
     if constexpr (std::is_same_v<Left, T>) {
       return x;
     } else {
       const Index stride = a.input_size + a.input_size % 2;  // whole pairs
-      Left* row = static_cast<Left*>(a.x_rows) + (w.thread * a.chunk_rows + i) * stride;
+      Left* row = static_cast<Left*>(a.x_rows) + i * stride;
+      if (!mine) return row;
       row[stride - 1] = Left(0);
       for (Index k = 0; k < a.input_size; k += V::lanes) {
         const int count = static_cast<int>(smaller(V::lanes, a.input_size - k));
@@ -207,7 +216,7 @@ class Forward {
   }
   typename Tile::Ready make_ready(const Right* right, Index inner, Index k, Index columns, Index rows) const {
     return Tile::make_ready(right, packed_inner<Right>(inner) * kBlock, smaller(Tile::KC, inner - k), columns, rows,
-                            Tile::pairs ? a.ready + w.thread * kReadyElements : nullptr);
+                            a.ready ? a.ready + w.thread * kReadyElements : nullptr);
   }
 
   // `inner`: columns of weight_ih that `left` is multiplied with.
@@ -276,7 +285,7 @@ class Forward {
     a.late.make(a.late.owner, late, w);
     for (Index i = 0; i < count; ++i) {
       const Index p = own_rows.first + i;
-      pointers[i] = left_row(a.late.rows.at(schedule.time(s, p), schedule.row[p]), i);
+      pointers[i] = a.late.rows.at(schedule.time(s, p), schedule.row[p]);
     }
     constexpr int columns = traits.input.count;
     for (Index c = own_blocks.first * columns; c < own_blocks.last * columns; c += kRunBlocks)
@@ -379,7 +388,7 @@ class Forward {
       A* slot = a.gates.at(block, schedule.offset[s] + p - chunk_row);
       const Left* h_now = h_at(s) + p * blocks * kBlock + block * kBlock;
       if constexpr (kPhase + 1 < traits.phases) {
-        operand_of(slot, h_now, operand() + p * blocks * kBlock + block * kBlock, clip);
+        operand_of(slot, h_now, block, operand() + p * blocks * kBlock + block * kBlock, clip);
       } else {
         finish_row(s, p, block, slot, h_now, per_unit, clip);
       }
@@ -387,13 +396,14 @@ class Forward {
   }
 
   template <class Clip>
-  void operand_of(A* slot, const Left* h_now, Left* operand, const Clip& clip) {
+  void operand_of(A* slot, const Left* h_now, Index block, Left* operand, const Clip& clip) {
     if constexpr (traits.phases == 2) {
       for (Index u = 0; u < kBlock; u += V::lanes) {
         V value[slots];
         for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
         const State<V> previous = {load(h_now + u), V(A(0))};
-        store(rounded<T>(Cell::operand(value, previous, clip)), operand + u);
+        const V made = rounded<T>(Cell::operand(value, previous, clip));
+        store(Tile::pairs ? first_lanes(made, units_from(block, u)) : made, operand + u);
         for (int k = 0; k < slots; ++k) value[k].store(slot + k * kBlock + u);
       }
     }
@@ -413,7 +423,7 @@ class Forward {
     T* y = a.y.data ? a.y.at(schedule.time(s, p), b) + unit : nullptr;
     Left* h_next = h_at(s + 1) + p * blocks * kBlock + unit;
     for (Index u = 0; u < kBlock; u += V::lanes) {
-      const int units = static_cast<int>(larger(0, smaller(V::lanes, hidden - unit - u)));
+      const int units = units_from(block, u);
       V value[slots], weight[traits.per_unit.rows + 1];
       for (int k = 0; k < slots; ++k) value[k] = V::load(slot + k * kBlock + u);
       for (int k = 0; k < traits.per_unit.rows; ++k) weight[k] = V::load(per_unit + k * kBlock + u);
@@ -425,7 +435,8 @@ class Forward {
         for (int k = 0; k < slots; ++k) store_gate(value[k], Cell::range(k), to + k * kBlock + u);
       }
       if (y) store_partial(next.h, y + u, units);
-      store(cut ? V(A(0)) : rounded<T>(next.h), h_next + u);
+      const V entering = cut ? V(A(0)) : rounded<T>(next.h);
+      store(Tile::pairs ? first_lanes(entering, units) : entering, h_next + u);
       if (last && a.hn.data) store_partial(next.h, a.hn.at(b) + unit + u, units);
       if constexpr (has_c) {
         if (a.training) next.c.store(a.cells.at(block, schedule.offset[s] + p - cells_row) + u);

@@ -13,7 +13,7 @@ FUSEDRNN_INLINE void store_gate(Vec<double> a, GateRange, double* to) { a.store(
 FUSEDRNN_INLINE Vec<float> load_gate(GateRange, const float* from) { return Vec<float>::load(from); }
 FUSEDRNN_INLINE Vec<double> load_gate(GateRange, const double* from) { return Vec<double>::load(from); }
 
-// Of a range: what 1 is kept as, and what stands for a nan.
+// The codes of 1 and of nan.
 constexpr float kept_one(GateRange range) { return range == GateRange::sigmoid ? 65534.0f : 32767.0f; }
 constexpr std::uint32_t kept_nan(GateRange range) { return range == GateRange::sigmoid ? 0xffff : 0x8000; }
 

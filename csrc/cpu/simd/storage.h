@@ -66,6 +66,16 @@ FUSEDRNN_INLINE void store_partial(Vec<float> a, Bfloat16* to, int count) {
   __builtin_memcpy(to, &bits, static_cast<std::size_t>(count) * sizeof *to);
 }
 
+// A block's last units: lanes from `count` on are zero. What stands in units that are not there would be a nan times
+// the zeros that a matrix is filled up with, where it is infinite.
+template <class Real>
+FUSEDRNN_INLINE Vec<Real> first_lanes(Vec<Real> a, int count) {
+  if (count == Vec<Real>::lanes) return a;
+  Real lanes[Vec<Real>::lanes];
+  a.store(lanes);
+  return Vec<Real>::load_partial(lanes, count);
+}
+
 // What a number is once an array of T has held it.
 template <class T>
 FUSEDRNN_INLINE Vec<Accumulator<T>> rounded(Vec<Accumulator<T>> a) {
