@@ -63,7 +63,7 @@ void grid_step(const StepArguments<float>& layer, Worker& worker) {
 }
 
 void run_steps(const StepCost& cost) {
-  StepTeam<float> team(cost);
+  StepTeam team(cost);
   std::vector<float> places(kThreads * kThreads);
   StepArguments<float> layers[2] = {};
   for (int round = 1; round <= kRounds; ++round) {
@@ -71,7 +71,7 @@ void run_steps(const StepCost& cost) {
       layers[layer].y = {places.data(), kThreads};
       layers[layer].clip = static_cast<float>(2 * round + layer);
     }
-    team.run(grid_step, layers, 2, 1 + round % kThreads);
+    team.run(2, 1 + round % kThreads, [&](std::size_t layer, Worker& worker) { grid_step(layers[layer], worker); });
     check(places[0] == layers[1].clip, "a step: lost at the end");
   }
 }

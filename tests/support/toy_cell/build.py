@@ -19,11 +19,12 @@ DEVICE_NUMBERS = ("float", "double", "Bfloat16", "Float16")
 
 def _core_units() -> list[tuple[str, list[str]]]:
     """Sources of `_core` and their flags: the engine once for each type, for no instruction set in particular."""
-    engine = ("cpu/engine.cpp", "cpu/operations.cpp")
+    engine, int8 = ("cpu/engine.cpp", "cpu/operations.cpp"), "cpu/int8.cpp"
     units = [(source, [*ENGINE_FLAGS, f"-DFUSEDRNN_REAL={real}"]) for source in engine for real in ("float", "double")]
     units.append((engine[0], [*ENGINE_FLAGS, "-DFUSEDRNN_REAL=Bfloat16"]))
+    units.append((int8, ENGINE_FLAGS))
     rest = [str(path.relative_to(SOURCES)) for room in ("bindings", "cpu", "net", "ops") for path in _sources_in(room)]
-    return units + [(source, ["-O0", '-DFUSEDRNN_VERSION="toy"']) for source in rest if source not in engine]
+    return units + [(source, ["-O0", '-DFUSEDRNN_VERSION="toy"']) for source in rest if source not in (*engine, int8)]
 
 
 def _sources_in(room: str) -> list[Path]:
