@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
             excess = excess_over_float32((curve, seconds), corpus, options, settings)
     bits, rows = curve[-1] if curve else held_out_bits(model, corpus), baselines(corpus)
     ours = {name_of(model): bits}
-    if options.device == "cpu" and model.recurrent.dtype == np.float32:
+    if options.device == "cpu" and model.recurrent.dtype == "float32":
         runner = model.recurrent.freeze(weights="int8")
         ours[f"{name_of(model)}, int8"] = held_out_bits(model, corpus, runner)
     report(model, corpus, rows | ours, options)

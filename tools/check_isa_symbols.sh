@@ -6,7 +6,7 @@
 set -euo pipefail
 
 build_dir=${1:?usage: tools/check_isa_symbols.sh BUILD_DIR}
-mapfile -t objects < <(find "$build_dir" -path '*fusedrnn_engine_*' -name '*.o' | sort)
+mapfile -t objects < <(find "$build_dir" \( -path '*fusedrnn_engine_*' -o -path '*fusedrnn_int8_*' \) -name '*.o' | sort)
 if [ "${#objects[@]}" -eq 0 ]; then
   echo "no engine objects below $build_dir" >&2
   exit 1
