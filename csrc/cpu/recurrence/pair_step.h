@@ -60,7 +60,7 @@ class PairStep : StepTile<Cell, Bfloat16> {
       for (Index i = 0; i < width; ++i)
         copy_padded_run(a.panels.bias + ((first + i) * slots + summed.first) * kBlock, summed.count,
                         sums + m * stride + i * summed.count * kBlock);
-    const T *x[kMostRows], *left[kMostRows];
+    const T *x[kMostRows] = {}, *left[kMostRows] = {};
     for (int m = 0; m < rows; ++m) {
       x[m] = a.x.at(row + m);
       left[m] = this->template left<kPhase>(row + m);
